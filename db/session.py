@@ -1,0 +1,54 @@
+"""Connections to Postgres: one way to make an engine, one way to open a transaction.
+
+Times are exchanged in UTC. Read next: `db/errors.py`, which names what the database refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+from db.errors import translate
+
+CONNECT_TIMEOUT_S = 10
+
+
+def make_engine(url: str, *, pool_size: int = 5, max_overflow: int = 10) -> Engine:
+    """An engine whose connections are checked before use, so that a restarted server costs no request.
+
+    `postgresql://` means psycopg2. The caller disposes of it.
+    """
+    for prefix in ("postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            url = "postgresql+psycopg2://" + url.removeprefix(prefix)
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": "-c timezone=UTC",
+            "application_name": "orchestrator",
+        },
+    )
+
+
+@contextmanager
+def session(url: str) -> Iterator[Session]:
+    """A transaction on the database at `url`: committed at the end, rolled back on an error.
+
+    Opens and closes its own connection: for commands and stages. A server keeps one engine instead.
+
+    Raises:
+        RefusedByDatabase: a named constraint or an append-only table refused a row; see `db/errors.py`.
+    """
+    engine = make_engine(url, pool_size=1)
+    try:
+        with translate(), Session(engine, expire_on_commit=False) as opened, opened.begin():
+            yield opened
+    finally:
+        engine.dispose()

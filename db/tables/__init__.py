@@ -1,0 +1,53 @@
+"""Every table of the product, grouped by who writes its rows.
+
+`people` raters and imports; `dialogues` what raters wrote, saw and chose; `ledger` cycles, artifacts,
+lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test compares the two.
+"""
+
+from db.tables.base import Base
+from db.tables.dialogues import (
+    Candidate,
+    Comparison,
+    Dialogue,
+    Freeze,
+    FreshComparison,
+    FrozenComparison,
+    Message,
+    Pair,
+    Pairing,
+    Prompt,
+)
+from db.tables.ledger import (
+    Artifact,
+    Cycle,
+    Decision,
+    Deployment,
+    Evaluation,
+    LineageEdge,
+    Stage,
+)
+from db.tables.people import Import, QuarantinedRecord, Rater
+
+__all__ = [
+    "Artifact",
+    "Base",
+    "Candidate",
+    "Comparison",
+    "Cycle",
+    "Decision",
+    "Deployment",
+    "Dialogue",
+    "Evaluation",
+    "Freeze",
+    "FreshComparison",
+    "FrozenComparison",
+    "Import",
+    "LineageEdge",
+    "Message",
+    "Pair",
+    "Pairing",
+    "Prompt",
+    "QuarantinedRecord",
+    "Rater",
+    "Stage",
+]

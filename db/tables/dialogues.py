@@ -1,0 +1,254 @@
+"""Dialogues as trees of messages, the pairs shown to raters, and what they chose.
+
+Rows are append-only wherever a person acted: triggers in the migrations refuse UPDATE and DELETE, except
+that a candidate's text is filled once, at completion, and a dialogue is ended once.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.tables.base import Base, CreatedAt, Id
+
+TASKS = "('helpful', 'red_team', 'red_team_choose_best', 'model_comparison', 'import')"
+QUESTIONS = "('helpful', 'harmless', 'more_harmful')"
+
+
+class Dialogue(Base):
+    """One conversation. Written when a rater begins, or by an import; only `ended_at` is set later."""
+
+    __tablename__ = "dialogues"
+    __table_args__ = (
+        CheckConstraint(f"task in {TASKS}", name="task"),
+        CheckConstraint("tranche in ('base', 'rs', 'online', 'imported')", name="tranche"),
+        CheckConstraint("pinned_split in ('held_out')", name="pinned_split"),
+        CheckConstraint(f"question in {QUESTIONS}", name="question"),
+        UniqueConstraint("identity_digest"),
+        UniqueConstraint("rater_id", "client_key"),
+        Index("ix_dialogues_split_key", "split_key"),
+        Index("ix_dialogues_pinned", "split_key", postgresql_where=text("pinned_split is not null")),
+    )
+
+    id: Mapped[Id]
+    source: Mapped[str]
+    """`feedback` for our own page, else the name of the imported set."""
+    tranche: Mapped[str]
+    task: Mapped[str]
+    question: Mapped[str | None]
+    """What its pairs will ask, fixed when a rater begins; NULL for imports, whose pairs say it each."""
+    rater_id: Mapped[int | None] = mapped_column(ForeignKey("raters.id"))
+    external_id: Mapped[str | None]
+    identity_digest: Mapped[str | None]
+    """Digest of the canonical content of an imported dialogue; NULL for our own."""
+    split_key: Mapped[str | None]
+    """Digest of the normalised opening message (`db.split.split_key`); set with the first message."""
+    pinned_split: Mapped[str | None]
+    """`held_out` where the file was imported with `--split held_out`; wins over the hash for its key."""
+    system: Mapped[str | None]
+    client_key: Mapped[str | None]
+    created_at: Mapped[CreatedAt]
+    ended_at: Mapped[datetime | None]
+
+
+class Message(Base):
+    """One turn. A tree: a pair's two replies may both have continuations. Append-only."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        CheckConstraint("role in ('system', 'user', 'assistant')", name="role"),
+        UniqueConstraint("dialogue_id", "client_key"),
+        UniqueConstraint("candidate_id"),
+        # A parent lies in the same dialogue; the pair (id, dialogue_id) makes the database hold that.
+        UniqueConstraint("id", "dialogue_id", name="uq_messages_id_dialogue_id"),
+        ForeignKeyConstraint(["parent_id", "dialogue_id"], ["messages.id", "messages.dialogue_id"]),
+        Index("ix_messages_dialogue_id", "dialogue_id"),
+        Index("ix_messages_parent_id", "parent_id"),
+    )
+
+    id: Mapped[Id]
+    dialogue_id: Mapped[int] = mapped_column(ForeignKey("dialogues.id"))
+    parent_id: Mapped[int | None]
+    role: Mapped[str]
+    content: Mapped[str]
+    candidate_id: Mapped[int | None] = mapped_column(
+        ForeignKey("candidates.id", use_alter=True, name="fk_messages_candidate_id_candidates")
+    )
+    """The candidate that became this message, where the dialogue went on from one."""
+    client_key: Mapped[str | None]
+    """Chosen by the client, so that a double click or a retry is the same message."""
+    created_at: Mapped[CreatedAt]
+
+
+class Pair(Base):
+    """Two candidates side by side under one message. Written before the first token is sampled. Append-only."""
+
+    __tablename__ = "pairs"
+    __table_args__ = (
+        CheckConstraint(f"question in {QUESTIONS}", name="question"),
+        CheckConstraint("purpose in ('training', 'evaluation')", name="purpose"),
+        UniqueConstraint("dialogue_id", "client_key"),
+        UniqueConstraint("identity_digest"),
+        ForeignKeyConstraint(["parent_id", "dialogue_id"], ["messages.id", "messages.dialogue_id"]),
+        Index("ix_pairs_dialogue_id", "dialogue_id"),
+        Index("ix_pairs_parent_id", "parent_id"),
+    )
+
+    id: Mapped[Id]
+    dialogue_id: Mapped[int] = mapped_column(ForeignKey("dialogues.id"))
+    parent_id: Mapped[int]
+    """The user message that both candidates answer."""
+    question: Mapped[str]
+    """What the rater is asked: which is more `helpful`, more `harmless`, or `more_harmful` (flipped for training)."""
+    purpose: Mapped[str] = mapped_column(server_default="training")
+    """`evaluation` pairs (model comparisons for Elo) never enter a comparison set."""
+    instruction_version: Mapped[str | None]
+    pairing_id: Mapped[int | None] = mapped_column(ForeignKey("pairings.id"))
+    client_key: Mapped[str | None]
+    identity_digest: Mapped[str | None]
+    created_at: Mapped[CreatedAt]
+
+
+class Candidate(Base):
+    """One side of a pair: which weights, sampling settings and seed; its text is written once, at completion."""
+
+    __tablename__ = "candidates"
+    __table_args__ = (
+        CheckConstraint("side in ('a', 'b')", name="side"),
+        CheckConstraint("(text is null) = (completed_at is null)", name="complete"),
+        UniqueConstraint("pair_id", "side"),
+        Index("ix_candidates_snapshot_id", "snapshot_id"),
+    )
+
+    id: Mapped[Id]
+    pair_id: Mapped[int] = mapped_column(ForeignKey("pairs.id"))
+    side: Mapped[str]
+    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    deployment_id: Mapped[int | None] = mapped_column(ForeignKey("deployments.id"))
+    contestant: Mapped[str | None]
+    """Name of an imported or outside model, where the weights are not ours."""
+    history: Mapped[list[Any] | None]
+    """Messages between the pair's parent and this reply, where a source gives each side its own (MT-bench turn 2)."""
+    sampling: Mapped[dict[str, Any] | None]
+    seed: Mapped[int | None]
+    text: Mapped[str | None]
+    reply_tokens: Mapped[int | None]
+    truncated: Mapped[bool | None]
+    created_at: Mapped[CreatedAt]
+    completed_at: Mapped[datetime | None]
+
+
+class Comparison(Base):
+    """A rater's answer to a pair. Append-only. A trigger queues each new row in `fresh_comparisons`."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (
+        CheckConstraint("side in ('a', 'b', 'none')", name="side"),
+        CheckConstraint("(side = 'none') = (reason is not null) and reason in ('cant_tell', 'tie')", name="reason"),
+        CheckConstraint("strength between 1 and 4", name="strength"),
+        CheckConstraint("side <> 'none' or strength is null", name="strength_of_none"),
+        CheckConstraint("label_kind in ('human', 'model')", name="label_kind"),
+        UniqueConstraint("pair_id", "rater_id"),
+        Index("ix_comparisons_rater_id", "rater_id"),
+    )
+
+    id: Mapped[Id]
+    pair_id: Mapped[int] = mapped_column(ForeignKey("pairs.id"))
+    rater_id: Mapped[int] = mapped_column(ForeignKey("raters.id"))
+    side: Mapped[str]
+    reason: Mapped[str | None]
+    """Only for side `none`: `cant_tell` and `tie` are kept apart."""
+    strength: Mapped[int | None]
+    """1 (slight) to 4 (strong); NULL is unknown and passes every threshold."""
+    label_kind: Mapped[str] = mapped_column(server_default="human")
+    source_value: Mapped[dict[str, Any] | None]
+    """The source's own fields beside the text, so that an export loses nothing."""
+    duration_ms: Mapped[int | None]
+    decided_at: Mapped[datetime | None]
+    import_id: Mapped[int | None] = mapped_column(ForeignKey("imports.id"))
+    created_at: Mapped[CreatedAt]
+
+
+class FreshComparison(Base):
+    """Queue of comparisons that no freeze has taken yet. Filled by a trigger, emptied by the freeze.
+
+    A row becomes visible with the commit of its comparison, so whatever commits after a freeze is in the next one:
+    ids and times, which are not in commit order, play no part.
+    """
+
+    __tablename__ = "fresh_comparisons"
+
+    comparison_id: Mapped[int] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
+
+
+class Freeze(Base):
+    """The moment a cycle took the comparisons it will learn from. One per cycle. Append-only."""
+
+    __tablename__ = "freezes"
+    __table_args__ = (UniqueConstraint("cycle_id"),)
+
+    id: Mapped[Id]
+    cycle_id: Mapped[int] = mapped_column(ForeignKey("cycles.id"))
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("freezes.id"))
+    num_fresh: Mapped[int]
+    cut_off: Mapped[CreatedAt]
+
+
+class FrozenComparison(Base):
+    """Which freeze took a comparison: one row per run of comparisons with successive ids. Append-only.
+
+    The exclusion constraint lets no comparison belong to two freezes. Runs, because a row and its index entries per
+    comparison would cost more than everything else that a freeze does.
+    """
+
+    __tablename__ = "frozen_comparisons"
+    __table_args__ = (
+        CheckConstraint("first_id <= last_id", name="order"),
+        ExcludeConstraint((text("int8range(first_id, last_id, '[]')"), "&&"), name="ex_frozen_comparisons_run"),
+    )
+
+    freeze_id: Mapped[int] = mapped_column(ForeignKey("freezes.id"), primary_key=True)
+    first_id: Mapped[int] = mapped_column(primary_key=True)
+    last_id: Mapped[int]
+
+
+class Pairing(Base):
+    """A row of the pairing table: which contestants meet in a task, with what weight. Only `ended_at` changes."""
+
+    __tablename__ = "pairings"
+    __table_args__ = (
+        CheckConstraint(f"task in {TASKS}", name="task"),
+        CheckConstraint("weight > 0", name="weight"),
+        Index("ix_pairings_active", "task", postgresql_where=text("ended_at is null")),
+    )
+
+    id: Mapped[Id]
+    task: Mapped[str]
+    contestant_a_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
+    contestant_b_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
+    weight: Mapped[float] = mapped_column(server_default=text("1"))
+    cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycles.id"))
+    created_at: Mapped[CreatedAt]
+    ended_at: Mapped[datetime | None]
+
+
+class Prompt(Base):
+    """A prompt that came by itself, not out of a dialogue: imported, or written by a model. Append-only."""
+
+    __tablename__ = "prompts"
+    __table_args__ = (
+        CheckConstraint("kind in ('helpful', 'harmless')", name="kind"),
+        UniqueConstraint("identity_digest"),
+    )
+
+    id: Mapped[Id]
+    source: Mapped[str]
+    kind: Mapped[str]
+    messages: Mapped[list[Any]]
+    """`[{"role", "content"}, ...]`, ends with a user message."""
+    identity_digest: Mapped[str]
+    created_at: Mapped[CreatedAt]

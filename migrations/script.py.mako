@@ -1,0 +1,24 @@
+"""${message}
+
+Rules: name every constraint; a table that others read while this runs gets its index with
+`postgresql_concurrently`; rows a person wrote are never dropped; the downgrade undoes exactly this file.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}

@@ -1,0 +1,152 @@
+"""Migrations go up and down, equal the models, and may be run by several processes at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import CheckConstraint, Engine, text
+
+from db.migrate import current_revision, downgrade, newest_revision, upgrade
+from db.session import make_engine
+from db.tables import Base
+from orchestrator.embedded import EmbeddedPostgres
+
+ROOT = Path(__file__).resolve().parents[2]
+REVISIONS = ("0001", "0002")
+
+
+@pytest.fixture
+def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database without tables."""
+    connection = postgres.connect("postgres")
+    connection.autocommit = True
+    connection.cursor().execute("create database empty")
+    yield postgres.url_of("empty")
+    connection.cursor().execute("drop database empty with (force)")
+    connection.close()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on a migrated database."""
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def schema(url: str) -> dict[str, list[tuple[object, ...]]]:
+    """Everything of ours in the database's catalogue, by kind."""
+    queries = {
+        "columns": "select table_name, column_name, data_type, column_default, is_nullable"
+        " from information_schema.columns where table_schema = 'public'",
+        "constraints": "select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint"
+        " where connamespace = 'public'::regnamespace",
+        "indexes": "select tablename, indexname, indexdef from pg_indexes where schemaname = 'public'",
+        "triggers": "select tgrelid::regclass::text, tgname, pg_get_triggerdef(oid) from pg_trigger"
+        " where not tgisinternal",
+        "functions": "select proname, prosrc from pg_proc where pronamespace = 'public'::regnamespace",
+    }
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        found = {name: sorted(map(tuple, connection.execute(text(query)))) for name, query in queries.items()}
+    engine.dispose()
+    return {name: [row for row in rows if "alembic_version" not in row] for name, rows in found.items()}
+
+
+def test_models_and_migrations_are_equal(engine: Engine) -> None:
+    with engine.connect() as connection:
+        options = {"compare_server_default": True, "compare_type": True}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+
+
+def test_check_and_exclusion_constraints_are_equal_too(engine: Engine) -> None:
+    """Alembic does not compare these: compared by name here."""
+    declared = {
+        constraint.name
+        for table in Base.metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint)
+    }
+    with engine.connect() as connection:
+        query = "select conname from pg_constraint where contype = :kind and connamespace = 'public'::regnamespace"
+        assert set(connection.scalars(text(query), {"kind": "c"})) == declared
+        assert set(connection.scalars(text(query), {"kind": "x"})) == {"ex_frozen_comparisons_run"}
+
+
+def test_every_table_has_its_triggers(engine: Engine) -> None:
+    """No row can be deleted, save from the queue; no table can be emptied."""
+    with engine.connect() as connection:
+        query = text("select tgrelid::regclass::text, tgname from pg_trigger where not tgisinternal")
+        triggers = {(table, name.removeprefix(f"{table}_")) for table, name in connection.execute(query)}
+    tables = set(Base.metadata.tables)
+    assert {table for table, name in triggers if name == "no_truncate"} == tables
+    guarded = {table for table, name in triggers if name in ("append_only", "no_delete")}
+    assert guarded == tables - {"fresh_comparisons"}
+    assert ("comparisons", "accept") in triggers
+
+
+def test_every_time_carries_its_zone(engine: Engine) -> None:
+    with engine.connect() as connection:
+        query = text(
+            "select count(*), count(*) filter (where data_type like '%with time zone') from information_schema.columns"
+            " where table_schema = 'public' and data_type like '%time%'"
+        )
+        total, with_zone = connection.execute(query).one()
+    assert total == with_zone > 20
+
+
+def test_down_undoes_each_migration_and_up_brings_it_back(empty_url: str) -> None:
+    states = {"base": schema(empty_url)}
+    for revision in REVISIONS:
+        upgrade(empty_url, revision)
+        assert current_revision(empty_url) == revision
+        states[revision] = schema(empty_url)
+    assert newest_revision() == REVISIONS[-1]
+    assert states["base"] == {name: [] for name in states["base"]}
+    for revision in ("0001", "base"):
+        downgrade(empty_url, revision)
+        assert schema(empty_url) == states[revision]
+    assert current_revision(empty_url) is None
+    upgrade(empty_url)
+    assert schema(empty_url) == states["0002"]
+
+
+def test_processes_and_threads_at_once_migrate_once(empty_url: str) -> None:
+    command = [sys.executable, "-c", "import sys; from db.migrate import upgrade; upgrade(sys.argv[1])", empty_url]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) for _ in range(2)]
+    errors = []
+
+    def migrate() -> None:
+        try:
+            upgrade(empty_url)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=migrate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.communicate()[1].decode() for process in processes] == ["", ""]
+    assert errors == []
+    assert current_revision(empty_url) == REVISIONS[-1]
+
+
+def test_a_migrated_database_is_left_alone(database_url: str) -> None:
+    before = schema(database_url)
+    upgrade(database_url)
+    assert schema(database_url) == before
+
+
+def test_the_scripts_are_found_beside_the_package() -> None:
+    spec = find_spec("migrations.versions")
+    assert spec is not None
+    assert spec.origin is not None
