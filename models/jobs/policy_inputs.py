@@ -1,0 +1,52 @@
+"""Inputs that training and judging a policy share, checked to belong together before any time is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.chat import FILES, ChatFormat
+from models.jobs.runtime import JobError
+from models.preference import PreferenceModel, PreferenceModelError
+from models.prompts import Prompts, PromptSetError, load_prompts
+
+
+def load_preference_model(folder: Path, initial: Path, device: torch.device) -> PreferenceModel:
+    """The preference model, refused unless its tokenizer and template are the initial policy's, byte for byte.
+
+    Raises:
+        JobError: they differ, or the folder holds no preference model.
+    """
+    for name in FILES:
+        mine, its = initial / name, folder / name
+        if mine.exists() and (not its.exists() or mine.read_bytes() != its.read_bytes()):
+            raise JobError(
+                f"{name} of the preference model {folder} differs from the initial policy's {initial}. "
+                "Train the preference model from this initial policy."
+            )
+    try:
+        return PreferenceModel.load(folder, device)
+    except PreferenceModelError as error:
+        raise JobError(str(error)) from error
+
+
+def prompts_that_fit(
+    folder: Path, chat: ChatFormat, split: str, max_reply_tokens: int, *policies: Any
+) -> tuple[Prompts, int]:
+    """The prompts of a split that leave room for a reply in all policies, and the longest prompt with its reply.
+
+    Raises:
+        JobError: the prompt set can't be read, or nothing fits.
+    """
+    context = min(getattr(policy.config, "max_position_embeddings", 2**31) for policy in policies)
+    if context <= max_reply_tokens:
+        raise JobError(
+            f"max_reply_tokens is {max_reply_tokens}, but the policy holds {context} tokens, prompt included. Lower it."
+        )
+    try:
+        found = load_prompts(folder, chat, split, context - max_reply_tokens)
+    except PromptSetError as error:
+        raise JobError(str(error)) from error
+    return found, max(len(prompt.ids) for prompt in found.prompts) + max_reply_tokens

@@ -1,0 +1,150 @@
+"""Job: make an initial policy out of any decoder folder in Hugging Face format (Llama, Qwen2, GPT-NeoX, ...).
+
+    python -m models.jobs.prepare_policy --spec spec.json --out DIR
+    {"job": "prepare_policy", "inputs": {"source": "/models/Qwen2.5-0.5B-Instruct"}, "settings": {}}
+
+The result has float32 safetensors, a pad token, a chat template, an end-of-turn id and an end-of-context id.
+What the source lacks is added and named in results.json; what it has stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from models.chat import ChatFormat, ChatFormatError
+from models.chat_setup import END, ROLES, complete_tokenizer, write_chat_files
+from models.huggingface import embedding_table, load_causal_lm, model_card, save_model
+from models.jobs.runtime import Job, JobError, main, settings_from
+
+# What a fresh control token means to a model that has never seen it: its embedding starts as the mean of
+# these words'. The pad and score tokens start as the mean of the whole vocabulary.
+_MEANINGS = dict(zip((*ROLES, END), ("\n\nSystem:", "\n\nHuman:", "\n\nAssistant:", "\n\n"), strict=True))
+
+CARD = """The fixed start of every cycle: PPO begins here, its frozen copy is the KL reference, and preference
+models start from its trunk. Prepared from a published model; its weights are unchanged apart from rows for
+added
+tokens."""
+
+
+@dataclass
+class PreparePolicySettings:
+    """Nothing to set: what the source has is kept."""
+
+
+def run(job: Job) -> None:
+    """Prepare the source folder and publish it as an initial policy."""
+    settings_from(PreparePolicySettings, job.settings)
+    source = job.input("source")
+    check_architecture(source)
+    tokenizer = _load_tokenizer(source)
+    had_template = tokenizer.chat_template is not None
+    try:
+        added = complete_tokenizer(tokenizer)
+    except ChatFormatError as error:
+        raise JobError(f"{source}: {error}") from error
+    model = load_causal_lm(source)
+    rows_before = embedding_table(model).shape[0]
+    initialise_new_rows(model, tokenizer, added)
+    results = {
+        "added_tokens": added,
+        "added_template": not had_template,
+        "architecture": type(model).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocab_size": len(tokenizer),
+        "embedding_rows_before": rows_before,
+        "embedding_rows": embedding_table(model).shape[0],
+    }
+
+    def write(folder: Path) -> None:
+        try:
+            chat = write_chat_files(tokenizer, folder)
+            check_chat(chat, model)
+        except ChatFormatError as error:
+            raise JobError(f"{source}: {error}") from error
+        results["roles_are_control_tokens"] = chat.roles_are_control_tokens
+        card = model_card("Initial policy", CARD, results | token_names(tokenizer, chat), tags=("initial-policy",))
+        save_model(model, folder, chat, card)
+
+    job.publish(write, results)
+
+
+def check_architecture(source: Path) -> None:
+    """Raise JobError unless transformers offers this model both as a policy and with a scalar head."""
+    if not (source / "config.json").exists():
+        raise JobError(f"{source} has no config.json; expected a model folder in Hugging Face format.")
+    try:
+        config = AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"transformers can't read {source}/config.json: {str(error).splitlines()[0]}") from error
+    for mapping, purpose in (
+        (MODEL_FOR_CAUSAL_LM_MAPPING, "language model"),
+        (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "preference model (scalar head)"),
+    ):
+        if type(config) not in mapping:
+            raise JobError(f"{source} is a '{config.model_type}', for which transformers has no {purpose}.")
+    if not any(source.glob("*.safetensors")) and not any(source.glob("pytorch_model*.bin")):
+        raise JobError(f"{source} has no weights (*.safetensors). Download the folder completely.")
+
+
+def _load_tokenizer(source: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, ImportError) as error:
+        raise JobError(f"Can't load the tokenizer of {source}: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise JobError(f"{source} has no tokenizer.json. Convert it with transformers' AutoTokenizer and save it.")
+    return tokenizer
+
+
+def initialise_new_rows(model: PreTrainedModel, tokenizer: Any, added: list[str]) -> None:
+    """Make room for added tokens in the embeddings and start their rows from what they mean.
+
+    Raises:
+        JobError: the tokenizer knew more ids than the model has embeddings, before anything was added.
+    """
+    num_old, rows = len(tokenizer) - len(added), embedding_table(model).shape[0]
+    if num_old > rows:
+        raise JobError(f"The tokenizer has {num_old} ids and the model {rows} embeddings; they don't belong together.")
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = [embedding_table(model)]
+    output: Any = model.get_output_embeddings()
+    if output.weight is not tables[0]:  # not tied
+        tables.append(output.weight)
+    with torch.no_grad():
+        for table in tables:
+            mean = table[:num_old].mean(dim=0)
+            for token in added:
+                words = tokenizer(_MEANINGS.get(token, ""), add_special_tokens=False).input_ids
+                index = tokenizer.convert_tokens_to_ids(token)
+                table[index] = table[words].mean(dim=0) if words else mean
+
+
+def check_chat(chat: ChatFormat, model: PreTrainedModel) -> None:
+    """Raise JobError unless a dialogue can be encoded and the model gives finite logits for it."""
+    ids = chat.encode([{"role": "user", "content": "Hello."}], reply=True) + chat.encode_reply("Hi.")
+    with torch.no_grad():
+        logits = model.forward(input_ids=torch.tensor([ids])).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise JobError("The model's logits are not finite: its weights are damaged. Download it again.")
+
+
+def token_names(tokenizer: Any, chat: ChatFormat) -> dict[str, str]:
+    """The control tokens of a chat format, for the model card."""
+    names = {"end of turn": chat.eos_id, "pad": chat.pad_id, "end of context": chat.score_id}
+    return {name: f"`{tokenizer.convert_ids_to_tokens(index)}`" for name, index in names.items()}
+
+
+if __name__ == "__main__":
+    main("prepare_policy", run)

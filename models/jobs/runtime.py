@@ -1,0 +1,356 @@
+"""What every training job shares: spec, metrics, progress, exact resume, atomic publication.
+
+A job is `python -m models.jobs.<name> --spec spec.json --out DIR`. Killed at any moment and started again
+with the same command it continues from its checkpoint and, on CPU, ends with the same bytes in `DIR/result/`.
+See `models/jobs/pretrain.py` for a job that uses all of it.
+
+    DIR/result/          the artifact, appears by one rename when complete
+    DIR/result/results.json   the numbers; no times, hosts or throughput
+    DIR/metrics.jsonl    one object per step, appended while the job runs
+    DIR/checkpoint/      resume state, deleted once the result is published
+    DIR/progress.json    {"step", "steps", "eta_s", "phase"}, replaced at most twice a second
+    DIR/run.json         times, host, threads, throughput
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import torch
+
+PROGRESS_INTERVAL_S = 0.5
+EXIT_MISTAKE = 2
+
+S = TypeVar("S")
+
+
+class JobError(Exception):
+    """A person's mistake: printed as one line, exit status 2."""
+
+
+class Job:
+    """One run of a job: what it was asked, and where it writes.
+
+    Log a step before saving the checkpoint of that step: on resume, metrics of later steps are cut off and
+    those of the checkpoint's step stay.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], out: Path) -> None:
+        self.spec = dict(spec)
+        self.out = out
+        self.inputs = _inputs(self.spec)
+        self.settings: dict[str, Any] = dict(self.spec.get("settings") or {})
+        self.seed = int(self.spec.get("seed", 0))
+        self.threads = int(self.spec.get("threads", 1))
+        self.device = _device(str(self.spec.get("device", "auto")))
+        # Facts for run.json (throughput and the like), which is outside the digest.
+        self.facts: dict[str, Any] = {}
+        self.resumed_at_step: int | None = None
+        self._started_at = datetime.now(UTC)
+        self._started_s = time.monotonic()
+        self._phase: tuple[str, int, float] | None = None
+        self._progress_written_s = -math.inf
+
+    @classmethod
+    def from_args(cls, argv: Sequence[str] | None = None) -> Job:
+        """The job named on the command line, with threads, seeds and determinism set for this process.
+
+        Raises:
+            JobError: the spec can't be read, or names a missing input.
+        """
+        parser = argparse.ArgumentParser(description="Run one training job.")
+        parser.add_argument("--spec", type=Path, required=True, help="JSON file: job, inputs, settings, seed, threads")
+        parser.add_argument("--out", type=Path, required=True, help="directory for the result and everything about it")
+        args = parser.parse_args(argv)
+        try:
+            spec = json.loads(args.spec.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise JobError(f"Can't read the spec {args.spec}: {error}. Expected a JSON object.") from error
+        if not isinstance(spec, dict):
+            raise JobError(f"The spec {args.spec} is a JSON {type(spec).__name__}; expected an object.")
+        out = args.out.absolute()
+        out.mkdir(parents=True, exist_ok=True)
+        job = cls(spec, out)
+        job.prepare_process()
+        return job
+
+    def prepare_process(self) -> None:
+        """Set threads, seeds and deterministic algorithms; the same spec then gives the same bits on CPU."""
+        torch.set_num_threads(self.threads)
+        random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        if self.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            # Filling every torch.empty with NaN finds bugs but costs time; nothing here reads uninitialised
+            # memory.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def input(self, name: str) -> Path:
+        """The input directory of that name.
+
+        Raises:
+            JobError: the spec has no such input.
+        """
+        if name not in self.inputs:
+            known = ", ".join(sorted(self.inputs)) or "none"
+            raise JobError(f"The spec has no input '{name}' (it has: {known}). Add it under \"inputs\".")
+        return self.inputs[name]
+
+    @property
+    def done(self) -> bool:
+        """Whether the result has been published already."""
+        return (self.out / "result").is_dir()
+
+    # Metrics and progress
+
+    def log(self, step: int, **numbers: float | int | str | None) -> None:
+        """Append one line to metrics.jsonl; numbers that are not finite become null."""
+        line = {"step": step} | {key: _finite(value) for key, value in numbers.items()}
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def progress(self, step: int, steps: int, phase: str) -> None:
+        """Replace progress.json, at most every half second except for a phase's first and last step."""
+        now = time.monotonic()
+        if self._phase is None or self._phase[0] != phase:
+            self._phase = (phase, step, now)
+        elif step < steps and now - self._progress_written_s < PROGRESS_INTERVAL_S:
+            return
+        _, first_step, since_s = self._phase
+        done = step - first_step
+        eta_s = (now - since_s) / done * (steps - step) if done > 0 else None
+        state = {
+            "step": step,
+            "steps": steps,
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "phase": phase,
+        }
+        self._progress_written_s = now
+        _replace(self.out / "progress.json", json.dumps(state))
+
+    # Resume
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Keep `state` (tensors, numbers, strings, containers) and torch's random state, atomically."""
+        folder = self.out / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        payload = {"spec": self._spec_digest(), "step": step, "rng": torch.get_rng_state(), "state": state}
+        if self.device.type == "cuda":
+            payload["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        fresh = folder / "state.pt.tmp"
+        with fresh.open("wb") as file:
+            torch.save(payload, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, folder / "state.pt")
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, state) of the last checkpoint, or None for a fresh start.
+
+        Restores torch's random state and cuts metrics.jsonl back to that step. A checkpoint of another spec
+        (settings were changed by hand in the same directory) is discarded with a note on stderr.
+        """
+        path = self.out / "checkpoint" / "state.pt"
+        payload = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        if payload is not None and payload["spec"] != self._spec_digest():
+            print(f"note: {path} belongs to other settings; starting over.", file=sys.stderr)
+            payload = None
+        if payload is None:
+            self._cut_metrics(-1)
+            return None
+        torch.set_rng_state(payload["rng"])
+        if self.device.type == "cuda" and "rng_cuda" in payload:
+            torch.cuda.set_rng_state(payload["rng_cuda"], self.device)
+        step = int(payload["step"])
+        self._cut_metrics(step)
+        self.resumed_at_step = step
+        return step, payload["state"]
+
+    def _spec_digest(self) -> str:
+        """Digest of what determines the numbers; input paths may differ from one start to the next."""
+        what = {key: self.spec.get(key) for key in ("job", "settings", "seed", "threads", "device")}
+        what["inputs"] = sorted(self.inputs)
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def _cut_metrics(self, last_step: int) -> None:
+        path = self.out / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            # The last line may be half written: the process was killed.
+            if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+                break
+            kept.append(line)
+        _replace(path, "".join(kept))
+
+    # Result
+
+    def publish(self, write: Callable[[Path], None], results: Mapping[str, Any]) -> None:
+        """Write the result aside, flush it to disk, and make it appear by one rename.
+
+        `write` fills an empty directory; `results` becomes its results.json.
+
+        Raises:
+            JobError: the results say that no optimiser step was taken; an untrained model is not a result.
+        """
+        if results.get("optimiser_steps") == 0:
+            raise JobError("No optimiser step was taken; expected at least one. Give more input or a smaller batch.")
+        aside = self.out / "result.tmp"
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir()
+        write(aside)
+        text = json.dumps(_finite_tree(results), indent=2, sort_keys=True)
+        (aside / "results.json").write_text(text + "\n", encoding="utf-8")
+        for path in sorted(aside.rglob("*")):
+            _fsync(path)
+        _fsync(aside)
+        # Before the rename, so that a published result always has its side file.
+        _replace(self.out / "run.json", json.dumps(self._run_facts(), indent=2, sort_keys=True) + "\n")
+        os.rename(aside, self.out / "result")
+        _fsync(self.out)
+        shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+
+    def _run_facts(self) -> dict[str, Any]:
+        return {
+            "job": self.spec.get("job"),
+            "started_at": self._started_at.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "seconds": round(time.monotonic() - self._started_s, 3),
+            "resumed_at_step": self.resumed_at_step,
+            "host": platform.node(),
+            "device": str(self.device),
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        } | self.facts
+
+
+def main(name: str, run: Callable[[Job], None], argv: Sequence[str] | None = None) -> None:
+    """Entry of a job module: parse, run once, and turn a JobError into one line and exit status 2."""
+    try:
+        job = Job.from_args(argv)
+        if job.spec.get("job", name) != name:
+            raise JobError(f"The spec is for the job '{job.spec['job']}', but '{name}' was started.")
+        if not job.done:
+            run(job)
+            if not job.done:
+                raise AssertionError(f"job {name} ended without publishing a result")
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: out of GPU memory: {str(error).splitlines()[0]} Lower the batch setting.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_MISTAKE)
+
+
+def settings_from(cls: type[S], mapping: Mapping[str, Any]) -> S:
+    """The settings dataclass `cls` filled from a JSON object.
+
+    Raises:
+        JobError: an unknown key, a missing one, a value of the wrong type, or one that the dataclass refuses
+        with a
+            ValueError.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in fields:
+            raise JobError(f"Unknown setting '{key}' in {cls.__name__}. Known: {', '.join(sorted(fields)) or 'none'}.")
+        values[key] = _checked(f"{cls.__name__}.{key}", value, hints[key])
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise JobError(f"{cls.__name__}: {error}") from error
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, an int being welcome as a float; JobError otherwise."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _checked(name, value, option)
+            except JobError:
+                continue
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif origin in (list, tuple) and isinstance(value, (list, tuple)):
+        item_hint = args[0] if args else Any
+        return origin(_checked(f"{name}[{i}]", item, item_hint) for i, item in enumerate(value))
+    elif origin is dict and isinstance(value, dict):
+        return {key: _checked(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+    elif hint is Any:
+        return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = getattr(hint, "__name__", None) if origin is None else None
+    raise JobError(f"{name} is {value!r}; expected {wanted or str(hint).replace('typing.', '')}.")
+
+
+def _inputs(spec: Mapping[str, Any]) -> dict[str, Path]:
+    inputs = {name: Path(path) for name, path in (spec.get("inputs") or {}).items()}
+    for name, path in inputs.items():
+        if not path.is_dir():
+            raise JobError(f"Input '{name}' is {path}, which is not a directory. Fetch it first.")
+    return inputs
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite_tree(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_tree(item) for item in value]
+    return _finite(value)
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,410 @@
+"""Job: train a policy with PPO against a preference model, from the initial policy.
+
+Inputs: `initial` (prepared policy), `preference_model` and `prompts` (prompt set). The result is a Hugging Face
+folder. `PolicyTraining.run` is the loop; the maths is in models/ppo.py, sampling in models/rollout.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.chat import ChatFormat
+from models.huggingface import load_causal_lm, model_card, save_model
+from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
+from models.jobs.runtime import Job, JobError, main, settings_from
+from models.policy import Policy, ReplyChunk, ValueHead, selected_logps
+from models.ppo import (
+    advantages_and_returns,
+    clipped_tokens,
+    policy_losses,
+    scheduled_learning_rate,
+    token_rewards,
+    value_losses,
+    whiten,
+)
+from models.prompts import KINDS, PromptSetError, PromptStream
+from models.rollout import Rollout, RolloutCollector
+from models.sampler import DecodeEngine, SamplingParams
+from models.sampler_random import derive_seed, permutation
+
+NAME = "train_policy"
+ADAM_BETAS = (0.9, 0.95)
+# Larger than usual, as in the reference implementations of PPO: steps stay small where gradients are tiny.
+ADAM_EPS = 1e-5
+MAX_GRADIENT_NORM = 1.0
+# The critic's own layers start from nothing while the trunk is already good, and may move faster.
+VALUE_HEAD_RATE = 10.0
+# Purposes of random numbers, so that no two of them share a stream.
+_SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
+
+    Not stated in the paper and chosen here: the KL penalty falls on each token, sampling is at temperature 1,
+    the critic is a head on the policy's trunk (`shared`) or on its detached states, advantages are whitened
+    over each rollout, and losses are means over reply tokens.
+    """
+
+    learning_rate: float = 1e-4
+    kl_coef: float = 0.02  # score units per nat; higher stays closer to the initial policy
+    clip_ratio: float = 0.2  # how far one rollout may move a token's probability, as a share
+    value_clip: float | None = None  # the same for values, in score units; off by default
+    discount: float = 1.0
+    gae_lambda: float = 0.95  # 1: no bias from the critic; lower: less noise
+    value_coef: float = 0.1  # weight of the critic's loss beside the policy's, which shares the trunk
+    critic: Literal["shared", "detached"] = "shared"
+    epochs: int = 2  # passes over each rollout (the paper's K)
+    iterations: int = 40  # rollouts
+    prompts_per_iteration: int = 64  # one reply each
+    minibatch_replies: int = 64  # replies per optimiser step
+    max_reply_tokens: int = 128  # longer replies are cut off, and scored as they are
+    temperature: float = 1.0  # of sampling; log-probs are always at 1
+    whiten_advantages: bool = True
+    warmup_samples: int = 0  # replies until the full learning rate
+    halve_every_samples: int | None = None  # replies after which the learning rate is halved, again and again
+    max_kl_nats: float | None = None  # per reply; beyond it training goes back one iteration and stops
+    harmless_weight: float = 1.0  # how often a harmless prompt comes for every time a helpful one does
+    checkpoint_every: int = 5  # iterations
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+        for name in ("clip_ratio", "temperature", "value_clip", "max_kl_nats", "halve_every_samples"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; expected a number above 0.")
+        for name in ("discount", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+
+
+def run(job: Job) -> None:
+    """Train and publish a snapshot.
+
+    Raises:
+        JobError: the inputs don't belong together, or no optimiser step was taken.
+    """
+    settings = settings_from(PPOSettings, job.settings)
+    chat = ChatFormat.load(job.input("initial"))
+    training = PolicyTraining(job, settings, chat)
+    results = training.run()
+
+    def write(folder: Path) -> None:
+        facts = {key: value for key, value in results.items() if not isinstance(value, (list, dict))}
+        save_model(training.policy.model, folder, chat, model_card("Policy snapshot", CARD, facts, tags=("ppo",)))
+
+    job.publish(write, results)
+
+
+CARD = (
+    "A policy trained with PPO against a preference model, starting from the initial policy. "
+    "`kl_nats` is its distance from the initial policy per reply, on training prompts."
+)
+
+
+class PolicyTraining:
+    """The PPO loop: sample, score, learn; resumable after any iteration that was checkpointed."""
+
+    def __init__(self, job: Job, settings: PPOSettings, chat: ChatFormat) -> None:
+        self.job, self.settings, self.chat = job, settings, chat
+        initial = job.input("initial")
+        model = load_causal_lm(initial, device=job.device)
+        reference = load_causal_lm(initial, device=job.device).requires_grad_(False)
+        self.policy = Policy(model)
+        self.critic = ValueHead(model.config.hidden_size, job.seed).to(job.device)
+        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
+        self.num_too_long = found.num_too_long
+        try:
+            self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
+        except PromptSetError as error:
+            raise JobError(str(error)) from error
+        engine = DecodeEngine(model, chat.eos_id, settings.prompts_per_iteration, longest)
+        # All at once: a resumed job must meet the same memory layout as one that was never killed.
+        engine.reserve(longest)
+        preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
+        self.collector = RolloutCollector(self.policy, Policy(reference), preference_model, chat, engine, job.device)
+        self.trained = [*model.parameters(), *self.critic.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": list(model.parameters())}, {"params": list(self.critic.parameters())}],
+            lr=settings.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self.optimiser_steps = 0
+        self.curve: list[dict[str, float]] = []
+        self.good = self._weights()
+        self.stopped: str | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Train, then measure the final policy once more on the first iteration's prompts.
+
+        1. sample a reply to each prompt of the iteration, score it, read its log-probs;
+        2. stop on a KL beyond the limit or on numbers that are not finite, going back to the last good weights;
+        3. learn from the rollout for `epochs` passes.
+        """
+        settings, started_s = self.settings, time.monotonic()
+        first = self._resume()
+        for iteration in range(first, settings.iterations):
+            began_s = time.monotonic()
+            self.job.progress(iteration, settings.iterations, "ppo")
+            rollout, first_chunks = self._rollout(iteration)
+            self.stopped = self._reason_to_stop(rollout, iteration)
+            if self.stopped:
+                self.policy.model.load_state_dict(self.good)
+                break
+            self.good = self._weights()
+            self._note(rollout)
+            learned = self._learn(iteration, rollout, first_chunks)
+            if learned is None:
+                self.stopped = f"the loss was not finite in iteration {iteration + 1}"
+                self.policy.model.load_state_dict(self.good)
+                break
+            self.job.log(
+                iteration + 1,
+                **self._summary(rollout),
+                **learned,
+                episode=(iteration + 1) * settings.prompts_per_iteration,
+                eps=round(settings.prompts_per_iteration / (time.monotonic() - began_s), 1),
+            )
+            if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
+                self._checkpoint(iteration + 1)
+        self.job.progress(settings.iterations, settings.iterations, "measure")
+        results = self._measure_final()
+        self.job.facts["train_seconds"] = round(time.monotonic() - started_s, 3)
+        return results
+
+    # One iteration
+
+    def _rollout(self, iteration: int) -> tuple[Rollout, list[list[ReplyChunk]]]:
+        """Replies with everything known about them, and the layout in which the first epoch reads them.
+
+        Old log-probs are read in exactly that layout, so that the ratio of the first minibatch is exactly 1.
+        """
+        size = self.settings.prompts_per_iteration
+        prompts = self.stream.batch(iteration * size, size)
+        rollout_seed = derive_seed(self.job.seed, _SAMPLE, iteration)
+        collector = self.collector
+        collector.engine.sync()
+        completions = collector.sample(prompts, self._sampling(rollout_seed, size))
+        texts = collector.texts(completions)
+        scores = collector.scores(prompts, texts)
+        width = max(len(completion.ids) for completion in completions)
+        chunks = [collector.chunks(completions, rows, width) for rows in self._minibatches(iteration, 0, size)]
+        flat = [chunk for minibatch in chunks for chunk in minibatch]
+        if iteration == 0:
+            # Before it has learned anything the critic expects the mean score of the first replies.
+            with torch.no_grad():
+                self.critic.outer.bias.fill_(math.fsum(scores) / len(scores))
+        return collector.measure(prompts, completions, texts, scores, flat, self.critic), chunks
+
+    def _sampling(self, seed: int, count: int) -> list[SamplingParams]:
+        settings = self.settings
+        return [
+            SamplingParams(settings.max_reply_tokens, settings.temperature, seed=derive_seed(seed, i))
+            for i in range(count)
+        ]
+
+    def _minibatches(self, iteration: int, epoch: int, size: int) -> Iterator[list[int]]:
+        order = permutation(derive_seed(self.job.seed, _SHUFFLE, iteration, epoch), size).tolist()
+        for start in range(0, size, self.settings.minibatch_replies):
+            yield order[start : start + self.settings.minibatch_replies]
+
+    def _learn(
+        self, iteration: int, rollout: Rollout, first_chunks: Sequence[Sequence[ReplyChunk]]
+    ) -> dict[str, float] | None:
+        """All epochs over one rollout; means over them, or None where a loss was not finite."""
+        settings, mask = self.settings, rollout.response_mask
+        rewards = token_rewards(rollout.scores, rollout.logps - rollout.ref_logps, mask, settings.kl_coef)
+        advantages, returns = advantages_and_returns(
+            rewards, rollout.values, mask, settings.discount, settings.gae_lambda
+        )
+        if settings.whiten_advantages:
+            advantages[mask] = whiten(advantages[mask])
+        old = _OldTokens(*(x.reshape(-1) for x in (rollout.logps, rollout.values, advantages, returns)))
+        samples = (iteration + 1) * settings.prompts_per_iteration
+        rate = scheduled_learning_rate(
+            settings.learning_rate,
+            samples,
+            warmup_samples=settings.warmup_samples,
+            halve_every_samples=settings.halve_every_samples or 0,
+        )
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.param_groups[1]["lr"] = rate * VALUE_HEAD_RATE
+        steps: list[dict[str, float]] = []
+        for epoch in range(settings.epochs):
+            for number, rows in enumerate(self._minibatches(iteration, epoch, len(mask))):
+                chunks = (
+                    first_chunks[number]
+                    if epoch == 0
+                    else self.collector.chunks(rollout.completions, rows, mask.shape[1])
+                )
+                step = self._step(chunks, old)
+                if step is None:
+                    return None
+                steps.append(step)
+        explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
+        means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        return means | {
+            "val/ratio_first": steps[0]["val/ratio"],
+            "val/explained_variance": float(explained),
+            "lr": rate,
+        }
+
+    def _step(self, chunks: Sequence[ReplyChunk], old: _OldTokens) -> dict[str, float] | None:
+        """One optimiser step on one minibatch; every reply token weighs the same."""
+        settings = self.settings
+        count = sum(len(chunk.targets) for chunk in chunks)
+        sums = torch.zeros(5, device=self.job.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        for chunk in chunks:
+            states, logits = self.policy.states_and_logits(chunk)
+            logps, _ = selected_logps(logits, chunk.targets)
+            values = self.critic(states.detach() if settings.critic == "detached" else states)
+            then = old.at(chunk.places)
+            policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
+            value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
+            (policy_loss + settings.value_coef * value_loss).backward()
+            with torch.no_grad():
+                change = logps.detach() - then.logps
+                clipped = clipped_tokens(logps, then.logps, then.advantages, settings.clip_ratio)
+                approximate_kl = 0.5 * (change**2).sum() / count
+                ratio = change.exp().sum() / count
+                sums += torch.stack([policy_loss, value_loss, approximate_kl, clipped.sum() / count, ratio])
+        if not bool(torch.isfinite(sums).all()):
+            return None
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+        self.optimiser.step()
+        self.optimiser_steps += 1
+        names = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio")
+        return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+
+    # Watching and stopping
+
+    def _reason_to_stop(self, rollout: Rollout, iteration: int) -> str | None:
+        kl = float(rollout.kl_nats.mean())
+        if not math.isfinite(kl) or not bool(torch.isfinite(rollout.scores).all()):
+            return f"log-probs or scores were not finite in iteration {iteration + 1}"
+        limit = self.settings.max_kl_nats
+        if limit is not None and kl > limit:
+            return f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
+        return None
+
+    def _summary(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the replies of a rollout, under the names that TRL's users know."""
+        kl, score = float(rollout.kl_nats.mean()), float(rollout.scores.mean())
+        numbers = {
+            "objective/kl": kl,
+            "objective/scores": score,
+            "objective/non_score_reward": -self.settings.kl_coef * kl,
+            "objective/rlhf_reward": score - self.settings.kl_coef * kl,
+            "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
+            "reply_tokens": float(rollout.reply_tokens.float().mean()),
+            "truncated": sum(rollout.truncated) / len(rollout.truncated),
+        }
+        for kind in KINDS:
+            rows = [i for i, prompt in enumerate(rollout.prompts) if prompt.kind == kind]
+            if rows:
+                numbers[f"objective/scores_{kind}"] = float(rollout.scores[rows].mean())
+        return numbers
+
+    def _note(self, rollout: Rollout) -> None:
+        summary = self._summary(rollout)
+        self.curve.append(
+            {
+                "samples": len(self.curve) * self.settings.prompts_per_iteration,
+                "kl_nats": summary["objective/kl"],
+                "score": summary["objective/scores"],
+            }
+        )
+
+    def _measure_final(self) -> dict[str, Any]:
+        """Results: the final policy on the first iteration's prompts, with fresh random numbers."""
+        size = self.settings.prompts_per_iteration
+        prompts = self.stream.batch(0, size)
+        collector = self.collector
+        collector.engine.sync()
+        completions = collector.sample(prompts, self._sampling(derive_seed(self.job.seed, _MEASURE), size))
+        texts = collector.texts(completions)
+        rollout = collector.measure(prompts, completions, texts, collector.scores(prompts, texts))
+        reason = None if self.stopped else self._reason_to_stop(rollout, self.settings.iterations)
+        if reason:
+            self.stopped = reason
+            self.policy.model.load_state_dict(self.good)
+            return self._measure_final()
+        summary = self._summary(rollout)
+        return {
+            "optimiser_steps": self.optimiser_steps,
+            "samples": self.settings.prompts_per_iteration * len(self.curve),
+            "kl_nats": summary["objective/kl"],
+            "score_start": self.curve[0]["score"] if self.curve else None,
+            "score_end": summary["objective/scores"],
+            "entropy": summary["objective/entropy"],
+            "reply_tokens": summary["reply_tokens"],
+            "truncated": summary["truncated"],
+            "stopped": self.stopped,
+            "prompts_too_long": self.num_too_long,
+            "harmless_share": self.stream.harmless_share,
+            "curve": self.curve,
+        }
+
+    # Resume
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.policy.model.state_dict().items()}
+
+    def _checkpoint(self, iteration: int) -> None:
+        self.job.save_checkpoint(
+            iteration,
+            {
+                "policy": self.policy.model.state_dict(),
+                "critic": self.critic.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "optimiser_steps": self.optimiser_steps,
+                "good": self.good,
+                "curve": self.curve,
+            },
+        )
+
+    def _resume(self) -> int:
+        saved = self.job.load_checkpoint()
+        if saved is None:
+            return 0
+        iteration, state = saved
+        self.policy.model.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
+        return iteration
+
+
+@dataclass(frozen=True)
+class _OldTokens:
+    """What the rollout knew about each reply token, flat."""
+
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def at(self, places: Tensor) -> _OldTokens:
+        return _OldTokens(*(x[places] for x in (self.logps, self.values, self.advantages, self.returns)))
+
+
+if __name__ == "__main__":
+    main(NAME, run)

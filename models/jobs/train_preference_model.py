@@ -1,0 +1,263 @@
+"""Job: train a preference model on a comparison set, from the initial policy's trunk and a fresh scalar head.
+
+Inputs: `initial` (prepared policy) and `comparisons` (comparison set). The result is a Hugging Face folder for
+`AutoModelForSequenceClassification` with the held-out report in results.json and every held-out score beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from models.chat import ChatFormat
+from models.comparison_data import ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
+from models.huggingface import model_card, save_model
+from models.jobs.runtime import Job, JobError, main, settings_from
+from models.preference import (
+    CHUNK_TOKENS_CPU,
+    CHUNK_TOKENS_GPU,
+    PreferenceModel,
+    can_pack,
+    fresh_preference_model,
+    packed_pair_scores,
+    pair_scores,
+)
+from models.preference_batches import chunks_by_length, epoch_order, packed_length, shuffle_labels
+from models.preference_loss import preference_loss, question_weights
+from models.preference_report import held_out_report, score_pairs
+
+NAME = "train_preference_model"
+ADAM_BETAS = (0.9, 0.98)
+MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class PreferenceModelSettings:
+    """How the preference model is trained. One epoch is the paper's choice, against overfitting."""
+
+    learning_rate: float = 1e-3
+    batch_pairs: int = 32
+    epochs: int = 1
+    max_tokens: int = 1024
+    warmup_fraction: float = 0.05
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: float = 0.0
+    harmless_weight: float = 1.0
+    shuffle_labels: bool = False
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("batch_pairs", "epochs", "max_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("learning_rate", "weight_decay", "harmless_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; expected a share of the steps, 0 to 1.")
+
+
+def run(job: Job) -> None:
+    """Train, score the held-out comparisons, publish.
+
+    Raises:
+        JobError: a split is empty, or the comparison set is not what its manifest says.
+    """
+    settings = settings_from(PreferenceModelSettings, job.settings)
+    chat = ChatFormat.load(job.input("initial"))
+    model = fresh_preference_model(job.input("initial"), chat, job.seed, job.device)
+    max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
+    splits = _load(job.input("comparisons"), chat, max_tokens)
+    train, held_out = splits["train"].pairs, splits["held_out"].pairs
+    if settings.shuffle_labels:
+        train = shuffle_labels(train, job.seed)
+
+    training = Training(job, settings, model, chat, train)
+    train_loss = training.run()
+
+    job.progress(training.num_steps, training.num_steps, "evaluate")
+    preference_model = PreferenceModel(model.eval(), chat)
+    scored = score_pairs(preference_model, held_out)
+    results: dict[str, Any] = {
+        "num_train": len(train),
+        "num_held_out": len(held_out),
+        "dropped_too_long": splits["train"].num_too_long + splits["held_out"].num_too_long,
+        "dropped_too_long_by_split": {name: split.num_too_long for name, split in splits.items()},
+        "max_tokens": max_tokens,
+        "optimiser_steps": training.num_steps,
+        "train_loss": train_loss,
+        "held_out": held_out_report(scored),
+        "offset": math.fsum(pair.better_score for pair in scored) / len(scored),
+    }
+
+    def write(directory: Path) -> None:
+        save_model(model, directory, chat, card(results, settings))
+        with (directory / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
+
+    job.publish(write, results)
+
+
+def _load(directory: Path, chat: ChatFormat, max_tokens: int) -> dict[str, TokenPairs]:
+    try:
+        splits = load_token_pairs(directory, chat, max_tokens)
+    except ComparisonSetError as error:
+        raise JobError(str(error)) from error
+    for name, split in splits.items():
+        if not split.pairs:
+            raise JobError(
+                f"{directory} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
+                f"({split.num_too_long} are longer); training needs both splits. "
+                "Collect more, raise max_tokens, or hold out a larger share."
+            )
+    return splits
+
+
+class Training:
+    """The optimisation loop: steps of `batch_pairs` pairs, resumable after any step that was checkpointed."""
+
+    def __init__(
+        self, job: Job, settings: PreferenceModelSettings, model: Any, chat: ChatFormat, pairs: Sequence[TokenPair]
+    ) -> None:
+        self.job, self.settings, self.model, self.chat, self.pairs = job, settings, model, chat, pairs
+        try:
+            self.weights = question_weights((pair.question for pair in pairs), settings.harmless_weight)
+        except ValueError as error:
+            raise JobError(str(error)) from error
+        self.steps_per_epoch = math.ceil(len(pairs) / settings.batch_pairs)
+        self.num_steps = self.steps_per_epoch * settings.epochs
+        self.warmup_steps = math.ceil(settings.warmup_fraction * self.num_steps)
+        self.chunk_tokens = CHUNK_TOKENS_CPU if job.device.type == "cpu" else CHUNK_TOKENS_GPU
+        self.packed = can_pack(model.config)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=ADAM_BETAS
+        )
+
+    def run(self) -> float:
+        """Mean loss over all steps, each pair judged before the step that learns from it."""
+        first_step, loss_sum = self._resume()
+        pairs_seen, started_s = 0, time.monotonic()
+        for step in range(first_step, self.num_steps):
+            batch = self._batch(step)
+            loss, accuracy, gradient_norm = self._step(step, batch)
+            loss_sum += loss * len(batch)
+            pairs_seen += len(batch)
+            self.job.log(
+                step + 1, loss=loss, accuracy=accuracy, gradient_norm=gradient_norm, learning_rate=self._rate(step)
+            )
+            self.job.progress(step + 1, self.num_steps, "train")
+            if (step + 1) % self.settings.checkpoint_every == 0 and step + 1 < self.num_steps:
+                self._checkpoint(step + 1, loss_sum)
+        seconds = time.monotonic() - started_s
+        self.job.facts |= {"train_seconds": round(seconds, 3), "pairs_per_second": round(pairs_seen / seconds, 1)}
+        return loss_sum / (len(self.pairs) * self.settings.epochs)
+
+    def _batch(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = epoch_order(len(self.pairs), self.job.seed, epoch)
+        return order[position * self.settings.batch_pairs : (position + 1) * self.settings.batch_pairs]
+
+    def _step(self, step: int, batch: list[int]) -> tuple[float, float, float]:
+        """One optimiser step; (mean loss, share ordered rightly before the step, gradient norm)."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        total_loss, num_right = 0.0, 0
+        lengths = [self._row_tokens(self.pairs[i]) for i in batch]
+        for chunk in chunks_by_length(lengths, self.chunk_tokens):
+            indices = [batch[i] for i in chunk]
+            scores = packed_pair_scores if self.packed else pair_scores
+            pairs = [self.pairs[i] for i in indices]
+            better, worse = scores(self.model, pairs, self.chat.pad_id, self.job.device)
+            loss = preference_loss(better, worse, self.weights[indices].to(better.device))
+            share = len(chunk) / len(batch)
+            (loss * share).backward()
+            total_loss += loss.item() * share
+            num_right += int((better > worse).sum())
+        if not math.isfinite(total_loss):
+            raise JobError(
+                f"The loss is {total_loss} at step {step + 1} of {self.num_steps}: training diverged. "
+                f"Lower learning_rate ({self.settings.learning_rate:g})."
+            )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self.optimiser.step()
+        return total_loss, num_right / len(batch), float(norm)
+
+    def _row_tokens(self, pair: TokenPair) -> int:
+        return packed_length(pair) if self.packed else 2 * max(pair.better_tokens, pair.worse_tokens)
+
+    def _rate(self, step: int) -> float:
+        return self.settings.learning_rate * rate_factor(
+            step, self.num_steps, self.warmup_steps, self.settings.lr_schedule
+        )
+
+    def _checkpoint(self, step: int, loss_sum: float) -> None:
+        self.job.save_checkpoint(
+            step,
+            {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "loss_sum": loss_sum},
+        )
+
+    def _resume(self) -> tuple[int, float]:
+        saved = self.job.load_checkpoint()
+        if saved is None:
+            return 0, 0.0
+        step, state = saved
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        return step, state["loss_sum"]
+
+
+def rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Share of the full learning rate at a step counted from 0: linear warm-up, then the schedule.
+
+    The linear and the cosine schedule reach 0 one step after the last.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for gains and biases, which it would pull away from the identity."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def card(results: dict[str, Any], settings: PreferenceModelSettings) -> str:
+    """The README.md of the result: what it is, how to read its score, how good it is."""
+    held_out = results["held_out"]
+    low, high = held_out["ci"]
+    labels = "shuffled labels: a control whose scores mean nothing" if settings.shuffle_labels else "raters' choices"
+    text = (
+        "Scores a dialogue by how much raters would prefer its last reply. Only differences of scores mean anything: "
+        "a difference of 1.0 predicts that the better reply wins 73% of the time. Load it with "
+        "`AutoModelForSequenceClassification`; the score is read at the end-of-context id (`score_id` in chat.json), "
+        "which must be the last id of the sequence."
+    )
+    facts = {
+        "trained on": f"{results['num_train']} comparisons ({labels})",
+        "optimiser steps": results["optimiser_steps"],
+        "held-out accuracy": f"{held_out['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f}, n = {held_out['n']})",
+        "mean score of held-out better replies": results["offset"],
+    }
+    return model_card("Preference model", text, facts, tags=("preference-model", "reward-model"))
+
+
+if __name__ == "__main__":
+    # The fresh head is reported as a missing weight; here that is the intention.
+    transformers_logging.set_verbosity_error()
+    main(NAME, run)

@@ -1,0 +1,104 @@
+"""How much of a preference model's accuracy is more than a liking for long (or short) replies.
+
+Three numbers per group of pairs, all from reply lengths in tokens: the rule "the longer reply wins",
+the rater's own taste for length, and the preference model's accuracy with length regressed out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.preference_loss import count_correct
+
+# Newton's method on a concave function of one variable; it converges in fewer than ten steps or diverges.
+NEWTON_STEPS = 50
+NEWTON_TOLERANCE = 1e-10
+# A residual this small beside its gap is rounding, that is a tie: without this a model that only measures
+# length would be judged by the sign of its last bit.
+RESIDUAL_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class LengthRegression:
+    """A preference model's score gaps split into the part that follows length and the rest."""
+
+    score_per_token: float  # nats of score gap per token of length difference
+    residual_gaps: list[float]  # gap − score_per_token · length difference, one per pair
+    num_correct: float  # pairs whose residual gap is positive; ties count half
+
+
+def count_longer_wins(length_differences: Sequence[float]) -> float:
+    """How many pairs the rule "the longer reply wins" orders rightly; equal lengths count half.
+
+    `length_differences` are tokens(better) − tokens(worse), as everywhere in this module.
+    """
+    return count_correct(length_differences)
+
+
+def length_log_odds(length_differences: Sequence[float]) -> float | None:
+    """Logistic regression of the outcome on the length difference: log-odds of winning per extra token.
+
+    Maximum likelihood of P(better wins) = sigmoid(a·d) without intercept, since
+    exchanging the two sides negates d and the outcome alike. None where no finite
+    maximum exists: every pair goes the same way, or all lengths are equal.
+
+    Worked example: d = 1, 1, 1, −1 gives sigmoid(a) = 3/4, so a = log 3 = 1.0986.
+    """
+    nonzero = [d for d in length_differences if d != 0]
+    if not any(d > 0 for d in nonzero) or not any(d < 0 for d in nonzero):
+        return None
+    # In units of the root mean square difference, so that the first Newton step is of a sensible size.
+    scale = math.sqrt(sum(d * d for d in nonzero) / len(nonzero))
+    scaled = [d / scale for d in nonzero]
+    coefficient = 0.0
+    for _ in range(NEWTON_STEPS):
+        wins = [_sigmoid(coefficient * d) for d in scaled]
+        gradient = sum(d * (1.0 - p) for d, p in zip(scaled, wins, strict=True))
+        curvature = sum(d * d * p * (1.0 - p) for d, p in zip(scaled, wins, strict=True))
+        if curvature == 0.0:
+            break
+        # A step is at most 1: far from the maximum the curvature is nearly 0 and a full step overshoots.
+        step = max(-1.0, min(1.0, gradient / curvature))
+        coefficient += step
+        if abs(step) < NEWTON_TOLERANCE:
+            break
+    return coefficient / scale
+
+
+def regress_out_length(gaps: Sequence[float], length_differences: Sequence[float]) -> LengthRegression:
+    """Least squares of the score gap on the length difference, and the accuracy of what is left over.
+
+    With g = score(better) − score(worse) and d = tokens(better) − tokens(worse)
+    the slope is b = Σ g·d / Σ d² and a pair counts as right when g − b·d > 0.
+    There is no intercept: exchanging the sides of a pair negates both g and d, so
+    on pairs counted in both orders the fitted intercept is 0. For the same reason
+    b does not depend on which side the raters preferred, so that fitting it on the
+    very pairs it is applied to leaks no label. A preference model that only
+    measures length keeps nothing but ties and noise, and falls to 50 %.
+
+    Worked example: g = 2, 1, −1 and d = 2, −1, −2 give Σgd = 5, Σd² = 9, b = 5/9,
+    residuals 8/9, 14/9, 1/9: all three right, although the third was wrong before.
+
+    Raises:
+        ValueError: no pairs, or not one length difference per gap.
+    """
+    if len(gaps) != len(length_differences):
+        raise ValueError(f"{len(gaps)} score gaps but {len(length_differences)} length differences.")
+    if not gaps:
+        raise ValueError("Regression over 0 pairs; it needs at least one.")
+    squares = sum(d * d for d in length_differences)
+    products = sum(g * d for g, d in zip(gaps, length_differences, strict=True))
+    slope = products / squares if squares > 0 else 0.0
+    residuals = []
+    for gap, difference in zip(gaps, length_differences, strict=True):
+        residual = gap - slope * difference
+        residuals.append(0.0 if abs(residual) <= RESIDUAL_ROUNDING * abs(gap) else residual)
+    return LengthRegression(slope, residuals, count_correct(residuals))
+
+
+def _sigmoid(x: float) -> float:
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    return math.exp(x) / (1.0 + math.exp(x))

@@ -1,0 +1,171 @@
+"""The preference model: a language model's trunk with a scalar head, read at the end-of-context id.
+
+`PreferenceModel` loads and scores; `fresh_preference_model` makes an untrained one from the initial policy.
+Read next: `models/jobs/train_preference_model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from models.chat import ChatFormat, Message
+from models.comparison_data import TokenPair
+from models.preference_batches import chunks_by_length, pack_pairs, packed_length, right_padded
+
+# Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
+# a GPU needs more to be busy, and training holds the activations of them all.
+CHUNK_TOKENS_CPU = 2048
+CHUNK_TOKENS_GPU = 16384
+
+# Architectures whose logits are proven equal under prefix packing (tests/models/test_preference_packing.py).
+PACKABLE = ("llama", "qwen2", "gpt_neox")
+
+
+class PreferenceModelError(Exception):
+    """A directory is not a preference model that can score."""
+
+
+class PreferenceModel:
+    """Scores dialogues by how much raters would prefer the last reply; only differences of scores mean anything."""
+
+    def __init__(self, model: nn.Module, chat: ChatFormat) -> None:
+        self.model: Any = model
+        self.chat = chat
+        self.device: torch.device = next(model.parameters()).device
+        self.chunk_tokens = CHUNK_TOKENS_CPU if self.device.type == "cpu" else CHUNK_TOKENS_GPU
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device | str = "cpu") -> PreferenceModel:
+        """The preference model saved in a Hugging Face folder, in float32 and in evaluation mode.
+
+        Raises:
+            PreferenceModelError: the folder holds a model without a scalar head.
+        """
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True
+        )
+        if info["missing_keys"] or model.config.num_labels != 1:
+            raise PreferenceModelError(
+                f"{directory} holds {model.config.num_labels} labels and lacks "
+                f"{sorted(info['missing_keys'])}; expected a model with one score. "
+                "Give the result of train_preference_model."
+            )
+        return cls(model.to(device).eval(), ChatFormat.load(Path(directory)))
+
+    def score(self, dialogues: Sequence[Sequence[Message]]) -> list[float]:
+        """One score per dialogue, in nats of log-odds; each dialogue ends with the reply that is judged."""
+        return self.score_sequences([self.chat.score_ids(list(messages)) for messages in dialogues])
+
+    @torch.inference_mode()
+    def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """One score per sequence of ids that ends with the end-of-context id.
+
+        Raises:
+            ValueError: a sequence ends otherwise; its last state was never trained to hold a score.
+        """
+        for ids in sequences:
+            if len(ids) == 0 or ids[-1] != self.chat.score_id:
+                raise ValueError(
+                    f"A sequence ends with id {ids[-1] if len(ids) else None}, expected the "
+                    f"end-of-context id {self.chat.score_id}. Build sequences with ChatFormat.score_ids."
+                )
+        scores = [0.0] * len(sequences)
+        for chunk in chunks_by_length([len(ids) for ids in sequences], self.chunk_tokens):
+            values = end_scores(self.model, [sequences[i] for i in chunk], self.chat.pad_id, self.device)
+            for i, value in zip(chunk, values.tolist(), strict=True):
+                scores[i] = value
+        return scores
+
+    def score_pairs(self, pairs: Sequence[TokenPair]) -> tuple[list[float], list[float]]:
+        """Scores of the better and of the worse sides."""
+        better = [[*pair.prefix_ids, *pair.better_ids] for pair in pairs]
+        worse = [[*pair.prefix_ids, *pair.worse_ids] for pair in pairs]
+        scores = self.score_sequences(better + worse)
+        return scores[: len(pairs)], scores[len(pairs) :]
+
+
+def fresh_preference_model(initial: Path, chat: ChatFormat, seed: int, device: torch.device) -> Any:
+    """The trunk of a language model with a new scalar head, in float32 and in training mode.
+
+    The head is drawn from a normal distribution of variance 1/hidden size from a
+    random stream of its own, so that first scores are of order 1 and depend on
+    nothing but the seed.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(initial, num_labels=1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head = scalar_head(model)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.weight.shape[1] ** -0.5)
+    # Transformers finds the last id by looking for the last one that is not the pad id.
+    model.config.pad_token_id = chat.pad_id
+    model.config.use_cache = False
+    return model.to(device).train()
+
+
+def scalar_head(model: Any) -> nn.Linear:
+    """The linear layer that gives the score; Hugging Face's decoder families all call it `score`."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise PreferenceModelError(
+            f"{type(model).__name__} has no linear layer `score` with one output; this architecture is not supported."
+        )
+    return head
+
+
+def end_scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+    """B scores read at the last id of each sequence.
+
+    Padding stands on the right, where causal attention never sees it from an
+    earlier position, so no attention mask is needed.
+    """
+    ids, ends = right_padded(sequences, pad_id, device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return scalar_head(model)(hidden[torch.arange(len(sequences), device=device), ends])[:, 0]
+
+
+def pair_scores(model: Any, pairs: Sequence[TokenPair], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scores of B better and B worse sides, each side a sequence of its own: the plain computation."""
+    better = [[*pair.prefix_ids, *pair.better_ids] for pair in pairs]
+    worse = [[*pair.prefix_ids, *pair.worse_ids] for pair in pairs]
+    scores = end_scores(model, better + worse, pad_id, device)
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+def packed_pair_scores(
+    model: Any, pairs: Sequence[TokenPair], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The same scores as `pair_scores` with each pair's shared prefix computed once."""
+    packed = pack_pairs(pairs, pad_id, device)
+    hidden = model.base_model(
+        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
+    ).last_hidden_state
+    rows = torch.arange(len(pairs), device=device)
+    head = scalar_head(model)
+    return head(hidden[rows, packed.better_ends])[:, 0], head(hidden[rows, packed.worse_ends])[:, 0]
+
+
+def can_pack(config: Any) -> bool:
+    """Whether prefix packing is proven for this architecture; it needs full causal attention."""
+    return (
+        config.model_type in PACKABLE
+        and not getattr(config, "use_sliding_window", False)
+        and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager")
+    )
+
+
+__all__ = [
+    "PreferenceModel",
+    "PreferenceModelError",
+    "can_pack",
+    "end_scores",
+    "fresh_preference_model",
+    "packed_length",
+    "packed_pair_scores",
+    "pair_scores",
+]

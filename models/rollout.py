@@ -1,0 +1,132 @@
+"""Rollouts: replies sampled from a policy with their scores and log-probs under policy and reference.
+
+PPO learns from them, evaluation measures with them; both read log-probs in the same layout, so that a
+policy with the initial policy's weights has a KL of exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.chat import ChatFormat
+from models.policy import Policy, ReplyChunk, ValueHead, reply_chunks
+from models.ppo import reply_kl
+from models.preference import PreferenceModel
+from models.prompts import Prompt
+from models.sampler import Completion, DecodeEngine, SamplingParams
+
+# Tokens in one forward pass: on CPU larger tensors leave the cache, on a GPU they fill it.
+CHUNK_TOKENS_CPU = 768
+CHUNK_TOKENS_GPU = 32768
+
+
+@dataclass
+class Rollout:
+    """B replies; token tensors are (B, R), right-padded, 0 where `response_mask` is False."""
+
+    prompts: list[Prompt]
+    completions: list[Completion]
+    texts: list[str]
+    scores: Tensor  # (B,)
+    response_mask: Tensor  # (B, R) bool
+    logps: Tensor  # (B, R) under the policy that sampled them
+    ref_logps: Tensor  # (B, R) under the initial policy
+    entropies: Tensor  # (B, R) of the policy's choice of each token, exact
+    values: Tensor  # (B, R) what the critic expected before each token; 0 without a critic
+
+    @property
+    def kl_nats(self) -> Tensor:
+        """Sum of log pi/pi_0 over each reply, (B,)."""
+        return reply_kl(self.logps, self.ref_logps, self.response_mask)
+
+    @property
+    def reply_tokens(self) -> Tensor:
+        """Tokens of each reply, its end-of-turn token included, (B,)."""
+        return self.response_mask.sum(dim=1)
+
+    @property
+    def truncated(self) -> list[bool]:
+        """Whether each reply was cut off at the cap."""
+        return [completion.finished == "length" for completion in self.completions]
+
+
+class RolloutCollector:
+    """Samples, scores and measures replies of one policy against a fixed reference."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy,
+        preference_model: PreferenceModel,
+        chat: ChatFormat,
+        engine: DecodeEngine,
+        device: torch.device,
+    ) -> None:
+        self.policy, self.reference, self.preference_model = policy, reference, preference_model
+        self.chat, self.engine, self.device = chat, engine, device
+        self.chunk_tokens = CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU
+
+    def sample(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Completion]:
+        """One reply per prompt."""
+        return self.engine.generate([prompt.ids for prompt in prompts], params)
+
+    def texts(self, completions: Sequence[Completion]) -> list[str]:
+        """What a rater would read."""
+        return [self.chat.decode(completion.ids) for completion in completions]
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """PM score of each reply as raters would read it: of its text, not of the ids that spelled it."""
+        return self.preference_model.score_sequences(
+            [
+                [*prompt.ids, *self.chat.encode_reply(text), self.chat.score_id]
+                for prompt, text in zip(prompts, texts, strict=True)
+            ]
+        )
+
+    def chunks(self, completions: Sequence[Completion], rows: Sequence[int], width: int) -> list[ReplyChunk]:
+        """The chosen rows laid out for a forward pass."""
+        return reply_chunks(
+            [completion.prompt_ids for completion in completions],
+            [completion.ids for completion in completions],
+            rows,
+            width=width,
+            pad_id=self.chat.pad_id,
+            chunk_tokens=self.chunk_tokens,
+            device=self.device,
+        )
+
+    def mask(self, completions: Sequence[Completion]) -> Tensor:
+        """(B, R) True where a reply has a token; R is the longest reply."""
+        lengths = torch.tensor([len(completion.ids) for completion in completions], device=self.device)
+        return torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]
+
+    def measure(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        texts: Sequence[str],
+        scores: Sequence[float],
+        chunks: Sequence[ReplyChunk] | None = None,
+        critic: ValueHead | None = None,
+    ) -> Rollout:
+        """Log-probs of sampled and scored replies, in the layout of `chunks` (by default, all rows together)."""
+        mask = self.mask(completions)
+        if chunks is None:
+            chunks = self.chunks(completions, range(len(completions)), mask.shape[1])
+        shape = (mask.shape[0], mask.shape[1])
+        reading = self.policy.read(chunks, shape, critic)
+        return Rollout(
+            prompts=list(prompts),
+            completions=list(completions),
+            texts=list(texts),
+            scores=torch.tensor(scores, device=self.device),
+            response_mask=mask,
+            logps=reading.logps,
+            ref_logps=self.reference.read(chunks, shape).logps,
+            entropies=reading.entropies,
+            values=reading.values,
+        )

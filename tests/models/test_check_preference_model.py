@@ -1,0 +1,74 @@
+"""The orientation check: a preference model turned round must be seen at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.chat import ChatFormat
+from models.huggingface import save_model
+from models.jobs.check_preference_model import orientation_results, run
+from models.jobs.runtime import Job, JobError
+from models.preference import PreferenceModel, fresh_preference_model
+from models.preference_report import ScoredPair
+from tests.models.preference_world import polite_comparisons
+
+
+@pytest.fixture(scope="module")
+def scorer_dir(policy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained preference model: it orders pairs somehow, and that is enough here."""
+    chat = ChatFormat.load(policy_dir)
+    directory = tmp_path_factory.mktemp("scorer")
+    save_model(fresh_preference_model(policy_dir, chat, 0, torch.device("cpu")), directory, chat, "")
+    return directory
+
+
+def check(out: Path, preference_model: Path, records: list[dict]) -> dict:
+    pairs = out / "pairs"
+    pairs.mkdir(parents=True)
+    (pairs / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run(Job({"inputs": {"preference_model": str(preference_model), "pairs": str(pairs)}}, out))
+    return json.loads((out / "result" / "results.json").read_text())
+
+
+def ordered_by(model: PreferenceModel, records: list[dict]) -> list[dict]:
+    """The records with the sides exchanged where needed, so that the model orders every one rightly."""
+    turned = []
+    for record in records:
+        better, worse = model.score([[*record["prompt"], *record[side]] for side in ("better", "worse")])
+        turned.append(record if better > worse else record | {"better": record["worse"], "worse": record["better"]})
+    return turned
+
+
+def test_right_order_is_accuracy_one_and_the_reverse_zero(scorer_dir, tmp_path):
+    records = ordered_by(PreferenceModel.load(scorer_dir), polite_comparisons(12, 0))
+    right = check(tmp_path / "right", scorer_dir, records)
+    assert (right["accuracy"], right["n"], right["wrong"]) == (1.0, 12, [])
+    reversed_records = [r | {"better": r["worse"], "worse": r["better"]} for r in records]
+    wrong = check(tmp_path / "wrong", scorer_dir, reversed_records)
+    assert wrong["accuracy"] == 0.0
+    assert wrong["wrong"] == [record["id"] for record in records]
+    # Wilson at 12 of 12: the low end is 12 / (12 + 1.96²) = 0.7575.
+    assert right["ci"] == pytest.approx([0.7575, 1.0], abs=1e-4)
+    assert wrong["ci"] == pytest.approx([0.0, 0.2425], abs=1e-4)
+
+
+def test_a_tie_is_half_right_and_listed():
+    scored = [
+        ScoredPair("a", "hand", "helpful", 1.0, 0.0, 0),
+        ScoredPair("b", "hand", "harmless", 0.5, 0.5, 0),
+        ScoredPair("c", "hand", "harmless", 0.0, 2.0, 0),
+    ]
+    results = orientation_results(scored)
+    assert results["accuracy"] == 0.5
+    assert results["wrong"] == ["b", "c"]
+    assert results["by_question"]["helpful"]["accuracy"] == 1.0
+    assert results["by_question"]["harmless"]["accuracy"] == 0.25
+
+
+def test_no_pairs_and_no_preference_model_are_clear_errors(scorer_dir, policy_dir, tmp_path):
+    with pytest.raises(JobError, match="0 pairs"):
+        check(tmp_path / "empty", scorer_dir, [])
+    with pytest.raises(JobError, match="train_preference_model"):
+        check(tmp_path / "policy", policy_dir, polite_comparisons(2, 0))

@@ -1,0 +1,144 @@
+"""The maths of PPO against hand-worked numbers."""
+
+import math
+
+import pytest
+import torch
+
+from models.ppo import (
+    advantages_and_returns,
+    best_of_n_kl,
+    clipped_tokens,
+    policy_losses,
+    reply_kl,
+    scheduled_learning_rate,
+    token_rewards,
+    value_losses,
+    whiten,
+)
+
+ROUNDING = 1e-6
+
+
+def mask(*lengths: int, width: int | None = None) -> torch.Tensor:
+    return torch.arange(width or max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def test_score_lands_on_the_last_real_token():
+    # Reply 0 has three tokens, reply 1 one: score on column 2 and column 0, penalty 0.1 per nat everywhere.
+    log_ratios = torch.tensor([[1.0, 2.0, -1.0, 9.0], [0.5, 9.0, 9.0, 9.0]])
+    rewards = token_rewards(torch.tensor([5.0, -3.0]), log_ratios, mask(3, 1, width=4), kl_coef=0.1)
+    expected = torch.tensor([[-0.1, -0.2, 5.1, 0.0], [-3.05, 0.0, 0.0, 0.0]])
+    assert torch.allclose(rewards, expected, atol=ROUNDING)
+
+
+def test_rewards_of_a_reply_sum_to_score_minus_penalty():
+    generator = torch.Generator().manual_seed(0)
+    log_ratios = torch.randn(4, 6, generator=generator)
+    rows = mask(6, 1, 3, 5)
+    scores = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    rewards = token_rewards(scores, log_ratios, rows, kl_coef=0.05)
+    kl = reply_kl(log_ratios, torch.zeros_like(log_ratios), rows)
+    assert torch.allclose(rewards.sum(1), scores - 0.05 * kl, atol=ROUNDING)
+
+
+def test_a_reply_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="reply 1 of 2"):
+        token_rewards(torch.zeros(2), torch.zeros(2, 3), mask(3, 0, width=3), 0.0)
+
+
+def test_advantages_of_three_tokens_by_hand():
+    # discount 0.9, lambda 0.5, so the factor is 0.45; values 0.5, 1.0, 2.0; rewards 0, 1, 3.
+    # delta_2 = 3 + 0 - 2                = 1.0      A_2 = 1.0
+    # delta_1 = 1 + 0.9 * 2.0 - 1.0      = 1.8      A_1 = 1.8 + 0.45 * 1.0  = 2.25
+    # delta_0 = 0 + 0.9 * 1.0 - 0.5      = 0.4      A_0 = 0.4 + 0.45 * 2.25 = 1.4125
+    advantages, returns = advantages_and_returns(
+        torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[0.5, 1.0, 2.0]]), mask(3), 0.9, 0.5
+    )
+    assert torch.allclose(advantages, torch.tensor([[1.4125, 2.25, 1.0]]), atol=ROUNDING)
+    assert torch.allclose(returns, torch.tensor([[1.9125, 3.25, 3.0]]), atol=ROUNDING)
+
+
+def test_with_lambda_one_the_return_is_the_sum_of_later_rewards():
+    rewards = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    values = torch.tensor([[0.3, -0.7, 1.1, 5.0]])
+    _, returns = advantages_and_returns(rewards, values, mask(4), 1.0, 1.0)
+    assert torch.allclose(returns, torch.tensor([[15.0, 14.0, 12.0, 8.0]]), atol=ROUNDING)
+
+
+def test_padding_changes_no_advantage():
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]])
+    plain = advantages_and_returns(rewards, values, mask(2), 0.9, 0.8)
+    junk = torch.tensor([[7.0, -7.0, 7.0]])
+    padded = advantages_and_returns(
+        torch.cat([rewards, junk], 1), torch.cat([values, junk], 1), mask(2, width=5), 0.9, 0.8
+    )
+    for short, long in zip(plain, padded, strict=True):
+        assert torch.equal(long[:, :2], short)
+        assert torch.equal(long[:, 2:], torch.zeros(1, 3))
+
+
+def test_policy_loss_of_four_tokens_by_hand():
+    # ratios 1.5, 0.5, 1.5, 0.5 with clip 0.2; loss = max(-A r, -A clip(r)).
+    # A = +1: r 1.5 -> max(-1.5, -1.2) = -1.2; r 0.5 -> max(-0.5, -0.8) = -0.5
+    # A = -1: r 1.5 -> max( 1.5,  1.2) =  1.5; r 0.5 -> max( 0.5,  0.8) =  0.8
+    logps = torch.tensor([1.5, 0.5, 1.5, 0.5]).log()
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    losses = policy_losses(logps, torch.zeros(4), advantages, 0.2)
+    assert torch.allclose(losses, torch.tensor([-1.2, -0.5, 1.5, 0.8]), atol=ROUNDING)
+    assert clipped_tokens(logps, torch.zeros(4), advantages, 0.2).tolist() == [True, False, False, True]
+
+
+def test_policy_gradient_raises_the_probability_of_good_tokens():
+    # At ratio 1 the gradient of the loss by the log-prob is exactly -A.
+    logps = torch.zeros(2, requires_grad=True)
+    policy_losses(logps, torch.zeros(2), torch.tensor([2.0, -3.0]), 0.2).sum().backward()
+    assert torch.equal(logps.grad, torch.tensor([-2.0, 3.0]))
+
+
+def test_clipped_tokens_have_no_gradient():
+    logps = torch.tensor([1.5, 0.5, 1.5, 0.5]).log().requires_grad_()
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    policy_losses(logps, torch.zeros(4), advantages, 0.2).sum().backward()
+    assert (logps.grad == 0).tolist() == clipped_tokens(logps.detach(), torch.zeros(4), advantages, 0.2).tolist()
+
+
+def test_value_loss_by_hand():
+    # Plain: 0.5 * (3 - 1)^2 = 2 and 0.5 * (1.2 - 1)^2 = 0.02.
+    # Clipped to 0.5 around the old value: 3 becomes 2.5, whose 1.125 is less than 2; 1.2 becomes 1.7, whose
+    # 0.5 * 0.7^2 = 0.245 is more than 0.02. The larger counts.
+    values, old, returns = torch.tensor([3.0, 1.2]), torch.tensor([2.0, 2.2]), torch.tensor([1.0, 1.0])
+    assert torch.allclose(value_losses(values, old, returns, None), torch.tensor([2.0, 0.02]), atol=ROUNDING)
+    assert torch.allclose(value_losses(values, old, returns, 0.5), torch.tensor([2.0, 0.245]), atol=ROUNDING)
+
+
+def test_whitened_values_have_mean_zero_and_variance_one():
+    # 1, 2, 3: mean 2, variance 2/3, so that the ends lie at sqrt(3/2) = 1.2247.
+    assert torch.allclose(whiten(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([-1.2247449, 0.0, 1.2247449]))
+    assert torch.equal(whiten(torch.full((5,), 7.0)), torch.zeros(5))
+    with pytest.raises(ValueError, match="nothing to whiten"):
+        whiten(torch.zeros(0))
+
+
+def test_kl_counts_real_tokens_only_and_equal_log_probs_give_exactly_zero():
+    logps = torch.tensor([[-1.0, -2.0, -9.0]])
+    assert reply_kl(logps, torch.tensor([[-1.5, -4.0, 0.0]]), mask(2, width=3)).tolist() == [2.5]
+    assert reply_kl(logps, logps.clone(), mask(3)).tolist() == [0.0]
+
+
+def test_best_of_n_kl():
+    # log 16 - 15/16 = 2.772589 - 0.9375; log 64 - 63/64 = 4.158883 - 0.984375
+    assert best_of_n_kl(1) == 0.0
+    assert best_of_n_kl(16) == pytest.approx(1.835089, abs=ROUNDING)
+    assert best_of_n_kl(64) == pytest.approx(3.174508, abs=ROUNDING)
+    with pytest.raises(ValueError, match="best of 0"):
+        best_of_n_kl(0)
+
+
+def test_learning_rate_warms_up_and_halves_in_units_of_samples():
+    def rate(samples: int) -> float:
+        return scheduled_learning_rate(1.0, samples, warmup_samples=100, halve_every_samples=1000)
+
+    assert [rate(n) for n in (0, 25, 100, 999, 1000, 2500)] == [0.0, 0.25, 1.0, 1.0, 0.5, 0.25]
+    assert scheduled_learning_rate(0.3, 10**9) == 0.3
+    assert math.isclose(scheduled_learning_rate(0.0, 5, warmup_samples=10), 0.0)

@@ -1,0 +1,336 @@
+"""The decode engine: both decoders against the plain forward, and batches that requests join and leave."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from models import sampler_llama, sampler_random
+from models.sampler import DecodeEngine, SamplingParams
+from models.sampler_generic import GenericDecoder
+from models.sampler_llama import LlamaDecoder
+from models.sampler_random import choose_tokens, derive_seed, permutation, uniforms
+
+FORWARD_TOLERANCE = 1e-4  # float32, sums in another order
+VOCAB = 64
+EOS = 1
+SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+WIDE = {"initializer_range": 0.3, "max_position_embeddings": 64, "intermediate_size": 64}  # peaked, varied logits
+
+
+def llama(**changes):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(SMALL | WIDE | {"num_key_value_heads": 2} | changes))).eval()
+
+
+def qwen2(**changes):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**(SMALL | WIDE | {"num_key_value_heads": 2} | changes))).eval()
+    with torch.no_grad():  # biases start at zero, which would hide that they are left out
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                projection.bias.normal_()
+    return model
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
+    return GPT2LMHeadModel(config).eval()
+
+
+def neox():
+    torch.manual_seed(0)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**(SMALL | WIDE))).eval()
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAST = {
+    "llama": llama,
+    "llama without groups": lambda: llama(num_key_value_heads=4),
+    "llama, one key-value head, wide heads": lambda: llama(num_key_value_heads=1, head_dim=16),
+    "llama, biases everywhere, tied head": lambda: llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama 3 rotary scaling": lambda: llama(rope_parameters=LLAMA3_ROPE),
+    "qwen2": qwen2,
+    "qwen2, tied head": lambda: qwen2(tie_word_embeddings=True),
+}
+GENERIC = {
+    "gpt2": gpt2,
+    "gpt-neox": neox,
+    "qwen2 with a sliding window": lambda: qwen2(
+        use_sliding_window=True, sliding_window=8, max_window_layers=0, attn_implementation="eager"
+    ),
+    "llama with dynamic rotary scaling": lambda: llama(
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    ),
+}
+
+
+def some_prompts(count=8):
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3, 9, 4, 12, 7, 7, 20, 5, 1, 16][:count]
+    return [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+
+
+def plain_logps(model, prompt, ids):
+    """Log-probs of a reply by the model's own forward over the whole text."""
+    with torch.no_grad():
+        logps = torch.log_softmax(model(input_ids=torch.tensor([prompt + ids])).logits[0].float(), dim=-1)
+    return [logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids)]
+
+
+def assert_equal_to_plain_forward(model, completions):
+    for completion in completions:
+        expected = plain_logps(model, completion.prompt_ids, completion.ids)
+        assert completion.logprobs == pytest.approx(expected, abs=FORWARD_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [*FAST, *GENERIC])
+def test_engine_gives_the_log_probs_of_the_plain_forward(name):
+    model = (FAST | GENERIC)[name]()
+    engine = DecodeEngine(model, EOS, max_slots=5)
+    assert isinstance(engine._decoder, LlamaDecoder if name in FAST else GenericDecoder)
+    params = [SamplingParams(8 + i, seed=i) for i in range(8)]
+    completions = engine.generate(some_prompts(), params)
+    assert_equal_to_plain_forward(model, completions)
+    assert len({tuple(completion.ids) for completion in completions}) == 8
+    for completion, settings in zip(completions, params, strict=True):
+        if completion.finished == "stop":
+            assert completion.ids.index(EOS) == len(completion.ids) - 1
+        else:
+            assert len(completion.ids) == settings.max_tokens
+            assert EOS not in completion.ids
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_large_models_keep_their_projections_apart(monkeypatch, joined):
+    if not joined:
+        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+    model = qwen2()
+    engine = DecodeEngine(model, EOS)
+    assert (len(engine._decoder._layers[0][1]) == 1) == joined
+    assert_equal_to_plain_forward(model, engine.generate(some_prompts(4), SamplingParams(8, seed=3)))
+
+
+@pytest.mark.parametrize("decoder", [LlamaDecoder, GenericDecoder])
+def test_requests_join_and_leave_at_any_step(decoder):
+    model = llama()
+    prompts = some_prompts()
+
+    def fresh_engine():
+        engine = DecodeEngine(model, eos_id=-1, max_slots=8)
+        engine._decoder = decoder(model)
+        return engine
+
+    alone = {}
+    for i, prompt in enumerate(prompts):
+        alone[i] = fresh_engine().generate([prompt], SamplingParams(6 + i, seed=100 + i))[0].ids
+
+    engine = fresh_engine()
+    handles, together, cancelled = {}, {i: [] for i in range(len(prompts))}, 4
+    for step in range(60):
+        if step % 2 == 0 and step // 2 < len(prompts):  # one newcomer every second step
+            i = step // 2
+            handles[engine.submit(prompts[i], SamplingParams(6 + i, seed=100 + i))] = i
+        if step == 11:
+            assert engine.cancel(next(h for h, i in handles.items() if i == cancelled))
+        for handle, token_id, logprob, finished in engine.step():
+            i = handles[handle]
+            together[i].append(token_id)
+            assert math.isfinite(logprob)
+            assert (finished == "length") == (len(together[i]) == 6 + i)
+    assert engine.active == 0
+    assert together[cancelled] == alone[cancelled][:3]  # steps 8, 9 and 10
+    del together[cancelled], alone[cancelled]
+    assert together == alone
+
+
+def test_every_token_is_drawn_with_the_random_number_of_its_seed_and_place():
+    model = llama()
+    completion = DecodeEngine(model, eos_id=-1).generate([[5, 6, 7]], SamplingParams(12, seed=9))[0]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([completion.prompt_ids + completion.ids])).logits[0, 2:-1]
+    numbers = uniforms(np.full(12, 9), np.arange(12))
+    ids, _ = choose_tokens(logits, torch.from_numpy(numbers), torch.ones(12), torch.ones(12))
+    assert completion.ids == ids.tolist()
+
+
+def test_a_prompt_that_comes_several_times_is_computed_once_and_gives_the_same_replies():
+    model = llama()
+    first, second = some_prompts(2)
+    prompts = [first, second, first, first, second]
+    params = [SamplingParams(12, seed=seed) for seed in (1, 2, 3, 1, 2)]
+    completions = DecodeEngine(model, eos_id=-1).generate(prompts, params)
+    assert_equal_to_plain_forward(model, completions)
+    assert completions[0].ids == completions[3].ids != completions[2].ids
+    assert completions[1].ids == completions[4].ids
+
+
+def test_cancelled_and_closed_requests_are_gone():
+    engine = DecodeEngine(llama(), EOS, max_slots=1)
+    running, waiting = (engine.submit([5, 6], SamplingParams(9, seed=s)) for s in (0, 1))
+    engine.step()
+    assert engine.active == 2
+    assert engine.cancel(waiting)
+    assert engine.cancel(running)
+    assert not engine.cancel(running)
+    assert engine.step() == []
+    engine.submit([5, 6], SamplingParams(9))
+    engine.close()
+    assert engine.active == 0
+
+
+def test_cache_grows_while_replies_run():
+    model = llama()
+    engine = DecodeEngine(model, eos_id=-1, max_slots=6)
+    engine._decoder.reserve(1, 4)
+    assert_equal_to_plain_forward(model, engine.generate(some_prompts(6), SamplingParams(30, seed=2)))
+
+
+def test_changed_weights_count_after_sync():
+    model = llama()
+    engine = DecodeEngine(model, EOS)
+    engine.submit([5], SamplingParams(3))
+    engine.step()
+    with pytest.raises(RuntimeError, match="1 replies are running"):
+        engine.sync()
+    engine.close()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    engine.sync()
+    assert_equal_to_plain_forward(model, engine.generate(some_prompts(3), SamplingParams(6, seed=1)))
+
+
+def test_bfloat16_weights_are_decoded_in_bfloat16():
+    # bfloat16 has 8 bits of mantissa: log-probs of a few nats agree to about 0.1.
+    model = llama(initializer_range=0.05).to(torch.bfloat16)
+    completions = DecodeEngine(model, EOS).generate(some_prompts(4), SamplingParams(6, seed=1))
+    for completion in completions:
+        assert completion.logprobs == pytest.approx(plain_logps(model, completion.prompt_ids, completion.ids), abs=0.15)
+
+
+def test_a_request_that_does_not_fit_is_refused_when_it_is_submitted():
+    engine = DecodeEngine(llama(), EOS)
+    with pytest.raises(ValueError, match="60 prompt tokens and a reply of up to 5 need a context of 65"):
+        engine.submit([2] * 60, SamplingParams(5))
+    with pytest.raises(ValueError, match="no tokens"):
+        engine.submit([], SamplingParams(5))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0}, {"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"seed": -1}]
+)
+def test_impossible_sampling_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingParams(**({"max_tokens": 4} | wrong))
+
+
+# Random numbers and the choice of a token
+
+
+def test_uniform_numbers_depend_on_seed_and_position_alone():
+    seeds, positions = np.array([3, 3, 4, 2**63 + 5]), np.array([0, 1, 0, 7])
+    together = uniforms(seeds, positions)
+    assert len(set(together.tolist())) == 4
+    for i in range(4):
+        assert uniforms(seeds[i : i + 1], positions[i : i + 1])[0] == together[i]
+    # Fixed for ever: a change would silently change every reply that is drawn again.
+    assert together.tolist() == [splitmix_uniform(int(s), int(p)) for s, p in zip(seeds, positions, strict=True)]
+
+
+def splitmix_uniform(seed, position):
+    """The definition in whole numbers: two rounds of splitmix64's finaliser, top 24 bits."""
+    golden, words = 0x9E3779B97F4A7C15, 2**64
+
+    def mix(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % words
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % words
+        return z ^ (z >> 31)
+
+    return (mix((mix((seed + golden) % words) + golden * (position + 1)) % words) >> 40) / 2**24
+
+
+def test_mixing_is_that_of_splitmix64():
+    # First output of the published generator with seed 1234567: its state after one golden step, mixed.
+    first = sampler_random._mix(np.array([1234567], dtype=np.uint64) + sampler_random._GOLDEN)
+    assert int(first[0]) == 6457827717110365317
+
+
+@pytest.mark.parametrize("axis", ["seeds", "positions"])
+def test_uniform_numbers_are_uniform_along_both_axes(axis):
+    count, zeros = 100_000, np.zeros(100_000, dtype=np.uint64)
+    numbers = np.arange(count, dtype=np.uint64)
+    drawn = uniforms(numbers, zeros) if axis == "seeds" else uniforms(zeros, numbers)
+    counts = np.histogram(drawn, bins=50, range=(0, 1))[0]
+    # Chi-square with 49 degrees of freedom: mean 49, standard deviation 9.9; neighbours are uncorrelated.
+    assert ((counts - count / 50) ** 2 / (count / 50)).sum() < 49 + 5 * 9.9
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / math.sqrt(count)
+
+
+def test_derived_seeds_differ_by_every_part_and_their_order():
+    assert len({derive_seed(*parts) for parts in [(0,), (1,), (0, 1), (1, 0), (0, 0), (0, 0, 1), (-1,)]}) == 7
+
+
+def test_permutation_visits_everything_once():
+    assert sorted(permutation(5, 1000).tolist()) == list(range(1000))
+    assert permutation(5, 1000).tolist() != permutation(6, 1000).tolist()
+
+
+def draw(probs, uniform, temperature=1.0, top_p=1.0):
+    logits = torch.tensor([probs]).log().expand(len(uniform), -1).contiguous()
+    count = len(uniform)
+    ids, logps = choose_tokens(
+        logits, torch.tensor(uniform), torch.full((count,), temperature), torch.full((count,), top_p)
+    )
+    return ids.tolist(), logps.tolist()
+
+
+def test_choice_inverts_the_cumulative_distribution():
+    # Cumulative: 0.2, 0.2, 0.7, 1.0; token 1 is impossible, and so is token 4.
+    ids, logps = draw([0.2, 0.0, 0.5, 0.3, 0.0], [0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-24])
+    assert ids == [0, 0, 2, 2, 3, 3]
+    assert logps == pytest.approx([math.log(p) for p in (0.2, 0.2, 0.5, 0.5, 0.3, 0.3)], abs=1e-5)
+
+
+def test_temperature_sharpens_but_log_probs_stay_the_models():
+    # At temperature 0.5 probabilities 0.2, 0.8 become 0.04 / 0.68 = 0.0588 and 0.9412.
+    ids, logps = draw([0.2, 0.8], [0.05, 0.07], temperature=0.5)
+    assert ids == [0, 1]
+    assert logps == pytest.approx([math.log(0.2), math.log(0.8)], abs=1e-5)
+
+
+def test_temperature_zero_takes_the_likeliest():
+    assert draw([0.4, 0.5, 0.1], [0.0, 0.99], temperature=0.0)[0] == [1, 1]
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_the_share():
+    # 0.5 + 0.3 reaches 0.75, so that 0.2 can't be drawn; 0.5 / 0.8 = 0.625 of the mass is token 2's.
+    ids, _ = draw([0.2, 0.3, 0.5], [0.0, 0.37, 0.38, 0.999], top_p=0.75)
+    assert ids == [1, 1, 2, 2]
+
+
+def test_drawn_tokens_follow_the_models_probabilities():
+    # 20,000 draws: each share has a standard error of at most 0.0035.
+    probs = [0.1, 0.25, 0.05, 0.6]
+    uniform = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64)).tolist()
+    ids, _ = draw(probs, uniform)
+    assert (np.bincount(ids, minlength=4) / 20_000).tolist() == pytest.approx(probs, abs=0.015)
