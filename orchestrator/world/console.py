@@ -1,0 +1,88 @@
+"""What the demo says on the terminal: one line per event, with the time since the start and until the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+MIN_LINE_PAUSE_S = 4.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the demo, and how long it takes on 2 cores with nothing else running."""
+
+    name: str
+    expected_s: float
+
+
+class Console:
+    """Progress with an estimate of the end: expected times, scaled by how long the finished phases really took."""
+
+    def __init__(
+        self, phases: list[Phase], stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._waiting = list(phases)
+        self._stream = stream or sys.stdout
+        self._clock = clock
+        self._started_s = self._phase_started_s = self._said_s = clock()
+        self._phase: Phase | None = None
+        self._fraction = 0.0
+        self._took_s = self._expected_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the demo began."""
+        return self._clock() - self._started_s
+
+    def begin(self, name: str) -> None:
+        """Enter a phase; the phases before it in the plan count as done, an earlier demo did them."""
+        self._finish()
+        names = [phase.name for phase in self._waiting]
+        if name in names:
+            self._waiting = self._waiting[names.index(name) :]
+            self._phase = self._waiting.pop(0)
+        self._phase_started_s, self._fraction = self._clock(), 0.0
+        self.say(f"── {name}")
+
+    def update(self, fraction: float, text: str) -> None:
+        """Say how far the phase is, at most every few seconds."""
+        self._fraction = fraction
+        if self._clock() - self._said_s >= MIN_LINE_PAUSE_S:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._said_s = self._clock()
+        left = self.seconds_left()
+        shown = f"{_clock_time(self.elapsed_s)}  {f'about {_clock_time(left)} left' if left else '':16}  {text}"
+        print(shown.rstrip(), file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the last phase."""
+        self._finish()
+        self._waiting = []
+
+    def seconds_left(self) -> float:
+        """Estimate of the time until the end."""
+        # As if one more minute had passed exactly as expected: the first phases say little about the machine.
+        pace = (self._took_s + 60) / (self._expected_s + 60)
+        left = sum(phase.expected_s for phase in self._waiting) * pace
+        if self._phase is not None:
+            spent = self._clock() - self._phase_started_s
+            own = self._phase.expected_s * pace
+            left += max(spent * (1 / self._fraction - 1) if self._fraction > 0.2 else own - spent, 0.05 * own)
+        return left
+
+    def _finish(self) -> None:
+        if self._phase is not None:
+            self._took_s += self._clock() - self._phase_started_s
+            self._expected_s += self._phase.expected_s
+            self._phase = None
+
+
+def _clock_time(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,262 @@
+"""The demo: three cycles of the loop in the small world, on an instance of its own, in minutes.
+
+Nothing is remembered but in the instance's database: an interrupted demo asks the rows what is done and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator import cycles, judging
+from orchestrator.config import CycleConfig, parse_config
+from orchestrator.cycle_runs import follow, start_cycle
+from orchestrator.errors import CycleError
+from orchestrator.prefect_api import FlowRunState, PrefectApi
+from orchestrator.raters import create_rater, renew_token
+from orchestrator.up import Instance
+from orchestrator.world.console import Console, Phase
+from orchestrator.world.raters import Crowd, Task
+from orchestrator.world.settings import DemoConfig, cycle_config, write_toml
+from orchestrator.world.world import World
+
+# A run that crashed (its worker was killed, say) is started again so often; a failed one is not.
+MAX_STARTS = 3
+
+
+@dataclass(frozen=True)
+class EndedCycle:
+    """A cycle that ended with a decision, and the policies that people compare after it."""
+
+    id: int
+    number: int
+    snapshot_id: int
+    initial_id: int
+
+
+def phases(num_cycles: int) -> list[Phase]:
+    """The plan of the demo, with the seconds each part takes on 2 cores."""
+    plan = [Phase("start", 12), Phase("cycle 0: pretrain the initial policy and put it before the raters", 80)]
+    for number in range(1, num_cycles + 1):
+        plan += [
+            Phase(f"cycle {number}: raters compare", 30),
+            Phase(f"cycle {number}: train, judge, promote", 65),
+            Phase(f"cycle {number}: raters compare the new policy with the initial one", 18),
+        ]
+    return plan
+
+
+class Demo:
+    """One demo on a running instance; `run` returns when all cycles are done and judged."""
+
+    def __init__(self, config: DemoConfig, num_cycles: int, instance: Instance, console: Console) -> None:
+        self.config = config
+        self.num_cycles = num_cycles
+        self.instance = instance
+        self.console = console
+        self.home = instance.home
+        # The stages' own functions are used to count and to read; they look for the instance in the environment.
+        os.environ.update(instance.env())
+        self.cycle_file = self.home / "cycle.toml"
+        self.cycle_config: CycleConfig = parse_config(cycle_config(config, inputs_folder(self.home)))
+        self.api = PrefectApi(instance.prefect_api_url)
+        self.tokens = self._rater_tokens()
+
+    def run(self) -> list[EndedCycle]:
+        """Turn the loop as often as asked; what is done already is not repeated."""
+        if not cycles.anything_live():
+            self.console.begin("cycle 0: pretrain the initial policy and put it before the raters")
+            self._run_cycle()
+        for number in range(1, self.num_cycles + 1):
+            if len(ended_cycles()) < number:
+                self._collect(number)
+                self.console.begin(f"cycle {number}: train, judge, promote")
+                self._run_cycle()
+            done = ended_cycles()
+            if len(done) < number:
+                raise CycleError(
+                    f"Cycle {number} ended without a snapshot. `ORCHESTRATOR_HOME={self.home} orchestrator cycle list` "
+                    "says how it ended."
+                )
+            self._compare_with_initial(number, done[number - 1])
+        return ended_cycles()[: self.num_cycles]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all cycles are done and judged."""
+        done = ended_cycles()[: self.num_cycles]
+        return len(done) == self.num_cycles and all(measured_elo(cycle) is not None for cycle in done)
+
+    def _collect(self, number: int) -> None:
+        """Raters talk to the live policy until there are enough fresh comparisons."""
+        raters = self.config.raters
+        if cycles.open_cycle_id() is not None:
+            return
+        have = cycles.fresh_comparisons(self.cycle_config).found
+        self.console.begin(f"cycle {number}: raters compare")
+        weights: dict[Task, float] = {
+            "helpful": raters.helpful_weight,
+            "red_team": raters.red_team_weight,
+            "red_team_choose_best": raters.choose_best_weight,
+        }
+        self._sit(f"cycle {number}", weights, have, raters.comparisons_per_cycle)
+
+    def _compare_with_initial(self, number: int, cycle: EndedCycle) -> None:
+        """Raters compare the snapshot with the initial policy, and Elo comes from these comparisons alone."""
+        wanted = self.config.raters.evaluation_comparisons
+        have = num_model_comparisons(cycle)
+        if have < wanted:
+            self.console.begin(f"cycle {number}: raters compare the new policy with the initial one")
+            self._sit(f"evaluation {number}", {"model_comparison": 1.0}, have, wanted, count_ties=True)
+        if measured_elo(cycle) is None:
+            judging.measure_elo(cycle.id, cycle.snapshot_id, cycle.initial_id)
+        elo = measured_elo(cycle) or {}
+        low, high = elo["ci"]
+        self.console.say(
+            f"Elo {elo['elo']:+.0f} [{low:+.0f}, {high:+.0f}] against the initial policy, "
+            f"from {elo['num_comparisons']} comparisons"
+        )
+
+    def _sit(
+        self, sitting: str, weights: dict[Task, float], have: int, wanted: int, *, count_ties: bool = False
+    ) -> None:
+        def progress(done: int) -> None:
+            self.console.update((have + done) / wanted, f"{have + done} of {wanted} comparisons")
+
+        crowd = Crowd(
+            self.instance.feedback_url,
+            self.tokens,
+            taste=self.config.raters.taste,
+            agreement=self.config.raters.agreement,
+            # What was there already is part of the seed: a sitting that goes on does not ask the same again.
+            seed=f"{self.config.seed}/{sitting}/{have}",
+            concurrency=self.config.raters.concurrency,
+            count_ties=count_ties,
+            on_progress=progress,
+        )
+        tally = crowd.collect(weights, wanted - have)
+        self.console.say(
+            f"{tally.comparisons} comparisons and {tally.ties} ties in {tally.dialogues} dialogues "
+            f"by {len(self.tokens)} raters"
+        )
+
+    def _run_cycle(self) -> None:
+        """One run of the cycle's Prefect deployment, followed to its end."""
+        for attempt in range(1, MAX_STARTS + 1):
+            flow_run_id = start_cycle(self.api, self.cycle_file, [])
+            state = follow(self.api, flow_run_id, self.home, self.console.say)
+            if state.type == "COMPLETED":
+                self.console.say(state.line)
+                return
+            if state.type != "CRASHED" or attempt == MAX_STARTS:
+                raise _ended_badly(state, self.api, flow_run_id)
+            self.console.say(f"{state.line}; started again, finished stages are not repeated")
+
+    def _rater_tokens(self) -> list[str]:
+        """A token for each synthetic rater; tokens are not stored, so every start of the demo gives new ones."""
+        tokens = []
+        with cycles.database() as session:
+            known = set(session.scalars(select(t.Rater.handle).where(t.Rater.kind == "synthetic")))
+            for number in range(1, self.config.raters.num_raters + 1):
+                handle = f"synthetic-{number:02d}"
+                if handle in known:
+                    tokens.append(renew_token(session, handle))
+                else:
+                    tokens.append(create_rater(session, handle, kind="synthetic", platform="demo")[1])
+        return tokens
+
+
+def prepare_inputs(config: DemoConfig, home: Path) -> Path:
+    """Write the world's texts and the cycle's configuration where they are not yet; returns the configuration file."""
+    file = home / "cycle.toml"
+    if not file.exists():
+        inputs = inputs_folder(home)
+        World(config.seed).write_inputs(
+            inputs,
+            num_dialogues=config.world.num_dialogues,
+            num_evaluation=config.world.num_evaluation,
+            taste=config.raters.taste,
+        )
+        aside = file.with_suffix(".new")
+        write_toml(cycle_config(config, inputs), aside)
+        aside.replace(file)
+    return file
+
+
+def inputs_folder(home: Path) -> Path:
+    """Where the world's texts lie."""
+    return home / "world"
+
+
+def ended_cycles() -> list[EndedCycle]:
+    """Cycles that trained and ended with a decision, oldest first."""
+    with cycles.database() as session:
+        rows = session.execute(
+            select(t.Cycle.id, t.Cycle.number, t.Decision.snapshot_id)
+            .join(t.Decision, t.Decision.cycle_id == t.Cycle.id)
+            .where(t.Cycle.number > 0, t.Cycle.state.in_(("promoted", "refused")))
+            .order_by(t.Cycle.number, t.Decision.id)
+        ).all()
+        newest = {number: (cycle_id, snapshot_id) for cycle_id, number, snapshot_id in rows}
+        return [
+            EndedCycle(cycle_id, number, snapshot_id, initial_of(session, snapshot_id))
+            for number, (cycle_id, snapshot_id) in newest.items()
+        ]
+
+
+def initial_of(session: Session, snapshot_id: int) -> int:
+    """The initial policy that a snapshot began from."""
+    return session.execute(
+        select(t.LineageEdge.parent_id).where(t.LineageEdge.child_id == snapshot_id, t.LineageEdge.role == "initial")
+    ).scalar_one()
+
+
+def num_model_comparisons(cycle: EndedCycle) -> int:
+    """Comparisons of the cycle's snapshot with the initial policy, ties included."""
+    with cycles.database() as session:
+        digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
+        return sum({game.first, game.second} == digests for game in judging.games(session))
+
+
+def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:
+    """The cycle's Elo as it was recorded, or None."""
+    with cycles.database() as session:
+        found = session.scalars(
+            select(t.Evaluation.numbers)
+            .where(t.Evaluation.cycle_id == cycle.id, t.Evaluation.kind == "elo")
+            .order_by(t.Evaluation.id.desc())
+            .limit(1)
+        ).first()
+        return dict(found) if found else None
+
+
+@contextmanager
+def counted_seconds(home: Path, started_s: float, demo: Demo) -> Iterator[Callable[[], float]]:
+    """Add up what the demo takes over all its starts, interrupted ones too; finding all done adds nothing."""
+    file = home / "seconds"
+
+    def so_far() -> float:
+        return float(file.read_text()) if file.exists() else 0.0
+
+    before, was_complete = so_far(), demo.complete
+    try:
+        yield so_far
+    finally:
+        if not was_complete:
+            file.write_text(f"{before + time.monotonic() - started_s:.3f}")
+
+
+def _ended_badly(state: FlowRunState, api: PrefectApi, flow_run_id: str) -> CycleError:
+    return CycleError(
+        f"The cycle's run ended as {state.line}. Look at {api.ui_url}/runs/flow-run/{flow_run_id}; "
+        "the demo goes on where it stopped when it is started again."
+    )

@@ -1,0 +1,314 @@
+"""The demo's report: what each cycle brought, judged by the truth that only this package knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.artifacts import ArtifactStore
+from orchestrator.cycles import database
+from orchestrator.evaluations import replies
+from orchestrator.settings import Settings
+from orchestrator.world.demo import EndedCycle, measured_elo
+from orchestrator.world.world import TrueScores, true_scores
+
+Interval = list[float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the report: the initial policy (cycle 0), or the snapshot of a cycle.
+
+    `pm_score` is the mean score of the replies to the evaluation requests by the cycle's preference model, minus that
+    of the initial policy: scores of two preference models have no common zero. Entry 0 is 0 by definition.
+    """
+
+    cycle: int
+    comparisons: int
+    pm_accuracy: float | None
+    pm_accuracy_ci: Interval | None
+    kl_nats: float
+    pm_score: float
+    true_helpful: float
+    true_harmless: float
+    elo: float
+    elo_ci: Interval
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The best of n replies of the initial policy by the last preference model: what choosing alone achieves."""
+
+    n: int
+    kl_nats: float
+    pm_score: float
+    true_helpful: float
+    true_harmless: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the demo found."""
+
+    seed: int
+    seconds: float
+    cycles: list[Entry]
+    best_of: BestOf | None
+    overhead: list[dict[str, Any]]
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last policy's Elo interval lies above the initial policy's, which is 0."""
+        return self.cycles[-1].elo_ci[0] > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of demo-report.json."""
+        return asdict(self)
+
+
+def gather(ended: list[EndedCycle], seed: int, seconds: float) -> Report:
+    """Read what the cycles measured, and judge the replies of their evaluations by the truth."""
+    entries: list[Entry] = []
+    best_of: BestOf | None = None
+    settings = Settings.from_env()
+    store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+    with database() as session:
+        for cycle in ended:
+            initial = _evaluation(session, cycle.id, "policy", cycle.initial_id)
+            snapshot = _evaluation(session, cycle.id, "policy", cycle.snapshot_id)
+            if not entries:
+                entries.append(_initial_entry(session, cycle, initial, store))
+            entries.append(_entry(session, cycle, snapshot, initial, store))
+            chosen = _newest_evaluation(session, cycle.id, "best_of_n", cycle.initial_id)
+            if chosen is not None:
+                best_of = _best_of(chosen, initial, store, session)
+        overhead = [row for cycle in ended for row in _overhead(session, cycle)]
+    return Report(seed, seconds, entries, best_of, overhead)
+
+
+def _initial_entry(session: Session, cycle: EndedCycle, initial: t.Evaluation, store: ArtifactStore) -> Entry:
+    true = _true_scores(session, initial, store)
+    digest = session.get_one(t.Artifact, cycle.initial_id).digest
+    return Entry(0, 0, None, None, 0.0, 0.0, true.helpful, true.harmless, 0.0, [0.0, 0.0], digest)
+
+
+def _entry(
+    session: Session, cycle: EndedCycle, snapshot: t.Evaluation, initial: t.Evaluation, store: ArtifactStore
+) -> Entry:
+    true = _true_scores(session, snapshot, store)
+    model = _results(session, cycle.id, "preference_model")
+    elo = measured_elo(cycle)
+    assert elo is not None, "Elo is measured before the report is written"
+    return Entry(
+        cycle=cycle.number,
+        comparisons=_results(session, cycle.id, "comparison_set")["num_comparisons"],
+        pm_accuracy=model["held_out"]["accuracy"],
+        pm_accuracy_ci=list(model["held_out"]["ci"]),
+        kl_nats=snapshot.numbers["kl_nats"],
+        pm_score=snapshot.numbers["pm_score"] - initial.numbers["pm_score"],
+        true_helpful=true.helpful,
+        true_harmless=true.harmless,
+        elo=elo["elo"],
+        elo_ci=list(elo["ci"]),
+        snapshot=session.get_one(t.Artifact, cycle.snapshot_id).digest,
+    )
+
+
+def _best_of(chosen: t.Evaluation, initial: t.Evaluation, store: ArtifactStore, session: Session) -> BestOf:
+    true = _true_scores(session, chosen, store)
+    numbers = chosen.numbers
+    gain = numbers["pm_score"] - initial.numbers["pm_score"]
+    return BestOf(numbers["best_of"], numbers["kl_nats"], gain, true.helpful, true.harmless)
+
+
+def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation:
+    found = _newest_evaluation(session, cycle_id, kind, subject_id)
+    assert found is not None, "a cycle that was decided on has evaluated both policies"
+    return found
+
+
+def _newest_evaluation(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation | None:
+    return session.scalars(
+        select(t.Evaluation)
+        .where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind, t.Evaluation.subject_id == subject_id)
+        .order_by(t.Evaluation.id.desc())
+        .limit(1)
+    ).first()
+
+
+def _true_scores(session: Session, evaluation: t.Evaluation, store: ArtifactStore) -> TrueScores:
+    assert evaluation.artifact_id is not None, "an evaluation of a policy has its replies"
+    folder = store.fetch(session.get_one(t.Artifact, evaluation.artifact_id).digest)
+    return true_scores((record["messages"][-1]["content"], record["reply"]) for record in replies(folder))
+
+
+def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:
+    """Results of the newest artifact of the kind that a stage of the cycle ended with."""
+    return session.scalars(
+        select(t.Artifact.results)
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == kind)
+        .order_by(t.Stage.id.desc())
+        .limit(1)
+    ).one()
+
+
+def _overhead(session: Session, cycle: EndedCycle) -> Iterator[dict[str, Any]]:
+    """Per stage, the seconds from its start to the next one's (or its own end), and how many of them a job ran.
+
+    The first stage also carries the wait from the opening of the cycle.
+    """
+    opened = session.get_one(t.Cycle, cycle.id).started_at
+    stages = [
+        stage
+        for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle.id).order_by(t.Stage.id))
+        if stage.name != "measure_elo"
+    ]
+    begins = [opened, *(stage.started_at for stage in stages[1:])]
+    for number, stage in enumerate(stages):
+        until = begins[number + 1] if number + 1 < len(stages) else stage.ended_at
+        if until is None:
+            continue
+        seconds, job = (until - begins[number]).total_seconds(), stage.job_seconds or 0.0
+        yield {
+            "cycle": cycle.number,
+            "stage": stage.name,
+            "seconds": round(seconds, 2),
+            "job_seconds": round(job, 2),
+            "overhead_seconds": round(seconds - job, 2),
+        }
+
+
+def table(report: Report) -> str:
+    """The table that the demo ends with."""
+    head = ("cycle", "comparisons", "PM accuracy", "KL", "PM score", "helpful", "harmless", "Elo against initial")
+    rows = [head]
+    for entry in report.cycles:
+        accuracy = "–"
+        if entry.pm_accuracy is not None and entry.pm_accuracy_ci is not None:
+            low, high = entry.pm_accuracy_ci
+            accuracy = f"{entry.pm_accuracy:.3f} ± {(high - low) / 2:.3f}"
+        elo = f"{entry.elo:+.0f} [{entry.elo_ci[0]:+.0f}, {entry.elo_ci[1]:+.0f}]" if entry.cycle else "0"
+        rows.append(
+            (
+                str(entry.cycle) if entry.cycle else "initial",
+                str(entry.comparisons),
+                accuracy,
+                f"{entry.kl_nats:.2f}",
+                f"{entry.pm_score:+.2f}",
+                f"{entry.true_helpful:.3f}",
+                f"{entry.true_harmless:.3f}",
+                elo,
+            )
+        )
+    best = report.best_of
+    if best is not None:
+        rows.append(
+            (
+                f"best of {best.n}",
+                "–",
+                "–",
+                f"{best.kl_nats:.2f}",
+                f"{best.pm_score:+.2f}",
+                f"{best.true_helpful:.3f}",
+                f"{best.true_harmless:.3f}",
+                "–",
+            )
+        )
+    return _aligned(rows) + (
+        "\nPM score: by the cycle's own preference model, less the initial policy's. Helpful and harmless: the truth, "
+        "0 to 1.\nElo: from raters' comparisons with the initial policy alone; 95 % intervals."
+        + (f"\nBest of {best.n}: the initial policy's best reply by the last preference model." if best else "")
+    )
+
+
+def overhead_table(report: Report) -> str:
+    """Where the time of the cycles went: per stage, how much of it no job ran."""
+    rows = [("cycle", "stage", "seconds", "of which a job", "overhead")]
+    for row in report.overhead:
+        numbers = (f"{row[key]:.1f}" for key in ("seconds", "job_seconds", "overhead_seconds"))
+        rows.append((str(row["cycle"]), row["stage"], *numbers))
+    return _aligned(rows)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write demo-report.json and demo-report.png."""
+    (folder / "demo-report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    draw(report, folder / "demo-report.png")
+
+
+def draw(report: Report, file: Path) -> None:
+    """Four panels over the cycles: truth, Elo, PM accuracy, and PM score against KL."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    entries = report.cycles
+    numbers = [entry.cycle for entry in entries]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+    figure.suptitle(f"Iterated RLHF in the small world, seed {report.seed}")
+    truth, elo, accuracy, score = axes.flat
+
+    truth.plot(numbers, [entry.true_helpful for entry in entries], "o-", label="helpful", color="tab:blue")
+    truth.plot(numbers, [entry.true_harmless for entry in entries], "s-", label="harmless", color="tab:orange")
+    if report.best_of is not None:
+        for value, colour in ((report.best_of.true_helpful, "tab:blue"), (report.best_of.true_harmless, "tab:orange")):
+            truth.axhline(value, color=colour, linestyle=":", linewidth=1)
+        truth.plot([], [], color="grey", linestyle=":", label=f"best of {report.best_of.n} of the initial policy")
+    truth.set(title="True score of replies", ylabel="mean, 0 to 1", ylim=(0, 1))
+    truth.legend(fontsize="small", loc="lower right")
+
+    trained = [entry for entry in entries if entry.pm_accuracy is not None]
+    elo.axhline(0, color="grey", linewidth=1)
+    _with_intervals(elo, trained, lambda e: e.elo, lambda e: e.elo_ci)
+    elo.set(title="Elo against the initial policy", ylabel="Elo, 95 % interval")
+
+    accuracy.axhline(0.5, color="grey", linewidth=1)
+    _with_intervals(accuracy, trained, lambda e: e.pm_accuracy or 0.0, lambda e: e.pm_accuracy_ci or [0.0, 0.0])
+    accuracy.set(title="Preference model, held-out accuracy", ylabel="accuracy, 95 % interval", ylim=(0.4, 1))
+
+    score.plot([entry.kl_nats for entry in entries], [entry.pm_score for entry in entries], "o", color="tab:green")
+    for entry in entries:
+        name = f"cycle {entry.cycle}" if entry.cycle else "initial policy"
+        score.annotate(name, (entry.kl_nats, entry.pm_score), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    if report.best_of is not None:
+        point = (report.best_of.kl_nats, report.best_of.pm_score)
+        score.plot(*point, "x", color="black")
+        score.annotate(f"best of {report.best_of.n}", point, xytext=(6, -10), textcoords="offset points", fontsize=8)
+    score.margins(0.15)
+    score.set(
+        title="PM score against distance", xlabel="KL to the initial policy, nats a reply", ylabel="PM score gain"
+    )
+    for panel in (truth, elo, accuracy):
+        panel.set_xticks(numbers)
+        panel.set_xlim(-0.3, numbers[-1] + 0.3)
+        panel.set_xlabel("cycle")
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _with_intervals(
+    panel: Any, entries: list[Entry], value: Callable[[Entry], float], interval: Callable[[Entry], Interval]
+) -> None:
+    values = [value(entry) for entry in entries]
+    below = [max(0.0, at - interval(entry)[0]) for at, entry in zip(values, entries, strict=True)]
+    above = [max(0.0, interval(entry)[1] - at) for at, entry in zip(values, entries, strict=True)]
+    numbers = [entry.cycle for entry in entries]
+    panel.errorbar(numbers, values, yerr=[below, above], fmt="o-", capsize=4, color="tab:purple")
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])

@@ -1,0 +1,97 @@
+"""What the demo is told: a cycle's configuration plus the small world and its raters, and where its instance lives.
+
+The extra sections are taken off before the cycle gets its configuration: flows and servers never know the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from orchestrator import instance_file
+from orchestrator.config import CycleConfig, Section
+from orchestrator.errors import ConfigError, ServiceUnavailable
+from orchestrator.up import PROJECT_ROOT
+
+EXAMPLE = PROJECT_ROOT / "examples" / "demo.toml"
+
+
+class WorldSection(Section):
+    """Size of the small world's texts."""
+
+    num_dialogues: int = Field(26000, ge=100, description="Dialogues to pretrain on; more make a better initial policy")
+    num_evaluation: int = Field(300, ge=3, description="Requests on which every snapshot is judged by the truth")
+
+
+class RatersSection(Section):
+    """The synthetic raters."""
+
+    taste: Literal["truth", "random", "inverted"] = Field(
+        "truth", description="What raters prefer: the truth, nothing in particular, or the opposite of the truth"
+    )
+    agreement: float = Field(0.75, gt=0.05, lt=0.95, description="How often a rater sides with the taste")
+    num_raters: int = Field(24, ge=1)
+    comparisons_per_cycle: int = Field(600, ge=10, description="Comparisons that are no ties, before each cycle")
+    evaluation_comparisons: int = Field(
+        480, ge=10, description="Comparisons of each new snapshot with the initial policy; they give the Elo"
+    )
+    concurrency: int = Field(48, ge=1, description="Dialogues held at the same time")
+    helpful_weight: float = Field(0.65, ge=0, description="Share of dialogues that ask for help")
+    red_team_weight: float = Field(0.15, ge=0, description="Share that seek harm and pick the more harmful reply")
+    choose_best_weight: float = Field(0.2, ge=0, description="Share that seek harm and pick the better reply")
+
+
+class DemoConfig(CycleConfig):
+    """Everything the demo is told."""
+
+    world: WorldSection = WorldSection()
+    raters: RatersSection = RatersSection()
+
+
+def instance_name(config: DemoConfig, num_cycles: int) -> str:
+    """Folder name of the demo with these settings; other settings, or another checkout, are another instance."""
+    told = config.model_dump(mode="json") | {"num_cycles": num_cycles, "project": str(PROJECT_ROOT)}
+    return "demo-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cycle_config(config: DemoConfig, inputs: Path) -> dict[str, Any]:
+    """The configuration that the cycles get: without world and raters, with the files that the world wrote."""
+    told: dict[str, Any] = config.model_dump(mode="json", exclude={"world", "raters"})
+    told["initial_policy"]["pretrain"]["files"] = [str(inputs / "dialogues.jsonl")]
+    told["prompts"]["held_out_file"] = str(inputs / "evaluation.jsonl")
+    orientation = inputs / "orientation.jsonl"
+    told["orientation"]["file"] = str(orientation) if orientation.exists() else None
+    return told
+
+
+def write_toml(told: dict[str, Any], file: Path) -> None:
+    """Write a configuration as TOML; keys without a value are left out."""
+    lines: list[str] = []
+    _section_lines(told, "", lines)
+    file.write_text("# Written by `orchestrator demo`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _section_lines(section: dict[str, Any], name: str, lines: list[str]) -> None:
+    values = {key: value for key, value in section.items() if value is not None and not isinstance(value, dict)}
+    if name and values:
+        lines.append(f"\n[{name}]")
+    # JSON's strings, numbers, booleans and lists are TOML's too.
+    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _section_lines(value, f"{name}.{key}" if name else key, lines)
+
+
+def free_home(base: Path, config: DemoConfig, num_cycles: int) -> Path:
+    """The home of the demo with these settings under `base`; a second one beside a running one gets its own."""
+    name = instance_name(config, num_cycles)
+    for number in range(1, 100):
+        home = base / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(ServiceUnavailable), instance_file.held(home):
+            return home
+    raise ConfigError(f"99 demos with these settings run under {base}; end one first.")

@@ -1,0 +1,131 @@
+"""The demo's parts: settings, the time to go, the report. The demo itself runs in test_demo_runs.py (slow)."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import CycleConfig, load_config
+from orchestrator.errors import ConfigError
+from orchestrator.world.console import Console, Phase
+from orchestrator.world.demo import phases
+from orchestrator.world.report import BestOf, Entry, Report, overhead_table, table, write
+from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
+
+KEYS = [
+    "cycle",
+    "comparisons",
+    "pm_accuracy",
+    "pm_accuracy_ci",
+    "kl_nats",
+    "pm_score",
+    "true_helpful",
+    "true_harmless",
+    "elo",
+    "elo_ci",
+    "snapshot",
+]
+
+
+def example(*overrides: str) -> DemoConfig:
+    return load_config(EXAMPLE, list(overrides), DemoConfig)
+
+
+def test_the_cycles_never_learn_of_world_and_raters(tmp_path: Path) -> None:
+    (tmp_path / "orientation.jsonl").touch()
+    told = cycle_config(example(), tmp_path)
+    write_toml(told, tmp_path / "cycle.toml")
+    text = (tmp_path / "cycle.toml").read_text()
+    assert "taste" not in text
+    read = load_config(tmp_path / "cycle.toml")
+    assert read.model_dump(mode="json") == CycleConfig.model_validate(told).model_dump(mode="json")
+    assert read.prompts.held_out_file == str(tmp_path / "evaluation.jsonl")
+    assert read.orientation.file == str(tmp_path / "orientation.jsonl")
+
+
+def test_random_taste_has_no_orientation_check(tmp_path: Path) -> None:
+    assert cycle_config(example("raters.taste=random"), tmp_path)["orientation"]["file"] is None
+
+
+def test_other_settings_are_another_instance() -> None:
+    names = {
+        instance_name(example(*overrides), cycles)
+        for overrides, cycles in (((), 3), ((), 2), (("seed=1",), 3), (("raters.taste=random",), 3))
+    }
+    assert len(names) == 4
+    assert instance_name(example(), 3) == instance_name(example(), 3)
+
+
+def test_unknown_setting_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"raters\.tast: unknown key; known are .*taste"):
+        example("raters.tast=random")
+
+
+def test_a_second_demo_beside_a_running_one_gets_its_own_home(tmp_path: Path) -> None:
+    from orchestrator import instance_file
+
+    first = free_home(tmp_path, example(), 3)
+    assert free_home(tmp_path, example(), 3) == first
+    with instance_file.held(first):
+        assert free_home(tmp_path, example(), 3) == first.with_name(f"{first.name}-2")
+
+
+def test_time_to_go_follows_the_pace() -> None:
+    now = [0.0]
+    console = Console([Phase("one", 60), Phase("two", 40)], io.StringIO(), lambda: now[0])
+    console.begin("one")
+    assert console.seconds_left() == pytest.approx(100)
+    now[0] = 120.0
+    console.begin("two")
+    # The first took 120 s where 60 were expected: pace (120 + 60) / (60 + 60) = 1.5; 40 s become 60.
+    assert console.seconds_left() == pytest.approx(60)
+    now[0] = 135.0
+    console.update(0.5, "half way")
+    # Half of it took 15 s, so the other half takes as long.
+    assert console.seconds_left() == pytest.approx(15)
+    console.end()
+    assert console.seconds_left() == 0
+
+
+def test_phases_an_earlier_start_did_are_not_waited_for() -> None:
+    console = Console(phases(3), io.StringIO(), lambda: 0.0)
+    console.begin("cycle 3: train, judge, promote")
+    assert console.seconds_left() == pytest.approx(65 + 18)
+
+
+@pytest.fixture
+def report() -> Report:
+    entries = [
+        Entry(0, 0, None, None, 0.0, 0.0, 0.5, 0.33, 0.0, [0.0, 0.0], "sha256:00"),
+        Entry(1, 480, 0.6, [0.51, 0.69], 1.5, 0.6, 0.53, 0.55, 40.0, [8.0, 74.0], "sha256:11"),
+        Entry(2, 960, 0.64, [0.57, 0.7], 1.4, 0.8, 0.56, 0.66, 66.0, [32.0, 101.0], "sha256:22"),
+    ]
+    overhead = [{"cycle": 1, "stage": "freeze", "seconds": 3.0, "job_seconds": 0.0, "overhead_seconds": 3.0}]
+    return Report(7, 400.0, entries, BestOf(16, 1.8, 0.9, 0.6, 0.5), overhead)
+
+
+def test_report_has_the_promised_keys_and_a_picture(report: Report, tmp_path: Path) -> None:
+    write(report, tmp_path)
+    found = json.loads((tmp_path / "demo-report.json").read_text())
+    assert {"seed", "seconds", "cycles"} <= found.keys()
+    assert [sorted(entry) for entry in found["cycles"]] == [sorted(KEYS)] * 3
+    assert found["cycles"][0]["cycle"] == 0
+    assert (tmp_path / "demo-report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_shows_every_cycle_and_the_yardstick(report: Report) -> None:
+    lines = table(report).splitlines()
+    assert lines[2].split()[:2] == ["initial", "0"]
+    assert "0.640 ± 0.065" in lines[4]
+    assert lines[4].endswith("+66 [+32, +101]")
+    assert lines[5].startswith("best of 16")
+    assert "freeze" in overhead_table(report)
+
+
+def test_improved_means_that_the_whole_interval_of_the_last_policy_lies_above_zero(report: Report) -> None:
+    assert report.improved
+    touching = Entry(3, 1440, 0.6, [0.5, 0.7], 1.0, 0.5, 0.5, 0.5, 20.0, [0.0, 40.0], "sha256:33")
+    assert not Report(7, 1.0, [*report.cycles, touching], None, []).improved
