@@ -1,0 +1,159 @@
+"""What both services share: one JSON shape for errors, a cap on request bodies, and the uvicorn settings.
+
+Every error is `{"error": {"message", "type", "code"}}`, the shape that OpenAI clients read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.errors import ConfigError
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status; the message says what was found, what was expected and what to do."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+def error_body(status: int, code: str, message: str) -> dict[str, Any]:
+    """The JSON body of an error."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "code": code}}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error of the application the one JSON shape; unforeseen ones are logged and answered 500."""
+
+    @app.exception_handler(ApiError)
+    async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
+        return JSONResponse(error_body(error.status, error.code, error.message), error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"] if part != "body")
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}: {message}" if where else message)
+        return JSONResponse(error_body(422, "invalid_request", "; ".join(problems)), 422)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        return JSONResponse(error_body(error.status_code, code, str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises it again after this answer, so the log gets its traceback.
+        message = f"{request.method} {request.url.path} failed; the server's log says why."
+        return JSONResponse(error_body(500, "internal_error", message), 500)
+
+
+_DRAINED_BYTES = 50_000_000
+
+
+class BodyLimit:
+    """Refuses bodies over `max_bytes` with 413, by the declared length or while they arrive."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on unless its body is too large."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self.max_bytes:
+                await self._drain(receive, int(value))
+                await self._refuse(send)
+                return
+        received = 0
+        started = False
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.max_bytes:
+                    raise _TooLarge
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted_receive, watched_send)
+        except _TooLarge:
+            if started:
+                raise
+            await self._refuse(send)
+
+    async def _drain(self, receive: Receive, declared: int) -> None:
+        """Read and forget a body that is not absurdly large: a client still sending would miss the answer."""
+        more = declared <= _DRAINED_BYTES
+        while more:
+            message = await receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+    async def _refuse(self, send: Send) -> None:
+        message = f"The request body is larger than the {self.max_bytes} bytes allowed here. Send less."
+        body = json.dumps(error_body(413, "body_too_large", message)).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class _TooLarge(BaseException):
+    """Ends the reading of a body. Not an Exception: FastAPI would turn that into a 400 of its own."""
+
+
+def serve(app: FastAPI, host: str, port: int, name: str) -> None:
+    """Run the application until SIGINT or SIGTERM; prints its address once it answers.
+
+    Raises:
+        ConfigError: the port is taken, or the address is not this machine's.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # It would write a line for every reply.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # A restart on the same port must not wait for the old connections' TIME_WAIT to pass.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"Can't listen on {host} port {port}: {error.strerror}. Choose another --port, or 0 for a free one."
+        ) from None
+    # Backlog: hundreds of raters may connect in the same instant.
+    listener.listen(2048)
+    bound = listener.getsockname()[1]
+    print(f"{name} listens on http://{f'[{host}]' if ':' in host else host}:{bound}", flush=True)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])

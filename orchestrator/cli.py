@@ -1,0 +1,67 @@
+"""The `orchestrator` command: everything an operator does by hand.
+
+Only the chosen command's module is imported, so that `--help` answers at once. Each module in
+`orchestrator/commands/` has `configure(parser)` and `run(args) -> exit status`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from orchestrator.errors import OrchestratorError
+
+COMMANDS = {
+    "up": ("orchestrator.commands.up", "run everything on this machine until Ctrl-C"),
+    "demo": ("orchestrator.commands.demo", "three cycles of the loop in a small world, in minutes"),
+    "cycle": ("orchestrator.commands.cycle", "run, list and show cycles"),
+    "import": ("orchestrator.commands.import_", "import human comparisons from files"),
+    "export": ("orchestrator.commands.export", "export comparisons to a file"),
+    "artifacts": ("orchestrator.commands.artifacts", "list artifacts"),
+    "lineage": ("orchestrator.commands.lineage", "what an artifact, reply or comparison came from and went into"),
+    "verify": ("orchestrator.commands.verify", "check every artifact against its digest"),
+    "rater": ("orchestrator.commands.rater", "add raters and list them"),
+    "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),
+    "migrate": ("orchestrator.commands.migrate", "bring the database to the newest schema"),
+    "serve-policy": ("orchestrator.commands.serve_policy", "run the policy server"),
+    "serve-feedback": ("orchestrator.commands.serve_feedback", "run the feedback app"),
+    "worker": ("orchestrator.commands.worker", "run a Prefect worker for the cpu or gpu pool"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0 done, 1 a negative answer, 2 an error."""
+    parser = argparse.ArgumentParser(
+        prog="orchestrator",
+        description="Iterated online RLHF: people compare replies, their comparisons train the next policy.",
+        epilog="`orchestrator COMMAND --help` tells the options of a command.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    modules = {}
+    for name, (module_name, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            modules[name] = importlib.import_module(module_name)
+            modules[name].configure(subparser)
+    args = parser.parse_args(arguments)
+    try:
+        status: int = modules[args.command].run(args)
+        return status
+    except OrchestratorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader of our output, `head` for one, has gone: not an error of ours.
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

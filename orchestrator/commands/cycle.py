@@ -1,0 +1,128 @@
+"""`orchestrator cycle`: run a cycle, list cycles, show one, give one up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.commands.worker import become
+from orchestrator.config import load_config
+from orchestrator.errors import CycleError
+from orchestrator.prefect_api import PrefectApi, api_url
+from orchestrator.settings import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    start = actions.add_parser("run", help="run a cycle, or go on with the open one")
+    start.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file that says what to train")
+    start.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: section.key=value"
+    )
+    start.add_argument("--fresh", action="store_true", help="build every artifact anew")
+    start.add_argument("--inline", action="store_true", help="in this process, without a Prefect server")
+    start.add_argument("--no-wait", action="store_true", help="only start it, and print the flow run's id")
+    listing = actions.add_parser("list", help="cycles and how they ended")
+    show = actions.add_parser("show", help="the report of a cycle")
+    show.add_argument("number", type=int)
+    cancel = actions.add_parser("cancel", help="give up an open cycle")
+    cancel.add_argument("number", type=int)
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    actions = {"run": _run, "list": _list, "show": _show, "cancel": _cancel}
+    return actions[args.action](args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Read here too, so that a mistake is told at once and not by a failed flow run.
+    load_config(args.config, args.set)
+    settings = Settings.from_env()
+    settings.require_database_url()
+    if args.inline:
+        words = ["--config", str(args.config.absolute())]
+        for override in args.set:
+            words += ["--set", override]
+        become("flows.inline", [*words, *(["--fresh"] if args.fresh else [])])
+    from orchestrator.cycle_runs import follow, start_cycle
+
+    api = PrefectApi(api_url(settings.home))
+    flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
+    print(f"Flow run: {api.ui_url}/runs/flow-run/{flow_run_id}", flush=True)
+    if args.no_wait:
+        return 0
+    started_s = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
+
+    state = follow(api, flow_run_id, settings.home, say)
+    if state.type != "COMPLETED":
+        raise CycleError(f"The run ended as {state.line}")
+    print(state.line)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.cycles import database
+
+    with database() as session:
+        cycles: list[dict[str, Any]] = [
+            {
+                "cycle": cycle.number,
+                "name": cycle.name,
+                "state": cycle.state,
+                "started_at": cycle.started_at.isoformat(timespec="seconds"),
+                "ended_at": cycle.ended_at.isoformat(timespec="seconds") if cycle.ended_at else None,
+                "note": cycle.note,
+            }
+            for cycle in session.scalars(select(t.Cycle).order_by(t.Cycle.number))
+        ]
+    if args.json:
+        print(json.dumps(cycles, indent=2))
+    elif not cycles:
+        print("No cycle yet. Run one with `orchestrator cycle run --config FILE`.")
+    else:
+        for cycle in cycles:
+            shown = [f"{cycle['cycle']:>5}", f"{cycle['state']:9}", cycle["started_at"], cycle["name"]]
+            print("  ".join([*shown, cycle["note"] or ""]).rstrip())
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.cycles import database
+    from orchestrator.report import cycle_numbers, to_markdown
+
+    with database() as session:
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == args.number)).one_or_none()
+    if cycle_id is None:
+        raise CycleError(f"There is no cycle {args.number}. `orchestrator cycle list` shows those there are.")
+    numbers = cycle_numbers(cycle_id)
+    if args.json:
+        json.dump(numbers, sys.stdout, indent=2, default=str)
+        print()
+    else:
+        print(to_markdown(numbers), end="")
+    return 0
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from orchestrator.cycles import cancel_cycle
+
+    cancel_cycle(args.number)
+    print(f"Cycle {args.number} is cancelled. Its comparisons go into the next comparison set.")
+    return 0

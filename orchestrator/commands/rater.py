@@ -1,0 +1,77 @@
+"""`orchestrator rater`: add raters, list them, renew a token, change a status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from db.session import session
+from orchestrator import raters
+from orchestrator.settings import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = actions.add_parser("add", help="add a rater and print the token, once")
+    add.add_argument("handle", help="unique name")
+    add.add_argument("--kind", choices=raters.KINDS, default="human")
+    add.add_argument("--platform", help="where the rater comes from, e.g. prolific")
+    token = actions.add_parser("token", help="give a rater a new token; the old one ends")
+    token.add_argument("handle")
+    status = actions.add_parser("status", help="select, normal or banned")
+    status.add_argument("handle")
+    status.add_argument("status", choices=raters.STATUSES)
+    listing = actions.add_parser("list", help="raters and how many comparisons each made")
+    for action in (add, token, status, listing):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    with session(Settings.from_env().require_database_url()) as database:
+        if args.action == "add":
+            rater, token = raters.create_rater(database, args.handle, kind=args.kind, platform=args.platform)
+            shown: Any = {"id": rater.id, "handle": rater.handle, "kind": rater.kind, "token": token}
+        elif args.action == "token":
+            shown = {"handle": args.handle, "token": raters.renew_token(database, args.handle)}
+        elif args.action == "status":
+            shown = {"handle": args.handle, "status": raters.set_status(database, args.handle, args.status).status}
+        else:
+            shown = _listing(database)
+    if args.json:
+        print(json.dumps(shown, indent=2))
+    elif isinstance(shown, list):
+        _print_table(shown)
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in shown.items()))
+        if "token" in shown:
+            print("The token is not stored and can't be shown again.")
+    return 0
+
+
+def _listing(database: Session) -> list[dict[str, Any]]:
+    count = func.count(t.Comparison.id).label("num_comparisons")
+    rows = database.execute(
+        select(t.Rater.id, t.Rater.handle, t.Rater.kind, t.Rater.platform, t.Rater.status, count)
+        .outerjoin(t.Comparison, t.Comparison.rater_id == t.Rater.id)
+        .group_by(t.Rater.id)
+        .order_by(count.desc(), t.Rater.id)
+    )
+    return [dict(row._mapping) for row in rows]
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        print("No raters yet. Add one with `orchestrator rater add HANDLE`.")
+        return
+    columns = list(rows[0])
+    lines = [columns, *([str(row[key]) if row[key] is not None else "-" for key in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

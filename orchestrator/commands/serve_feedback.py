@@ -1,0 +1,33 @@
+"""`orchestrator serve-feedback`: run the feedback app."""
+
+from __future__ import annotations
+
+import argparse
+
+from orchestrator.errors import ConfigError
+from orchestrator.settings import Settings
+
+DEFAULT_PORT = 8080
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument("--threads", type=int, default=12, help="requests that use the database at the same time")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    settings = Settings.from_env()
+    if settings.policy_url is None:
+        raise ConfigError("ORCHESTRATOR_POLICY_URL is not set; give the address of the policy server.")
+    if args.threads < 1:
+        raise ConfigError(f"--threads is {args.threads}; expected at least 1.")
+    # FastAPI takes a quarter of a second to import; --help need not wait for it.
+    from orchestrator.asgi import serve
+    from orchestrator.web.app import FeedbackConfig, create_app
+
+    config = FeedbackConfig(settings.require_database_url(), settings.policy_url, threads=args.threads)
+    serve(create_app(config), args.host, args.port, "feedback app")
+    return 0

@@ -1,0 +1,48 @@
+"""`orchestrator serve-policy`: run the policy server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from orchestrator.settings import Settings
+
+DEFAULT_PORT = 8001
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
+    parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
+    parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
+    parser.add_argument("--max-snapshots", type=int, default=8, help="snapshots in memory at the same time")
+    parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="how long unneeded ones stay")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    settings = Settings.from_env()
+    database_url = settings.require_database_url()
+    # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from orchestrator.asgi import serve
+    from orchestrator.serving.app import PolicyServerConfig, create_app
+    from orchestrator.serving.snapshots import SnapshotLimits
+
+    torch.set_num_threads(args.threads)
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    config = PolicyServerConfig(
+        database_url=database_url,
+        artifact_url=settings.artifact_url,
+        cache=settings.home / "cache",
+        limits=SnapshotLimits(torch.device(name), args.max_slots, args.max_context, args.max_snapshots, args.idle),
+        admin_token=settings.admin_token,
+    )
+    serve(create_app(config), args.host, args.port, "policy server")
+    return 0

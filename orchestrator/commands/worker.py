@@ -1,0 +1,36 @@
+"""`orchestrator worker`: run a Prefect worker for the cpu or gpu pool.
+
+Prefect is known to `flows/` alone, so the command becomes `python -m flows.worker`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from orchestrator.jobs import PROJECT_ROOT
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--pool", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--name", help="name of the worker; keep it over restarts (default: the pool and this host)")
+    parser.add_argument("--limit", type=int, help="runs at a time (default: cpu 8, gpu 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Become the worker, so that signals reach it."""
+    words = ["--pool", args.pool]
+    words += ["--name", args.name] if args.name else []
+    words += ["--limit", str(args.limit)] if args.limit is not None else []
+    become("flows.worker", words)
+    return 0
+
+
+def become(module: str, words: list[str]) -> None:
+    """Replace this process by `python -m module`, which is found from any directory."""
+    paths = filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])

@@ -1,0 +1,281 @@
+"""What a cycle is told: one typed TOML file. Unknown keys are errors; the whole is stored on the cycle.
+
+Where things run is in `settings.py` and never here. A relative path is taken from the file's folder, and
+`$VARIABLES` in paths are expanded.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.errors import ConfigError
+
+
+def _expanded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    if "$" in expanded:
+        raise ValueError(f"{value!r} names an environment variable that is not set")
+    return os.path.expanduser(expanded)
+
+
+PathText = Annotated[str, BeforeValidator(_expanded)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are never coerced in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PretrainSection(Section):
+    """Pretrain a small initial policy from scratch, where no Hugging Face model is given."""
+
+    files: list[PathText] = Field(
+        description="Dialogue or text files: JSONL(.gz) with `messages`, `text` or `chosen`/`rejected`, or .txt(.gz)"
+    )
+    hidden_size: int = Field(128, ge=16, description="Width; a multiple of num_heads")
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1)
+    vocab_size: int = Field(1024, ge=300, description="Entries of the byte-level BPE tokenizer trained on the text")
+    max_tokens: int = Field(256, ge=16, description="Context, tokens")
+    batch_tokens: int = Field(1024, ge=64, description="Tokens per optimiser step; small steps learn more per token")
+    learning_rate: float = Field(6e-3, ge=0)
+    epochs: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="CPU threads; another number gives other last digits")
+
+
+class InitialPolicySection(Section):
+    """The frozen start of every policy, and the KL reference: a Hugging Face model, or one pretrained here."""
+
+    path: PathText | None = Field(None, description="Folder or hub name of a Hugging Face causal language model")
+    revision: str | None = Field(
+        None, description="Revision on the hub; pin it, else the name may come to mean another model"
+    )
+    pretrain: PretrainSection | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (self.pretrain is None):
+            raise ValueError("give either initial_policy.path or the section [initial_policy.pretrain]")
+        return self
+
+
+class CycleSection(Section):
+    """When a cycle may begin."""
+
+    min_comparisons: int = Field(500, ge=0, description="Fresh comparisons below which the cycle ends as skipped")
+
+
+class ComparisonsSection(Section):
+    """Which comparisons the preference model learns from."""
+
+    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="Share of dialogues held out, by a stable hash")
+    min_strength: int = Field(1, ge=1, le=4, description="Weaker comparisons are left out; unknown strength passes")
+    label_kinds: list[Literal["human", "model"]] = Field(["human"], description="Model labels are off by default")
+    sources: list[str] | None = Field(None, description="Only these sources; all where not given")
+
+
+class PreferenceModelSection(Section):
+    """Training of the preference model."""
+
+    learning_rate: float = Field(1e-3, ge=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="After the warm-up, down to 0")
+    batch_pairs: int = Field(32, ge=1, description="Preference pairs per optimiser step")
+    epochs: int = Field(1, ge=1, description="The paper: one, against overfitting")
+    max_tokens: int = Field(1024, ge=16, description="Longer dialogues are left out and counted")
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    harmless_weight: float = Field(1.0, ge=0, description="Loss weight of harmless pairs; the paper's best is 2 to 3")
+    shuffle_labels: bool = Field(False, description="Control: train on random labels; accuracy must be at chance")
+    threads: int = Field(1, ge=1)
+
+
+class OrientationSection(Section):
+    """A small hand-made set that the preference model must not order the wrong way round."""
+
+    file: PathText | None = Field(
+        None, description="JSONL of prompt/chosen/rejected; without it the check is skipped and says so"
+    )
+
+
+class PromptsSection(Section):
+    """What PPO answers in training, and what snapshots are judged on."""
+
+    harmless_weight: float = Field(1.0, ge=0, description="Weight of harmless prompts against helpful ones in the mix")
+    train_file: PathText | None = Field(None, description="Extra training prompts, JSONL of {kind, messages}")
+    held_out_file: PathText | None = Field(
+        None, description="Judge on these prompts in place of those of the held-out dialogues"
+    )
+
+
+class PPOSection(Section):
+    """PPO against the preference model's score, with a KL penalty to the initial policy."""
+
+    learning_rate: float = Field(1e-4, ge=0)
+    kl_coef: float = Field(0.02, ge=0, description="λ of reward = score − λ·KL, per nat; the paper: 0.001")
+    clip_ratio: float = Field(0.2, gt=0)
+    discount: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    critic: Literal["shared", "detached"] = Field("shared", description="Value head on the trunk, or beside it")
+    value_coef: float = Field(0.1, ge=0)
+    value_clip: float | None = Field(None, gt=0)
+    epochs: int = Field(2, ge=1, description="K: times each batch of replies is used")
+    iterations: int = Field(40, ge=1)
+    prompts_per_iteration: int = Field(64, ge=1)
+    minibatch_replies: int = Field(64, ge=1)
+    max_reply_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    whiten_advantages: bool = True
+    warmup_samples: int = Field(0, ge=0, description="Linear warm-up of the learning rate, in replies")
+    halve_every_samples: int | None = Field(None, ge=1, description="Halve the learning rate every so many replies")
+    max_kl_nats: float | None = Field(
+        None, gt=0, description="Stop and keep the last good weights beyond this KL per reply"
+    )
+    threads: int = Field(1, ge=1)
+
+
+class EvaluationSection(Section):
+    """How a snapshot is judged before people see it."""
+
+    num_prompts: int = Field(256, ge=1)
+    max_reply_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    best_of: int = Field(16, ge=1, description="Best-of-n of the initial policy, as a yardstick; 1 turns it off")
+    threads: int = Field(1, ge=1)
+
+
+class GatesSection(Section):
+    """What a snapshot must show to go live."""
+
+    min_pm_accuracy: float = Field(0.5, ge=0, le=1, description="The PM's held-out accuracy interval must lie above it")
+    min_score_gain: float = Field(
+        0.0, description="Gain of the held-out score over the initial policy, lower bound above it"
+    )
+    max_kl_nats: float = Field(50.0, gt=0, description="KL per reply to the initial policy; must also be above 0")
+
+
+class ServingSection(Section):
+    """How live policies answer raters. Equal for every contestant."""
+
+    max_reply_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1, description="1: raters prefer policies sampled as they were trained")
+
+
+class ScheduleSection(Section):
+    """When `orchestrator register` lets the cycle run by itself."""
+
+    cron: str = Field("0 6 * * 1", description="Weekly, Monday at 6")
+    timezone: str = Field("UTC", description="IANA time zone of the schedule")
+
+
+class CycleConfig(Section):
+    """Everything a cycle is told."""
+
+    name: str = Field("default", min_length=1, max_length=80)
+    seed: int = Field(0, ge=0, lt=2**31)
+    initial_policy: InitialPolicySection
+    cycle: CycleSection = CycleSection()
+    comparisons: ComparisonsSection = ComparisonsSection()
+    preference_model: PreferenceModelSection = PreferenceModelSection()
+    orientation: OrientationSection = OrientationSection()
+    prompts: PromptsSection = PromptsSection()
+    ppo: PPOSection = PPOSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gates: GatesSection = GatesSection()
+    serving: ServingSection = ServingSection()
+    schedule: ScheduleSection = ScheduleSection()
+
+
+C = TypeVar("C", bound=CycleConfig)
+
+
+def load_config(
+    file: Path,
+    overrides: list[str] | None = None,
+    model: type[C] = CycleConfig,  # type: ignore[assignment]
+) -> C:
+    """Read a TOML file and apply `section.key=value` overrides (values as TOML, bare words as text).
+
+    Raises:
+        ConfigError: file missing, not TOML, unknown key, wrong type; the message names file, key and value.
+    """
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"No configuration file at {file}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.") from None
+    for override in overrides or []:
+        _override(raw, override)
+    return parse_config(_absolute(raw, file.parent.absolute()), str(file), model)
+
+
+def parse_config(
+    raw: dict[str, Any],
+    origin: str = "the configuration",
+    model: type[C] = CycleConfig,  # type: ignore[assignment]
+) -> C:
+    """Validate a mapping, e.g. the one stored on a cycle; errors name key, value and what was expected."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = f"unknown key; known are {', '.join(_known_keys(model, item['loc'][:-1]))}"
+            found = "" if item["type"] in ("missing", "extra_forbidden") else f" (found {item['input']!r})"
+            lines.append(f"{key}: {message}{found}" if key else message)
+        raise ConfigError(f"In {origin}: " + "; ".join(lines) + ".") from None
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    section: Any = model
+    for part in path:
+        annotation = section.model_fields[str(part)].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(choice for choice in choices if hasattr(choice, "model_fields"))
+    return sorted(section.model_fields)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, e.g. ppo.learning_rate=0.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    target = raw
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {part} is a value and has no keys below it.")
+    target[parts[-1]] = value
+
+
+PATH_KEYS = {"path", "file", "train_file", "held_out_file"}
+
+
+def _absolute(node: Any, base: Path, key: str = "") -> Any:
+    """Make the file names in a raw configuration absolute; a model path that is no folder stays a hub name."""
+    if isinstance(node, dict):
+        return {name: _absolute(value, base, name) for name, value in node.items()}
+    if isinstance(node, list) and key == "files":
+        return [_absolute(value, base, "file") for value in node]
+    if isinstance(node, str) and key in PATH_KEYS and node:
+        expanded = Path(os.path.expanduser(os.path.expandvars(node)))
+        if key == "path" and not (base / expanded).exists():
+            return node
+        return node if "$" in str(expanded) else str(base / expanded)
+    return node

@@ -1,0 +1,153 @@
+"""Cycles: open one (or go on with the open one), count what is fresh, close it.
+
+At most one cycle is open; the database holds that. An interrupted cycle stays open, and the next run with the same
+configuration goes on with it, from the same cut-off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from db.session import make_engine
+from orchestrator.config import CycleConfig
+from orchestrator.errors import CycleError
+from orchestrator.settings import Settings
+from orchestrator.stage import code_revision
+
+
+class Fresh(NamedTuple):
+    """Comparisons that no freeze has taken yet and a preference model may learn from, and how many are wanted."""
+
+    found: int
+    wanted: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether a cycle may begin."""
+        return self.found >= self.wanted
+
+
+@contextmanager
+def database() -> Iterator[Session]:
+    """A transaction on the instance's database."""
+    engine = make_engine(Settings.from_env().require_database_url())
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        engine.dispose()
+
+
+def stored(config: CycleConfig) -> dict[str, Any]:
+    """The configuration as it is stored on a cycle."""
+    return config.model_dump(mode="json")
+
+
+def fresh_comparisons(config: CycleConfig) -> Fresh:
+    """Count what the next freeze would bring to training."""
+    section = config.comparisons
+    query = (
+        select(func.count())
+        .select_from(t.FreshComparison)
+        .join(t.Comparison, t.Comparison.id == t.FreshComparison.comparison_id)
+        .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
+        .where(t.Pair.purpose == "training", t.Comparison.side != "none")
+        .where(t.Comparison.label_kind.in_(section.label_kinds))
+    )
+    if section.sources is not None:
+        query = query.join(t.Dialogue, t.Dialogue.id == t.Pair.dialogue_id).where(
+            t.Dialogue.source.in_(section.sources)
+        )
+    with database() as session:
+        return Fresh(session.execute(query).scalar_one(), config.cycle.min_comparisons)
+
+
+def open_cycle(config: CycleConfig, *, week_zero: bool = False) -> int:
+    """Open the next cycle, or go on with the open one where its configuration is the same. Returns its id.
+
+    `week_zero` opens cycle 0, which trains nothing and puts the initial policy before people.
+
+    Raises:
+        CycleError: a cycle with another configuration is open.
+    """
+    with database() as session:
+        current = session.execute(select(t.Cycle).where(t.Cycle.state == "open")).scalar_one_or_none()
+        if current is not None:
+            if current.config != stored(config):
+                keys = ", ".join(_differences(current.config, stored(config)))
+                raise CycleError(
+                    f"Cycle {current.number} is open since {current.started_at:%Y-%m-%d %H:%M} UTC with another "
+                    f"configuration (they differ in {keys}). Run it with its own configuration to finish it, or give "
+                    f"it up with `orchestrator cycle cancel {current.number}`."
+                )
+            return current.id
+        newest = session.execute(select(func.max(t.Cycle.number))).scalar_one()
+        number = 0 if week_zero and newest is None else max(1, (newest or 0) + 1)
+        cycle = t.Cycle(number=number, name=config.name, config=stored(config), code_revision=code_revision())
+        session.add(cycle)
+        session.flush()
+        return cycle.id
+
+
+def open_cycle_id() -> int | None:
+    """The open cycle, where there is one."""
+    with database() as session:
+        return session.execute(select(t.Cycle.id).where(t.Cycle.state == "open")).scalar_one_or_none()
+
+
+def anything_live() -> bool:
+    """Whether a policy answers raters."""
+    with database() as session:
+        return bool(session.execute(select(exists().where(t.Deployment.ended_at.is_(None)))).scalar_one())
+
+
+def cycle_number(cycle_id: int) -> int:
+    """The number people know a cycle by."""
+    with database() as session:
+        return session.get_one(t.Cycle, cycle_id).number
+
+
+def close_cycle(cycle_id: int, state: str, note: str | None = None) -> None:
+    """End a cycle as `promoted`, `refused`, `failed` or `cancelled`; closing it again changes nothing."""
+    with database() as session:
+        cycle = session.get_one(t.Cycle, cycle_id, with_for_update=True)
+        if cycle.state != "open":
+            return
+        cycle.state = state
+        cycle.note = note
+        cycle.ended_at = datetime.now(UTC)
+
+
+def cancel_cycle(number: int) -> None:
+    """Give up an open cycle. What it froze stays frozen, and goes into the next comparison set as an earlier week.
+
+    Raises:
+        CycleError: no such cycle, or it is not open.
+    """
+    with database() as session:
+        cycle = session.execute(select(t.Cycle).where(t.Cycle.number == number)).scalar_one_or_none()
+        if cycle is None or cycle.state != "open":
+            found = "does not exist" if cycle is None else f"is {cycle.state}"
+            raise CycleError(f"Cycle {number} {found}; only an open cycle can be cancelled.")
+        cycle.state = "cancelled"
+        cycle.ended_at = datetime.now(UTC)
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key in sorted(one.keys() | other.keys()):
+        left, right = one.get(key), other.get(key)
+        if left == right:
+            continue
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys += _differences(left, right, f"{prefix}{key}.")
+        else:
+            keys.append(prefix + key)
+    return keys

@@ -1,0 +1,5 @@
+"""Services that an instance brings along, so that one machine needs nothing installed: a Postgres server."""
+
+from orchestrator.embedded.postgres import EmbeddedPostgres
+
+__all__ = ["EmbeddedPostgres"]

@@ -1,0 +1,42 @@
+"""Errors that a person can act on. The command line prints their one line; everything else is a traceback.
+
+OrchestratorError
+├── ConfigError         a setting is unknown, missing or of the wrong type
+├── ArtifactError       an artifact is missing, half-written or does not match its digest
+├── ImportFileError     a file cannot be read as what it claims to be
+├── JobFailed           a training job ended without a result
+├── CycleError          the cycle cannot begin or go on
+└── ServiceUnavailable  Postgres, the Prefect server or the policy server does not answer
+"""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Base of all errors whose message says what was found, what was expected and what to do."""
+
+    exit_status = 2
+
+
+class ConfigError(OrchestratorError):
+    """A setting is unknown, missing or of the wrong type."""
+
+
+class ArtifactError(OrchestratorError):
+    """An artifact is missing, half-written or does not match its digest."""
+
+
+class ImportFileError(OrchestratorError):
+    """A file cannot be read as what it claims to be; names file and line."""
+
+
+class JobFailed(OrchestratorError):
+    """A training job ended without a result; carries the last lines of its log."""
+
+
+class CycleError(OrchestratorError):
+    """The cycle cannot begin or go on."""
+
+
+class ServiceUnavailable(OrchestratorError):
+    """A service does not answer; names its address."""

@@ -1,0 +1,143 @@
+"""The formats in which comparisons come and go: which there are, and which one a file is in.
+
+A reader is a pure function of one record (`records.Parser`). `reading` streams records out of files. The formats
+are described for people in `docs/formats.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ImportFileError
+from orchestrator.formats import arena, graded, hh, mt_bench, own, preferences, ranked_trees
+from orchestrator.formats.records import ImportedComparison, Message, Parser, Refused, Side
+
+__all__ = ["EXPORTS", "FORMATS", "Format", "detect", "make_parser", "reads_back"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that can be read: how its records are recognised, and what parses them."""
+
+    summary: str
+    recognise: Callable[[dict[str, Any]], bool]
+    parse: Parser | None
+    """None where the parser needs files beside the records."""
+    needs_question: bool = False
+    """Whether its public sets come with either question, so that the import must be told which."""
+
+
+def _texts(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str)
+
+
+def _sides(record: dict[str, Any]) -> bool:
+    return "chosen" in record and "rejected" in record
+
+
+FORMATS: dict[str, Format] = {
+    "own": Format("the product's own, all columns", lambda r: r.get("format") == own.FORMAT, own.parse),
+    "hh": Format(
+        "hh-rlhf: chosen and rejected are whole dialogues",
+        lambda r: _texts(r) and "prompt" not in r and "conversations" not in r and r["chosen"].startswith(hh.HUMAN),
+        hh.parse,
+        needs_question=True,
+    ),
+    "preference": Format(
+        "prompt, chosen and rejected, as texts or as messages",
+        lambda r: (
+            _sides(r)
+            and "conversations" not in r
+            and ("prompt" in r or (isinstance(r["chosen"], list) and isinstance(r["rejected"], list)))
+        ),
+        preferences.parse,
+    ),
+    "conversations": Format(
+        "LLaMA-Factory: conversations, chosen and rejected; labelled by models",
+        lambda r: _sides(r) and "conversations" in r,
+        preferences.parse_conversations,
+    ),
+    "mt_bench": Format(
+        "MT-bench verdicts, with questions.jsonl and model_answers.jsonl.gz beside them",
+        lambda r: {"question_id", "model_a", "model_b", "winner"} <= r.keys() and "conversation_a" not in r,
+        None,
+    ),
+    "arena": Format(
+        "Arena votes: model_a, model_b, conversation_a, conversation_b and winner",
+        lambda r: {"model_a", "model_b", "winner", "conversation_a", "conversation_b"} <= r.keys(),
+        arena.parse,
+    ),
+    "graded": Format(
+        "graded comparisons as in Tulu's human evaluation",
+        lambda r: {"preference", "completion_a", "completion_b"} <= r.keys(),
+        graded.parse,
+    ),
+    "ranked_trees": Format(
+        "Open Assistant's ranked message trees",
+        lambda r: "message_tree_id" in r and isinstance(r.get("prompt"), dict),
+        ranked_trees.parse,
+    ),
+}
+"""Every format that can be imported, by the name of `--format`."""
+
+Render = Callable[[list[Message], Side, Side], dict[str, Any] | None]
+
+EXPORTS: dict[str, tuple[str, Render | None]] = {
+    "own": ("the product's own, all columns", None),
+    "hh": ("hh-rlhf: chosen and rejected are whole dialogues", hh.render),
+    "strings": ("prompt, chosen and rejected as texts", preferences.render_strings),
+    "messages": ("prompt, chosen and rejected as messages", preferences.render_messages),
+}
+"""Every format that can be exported, by the name of `--format`."""
+
+
+def detect(record: dict[str, Any], where: str) -> str:
+    """The name of the one format that a record is in.
+
+    Raises:
+        ImportFileError: no format fits, or several; `where` names file and line.
+    """
+    fits = [name for name, known in FORMATS.items() if known.recognise(record)]
+    if len(fits) == 1:
+        return fits[0]
+    keys = ", ".join(sorted(record)[:12]) or "nothing"
+    found = "no known format" if not fits else f"more than one format ({', '.join(fits)})"
+    raise ImportFileError(
+        f"{where}: an object with the fields {keys} fits {found}. "
+        f"Name the format with --format; known are {', '.join(FORMATS)}."
+    )
+
+
+def make_parser(name: str, file: Path, questions: Path | None = None, answers: Path | None = None) -> Parser:
+    """The parser of a format; `questions` and `answers` are for MT-bench alone.
+
+    Raises:
+        ImportFileError: a file that MT-bench verdicts need is missing.
+    """
+    parse = FORMATS[name].parse
+    return mt_bench.make_parser(file, questions, answers) if parse is None else parse
+
+
+def reads_back(export_format: str, record: dict[str, Any], prompt: list[Message], better: Side, worse: Side) -> bool:
+    """Whether a rendered record is read as the same dialogue, better and worse reply."""
+    parse = hh.parse if export_format == "hh" else preferences.parse
+    if detect_or_none(record) != ("hh" if export_format == "hh" else "preference"):
+        return False
+    try:
+        (back,) = parse(record)
+    except Refused:
+        return False
+    return isinstance(back, ImportedComparison) and (
+        (back.prompt, back.a.messages(), back.b.messages()) == (prompt, better.messages(), worse.messages())
+    )
+
+
+def detect_or_none(record: dict[str, Any]) -> str | None:
+    """The format of a record, or None where that is not clear."""
+    try:
+        return detect(record, "")
+    except ImportFileError:
+        return None

@@ -1,0 +1,168 @@
+"""The initial policy: a Hugging Face model made ready, or a small one pretrained from scratch on given text."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import InitialPolicySection, PretrainSection
+from orchestrator.dataset import file_digest
+from orchestrator.errors import ConfigError
+from orchestrator.stage import StageContext, build, run_job_stage
+
+
+def from_hugging_face(context: StageContext, section: InitialPolicySection, *, fresh: bool) -> int:
+    """Make a Hugging Face folder (or hub model, from the local cache where offline) ready to be tuned."""
+    assert section.path is not None
+    source = _model_folder(section.path, section.revision)
+
+    def write(out: Path) -> dict[str, Any]:
+        files = _model_files(source)
+        for file in files:
+            _link(file.resolve(), out / file.name)
+        return {"source": section.path, "revision": section.revision, "files": [file.name for file in files]}
+
+    source_id = build(context, "source_model", {"files": _folder_digest(source)}, {}, write, fresh=fresh)
+    return run_job_stage(
+        context,
+        kind="initial_policy",
+        job="prepare_policy",
+        inputs={"source": source_id},
+        settings={},
+        fresh=fresh,
+    )
+
+
+def pretrained(context: StageContext, section: PretrainSection, *, fresh: bool) -> int:
+    """Pretrain a small model on the dialogues and texts of the configured files."""
+    files = [Path(name) for name in section.files]
+    text_id = build(
+        context,
+        "text",
+        {"files": [file_digest(file) for file in files]},
+        {},
+        lambda out: _write_text(files, out),
+        fresh=fresh,
+    )
+    return run_job_stage(
+        context,
+        kind="initial_policy",
+        job="pretrain",
+        inputs={"text": text_id},
+        settings=section.model_dump(exclude={"files"}),
+        fresh=fresh,
+    )
+
+
+def _model_folder(path: str, revision: str | None) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith("."):
+        raise ConfigError(f"initial_policy.path names {path}, which is no directory. Give a Hugging Face model folder.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=sorted(MODEL_PATTERNS)))
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"initial_policy.path = {path!r} is neither a directory nor a model that can be had from the hub or its "
+            f"local cache ({type(error).__name__}: {first_line}). Download it where there is a network "
+            f"(`hf download {path}`), or give the path of a folder."
+        ) from None
+
+
+MODEL_PATTERNS = {"*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin"}
+
+
+def _model_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and any(map(file.match, MODEL_PATTERNS)))
+    if not any(file.name == "config.json" for file in files):
+        raise ConfigError(f"{folder} has no config.json; expected a Hugging Face causal language model.")
+    return files
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where possible, so that a large model is not copied twice on its way to the store."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _model_files(folder):
+        digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _write_text(files: list[Path], out: Path) -> dict[str, Any]:
+    seen: set[bytes] = set()
+    num_texts = num_repeats = 0
+    with (out / "dialogues.jsonl").open("w", encoding="utf-8") as target:
+        for file in files:
+            for record in _records(file):
+                line = json.dumps(record, ensure_ascii=False)
+                key = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                if key in seen:
+                    num_repeats += 1
+                    continue
+                seen.add(key)
+                target.write(line + "\n")
+                num_texts += 1
+    if num_texts == 0:
+        raise ConfigError(f"initial_policy.pretrain.files hold no text: {', '.join(map(str, files))}.")
+    return {"num_texts": num_texts, "num_repeats": num_repeats}
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """Texts of a file: plain text in pieces, JSONL by record; of a comparison both sides alike."""
+    from orchestrator.formats.hh import split_messages
+
+    opener = gzip.open if file.suffix == ".gz" else open
+    name = file.name.removesuffix(".gz")
+    with opener(file, "rt", encoding="utf-8") as lines:
+        if not name.endswith(".jsonl"):
+            yield from _paragraphs(lines)
+            return
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{file}, line {number}: not JSON ({error}).") from None
+            if "messages" in record:
+                yield {"messages": record["messages"]}
+            elif "text" in record:
+                yield {"text": record["text"]}
+            elif "chosen" in record and "rejected" in record:
+                for side in ("chosen", "rejected"):
+                    yield {"messages": split_messages(record[side])}
+            else:
+                raise ConfigError(
+                    f"{file}, line {number}: found keys {sorted(record)}; "
+                    "expected messages, text, or chosen and rejected."
+                )
+
+
+PARAGRAPH_CHARACTERS = 2000
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    held = ""
+    for line in lines:
+        held += line
+        if len(held) >= PARAGRAPH_CHARACTERS:
+            yield {"text": held}
+            held = ""
+    if held.strip():
+        yield {"text": held}

@@ -1,0 +1,136 @@
+"""The ledger: which artifact was asked for by which fingerprint, what went into it, what was measured about it.
+
+Rows only; the files are in `orchestrator/artifacts.py`, and the questions one can ask of the graph in
+`orchestrator/lineage.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.artifacts import Published
+from orchestrator.errors import ArtifactError
+
+# Fewer digits of a digest are more likely a typing error than a name.
+MIN_PREFIX = 6
+
+
+def fingerprint(kind: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
+    """SHA-256 (hex) of what is asked for: kind, settings, and the digest of the input in each role.
+
+    Where it runs, when, by whom and by which revision of the code play no part.
+    """
+    asked = {"kind": kind, "settings": settings, "inputs": inputs}
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find(session: Session, fingerprint: str) -> t.Artifact | None:
+    """The newest artifact that was made for this fingerprint."""
+    query = select(t.Artifact).where(t.Artifact.fingerprint == fingerprint).order_by(t.Artifact.id.desc()).limit(1)
+    return session.execute(query).scalar_one_or_none()
+
+
+def record(
+    session: Session,
+    *,
+    kind: str,
+    fingerprint: str,
+    published: Published,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    inputs: dict[str, int],
+    cycle_id: int | None,
+    code_revision: str | None = None,
+) -> t.Artifact:
+    """Write down a published artifact and its parents by role. The same fingerprint and digest are the same row."""
+    statement = (
+        insert(t.Artifact)
+        .values(
+            kind=kind,
+            fingerprint=fingerprint,
+            digest=published.digest,
+            settings=settings,
+            results=results,
+            num_bytes=published.num_bytes,
+            code_revision=code_revision,
+            cycle_id=cycle_id,
+        )
+        .on_conflict_do_nothing(constraint="uq_artifacts_fingerprint_digest")
+        .returning(t.Artifact.id)
+    )
+    artifact_id = session.execute(statement).scalar_one_or_none()
+    if artifact_id is None:
+        query = select(t.Artifact).where(t.Artifact.fingerprint == fingerprint, t.Artifact.digest == published.digest)
+        return session.execute(query).scalar_one()
+    edges = [{"child_id": artifact_id, "role": role, "parent_id": parent} for role, parent in sorted(inputs.items())]
+    if edges:
+        session.execute(insert(t.LineageEdge), edges)
+    return session.get_one(t.Artifact, artifact_id)
+
+
+def record_evaluation(
+    session: Session,
+    cycle_id: int | None,
+    kind: str,
+    subject_id: int,
+    numbers: dict[str, Any],
+    artifact_id: int | None = None,
+) -> t.Evaluation:
+    """Append what was measured about an artifact. The same numbers from the same cycle and source are one row."""
+    query = (
+        select(t.Evaluation)
+        .where(
+            t.Evaluation.cycle_id.is_not_distinct_from(cycle_id),
+            t.Evaluation.kind == kind,
+            t.Evaluation.subject_id == subject_id,
+            t.Evaluation.artifact_id.is_not_distinct_from(artifact_id),
+        )
+        .order_by(t.Evaluation.id.desc())
+        .limit(1)
+    )
+    last = session.execute(query).scalar_one_or_none()
+    # A tuple comes back from the database as a list; compare and keep what will come back.
+    numbers = json.loads(json.dumps(numbers))
+    if last is not None and last.numbers == numbers:
+        return last
+    row = t.Evaluation(cycle_id=cycle_id, kind=kind, subject_id=subject_id, numbers=numbers, artifact_id=artifact_id)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def resolve(session: Session, reference: str | int) -> t.Artifact:
+    """The artifact meant by an id, `artifact:ID`, a digest, or the beginning of one (at least six digits).
+
+    Raises:
+        ArtifactError: none or several are meant.
+    """
+    text = str(reference).strip()
+    number = text.removeprefix("artifact:")
+    if number.isdecimal() and len(number) < 19:
+        found = session.get(t.Artifact, int(number))
+        if found is not None:
+            return found
+    prefix = text.removeprefix("sha256:").lower()
+    if len(prefix) < MIN_PREFIX or set(prefix) - set("0123456789abcdef"):
+        raise ArtifactError(
+            f"No artifact {text!r}. Give an id or at least {MIN_PREFIX} digits of a digest; "
+            "`orchestrator artifacts` lists them."
+        )
+    query = select(t.Artifact).where(t.Artifact.digest.startswith(f"sha256:{prefix}")).order_by(t.Artifact.id.desc())
+    rows = list(session.execute(query).scalars())
+    digests = {row.digest for row in rows}
+    if not rows:
+        raise ArtifactError(f"No artifact {text!r}; `orchestrator artifacts` lists them.")
+    if len(digests) > 1:
+        listed = ", ".join(f"{row.id} ({row.kind} {row.digest[:19]})" for row in rows[:5])
+        raise ArtifactError(f"{text!r} means {len(digests)} artifacts: {listed}. Give more digits, or the id.")
+    return rows[0]

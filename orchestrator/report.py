@@ -1,0 +1,171 @@
+"""The report of a cycle: what went in, what was measured, what was decided, in Markdown and JSON.
+
+Elo comes from people's comparisons alone; where nobody compared, it is null and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.cycles import database
+from orchestrator.stage import StageContext, build
+
+NOT_JUDGED = "not judged by people"
+
+
+def write_report(cycle_id: int) -> tuple[int, str]:
+    """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown."""
+    with StageContext(cycle_id, "write_report") as context:
+        numbers = cycle_numbers(cycle_id)
+        markdown = to_markdown(numbers)
+        # Times stay out of the artifact, so that the same cycle gives the same report.
+        lasting = {key: value for key, value in numbers.items() if key != "stages"}
+
+        def write(out: Path) -> dict[str, Any]:
+            (out / "report.json").write_text(json.dumps(lasting, indent=1, sort_keys=True))
+            (out / "report.md").write_text(to_markdown(lasting))
+            return {"cycle": numbers["cycle"], "decision": numbers["decision"]}
+
+        inputs = {role: id_ for role, id_ in numbers["artifact_ids"].items() if id_ is not None}
+        settings = {"numbers": {key: value for key, value in lasting.items() if key != "artifact_ids"}}
+        return build(context, "report", settings, inputs, write), markdown
+
+
+def cycle_numbers(cycle_id: int) -> dict[str, Any]:
+    """Everything the ledger knows about a cycle's outcome."""
+    with database() as session:
+        cycle = session.get_one(t.Cycle, cycle_id)
+        artifacts = _newest_artifacts(session, cycle_id)
+        decision = session.scalars(
+            select(t.Decision).where(t.Decision.cycle_id == cycle_id).order_by(t.Decision.id.desc()).limit(1)
+        ).first()
+        snapshot = artifacts.get("snapshot")
+        comparison_set = artifacts.get("comparison_set")
+        model = artifacts.get("preference_model")
+        numbers: dict[str, Any] = {
+            "cycle": cycle.number,
+            "name": cycle.name,
+            "artifact_ids": {kind: artifact.id for kind, artifact in artifacts.items()},
+            "comparison_set": comparison_set.results if comparison_set else None,
+            "preference_model": model.results if model else None,
+            "orientation": _evaluation(session, cycle_id, "orientation", None),
+            "snapshot": snapshot.digest if snapshot else None,
+            "training": snapshot.results if snapshot else None,
+            "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
+            "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
+            "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
+            "elo": _evaluation(session, cycle_id, "elo", snapshot.id if snapshot else None),
+            "decision": decision.decision if decision else None,
+            "reasons": decision.reasons if decision else [],
+            "stages": [
+                {
+                    "stage": stage.name,
+                    "state": stage.state,
+                    "seconds": (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None,
+                    "job_seconds": stage.job_seconds,
+                }
+                for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id))
+            ],
+        }
+    return numbers
+
+
+def to_markdown(numbers: dict[str, Any]) -> str:
+    """The report as an operator reads it in the Prefect UI."""
+    lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
+    decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
+    lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
+    for reason in numbers["reasons"]:
+        lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
+    lines += ["", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
+    if numbers.get("stages"):
+        lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
+        for stage in numbers["stages"]:
+            lines.append(
+                f"| {stage['stage']} | {stage['state']} | {_number(stage['seconds'], 1)} "
+                f"| {_number(stage['job_seconds'], 1)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if numbers["comparison_set"]:
+        found = numbers["comparison_set"]
+        rows.append(
+            (
+                "Comparisons",
+                f"{found['num_comparisons']} ({found['num_train']} train, {found['num_held_out']} held out)",
+            )
+        )
+        excluded = ", ".join(
+            f"{reason}: {count}" for reason, count in sorted(found.get("excluded", {}).items()) if count
+        )
+        if excluded:
+            rows.append(("Left out", excluded))
+    if numbers["preference_model"]:
+        held_out = numbers["preference_model"]["held_out"]
+        rows.append(("PM held-out accuracy", _with_interval(held_out.get("accuracy"), held_out.get("ci"))))
+        for source, part in sorted(held_out.get("by_source", {}).items()):
+            rows.append((f"… {source}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
+    if numbers["orientation"]:
+        found = numbers["orientation"]
+        rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
+    if numbers["evaluation"]:
+        found, initial = numbers["evaluation"], numbers["initial_evaluation"] or {}
+        rows.append(("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"))
+        rows.append(("PM score", f"{_number(found['pm_score'])} (initial policy: {_number(initial.get('pm_score'))})"))
+        rows.append(("Reply length", f"{_number(found['reply_tokens'], 1)} tokens"))
+    if numbers["best_of_n"]:
+        found = numbers["best_of_n"]
+        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {_number(found['pm_score'])}"))
+    if numbers["elo"]:
+        rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
+    else:
+        rows.append(("Elo against the initial policy", NOT_JUDGED))
+    return rows
+
+
+def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
+    """By kind, the artifact that the cycle's latest finished stage of that kind ended with."""
+    kinds = ("initial_policy", "comparison_set", "preference_model", "prompt_set", "snapshot")
+    rows = session.scalars(
+        select(t.Artifact)
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .where(t.Stage.cycle_id == cycle_id, t.Stage.state.in_(("done", "found")), t.Artifact.kind.in_(kinds))
+        .order_by(t.Stage.id)
+    )
+    return {artifact.kind: artifact for artifact in rows}
+
+
+def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> dict[str, Any] | None:
+    query = select(t.Evaluation).where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind)
+    if subject_id is not None:
+        query = query.where(t.Evaluation.subject_id == subject_id)
+    found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
+    return found.numbers if found else None
+
+
+def _initial_evaluation(session: Session, cycle_id: int, snapshot: t.Artifact | None) -> dict[str, Any] | None:
+    query = select(t.Evaluation).where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == "policy")
+    if snapshot is not None:
+        query = query.where(t.Evaluation.subject_id != snapshot.id)
+    found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
+    return found.numbers if found else None
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(value: float | None, ci: list[float] | None, digits: int = 3) -> str:
+    if value is None or ci is None:
+        return "–"
+    return f"{value:.{digits}f} [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]"

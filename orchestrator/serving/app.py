@@ -1,0 +1,353 @@
+"""The policy server's routes: chat completions of every held snapshot, and the admin's load, promote and unload.
+
+A request holds the snapshot that it was resolved to from its first to its last token, whatever is promoted meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from db.session import make_engine
+from models.chat import ChatFormatError, Message
+from models.sampler import SamplingParams
+from orchestrator.artifacts import ArtifactStore
+from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.serving.decoding import DecodeThread, Reply
+from orchestrator.serving.schemas import ChatRequest, SnapshotName
+from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
+from orchestrator.serving.text import TextStream
+
+# Above it a prompt is encoded in a thread, so that one long text does not hold up everybody's tokens.
+_LONG_PROMPT_CHARS = 20_000
+_SEED_BITS = 53
+
+
+@dataclass(frozen=True)
+class PolicyServerConfig:
+    """Where the policy server's database and artifacts are, and its limits."""
+
+    database_url: str
+    artifact_url: str
+    cache: Path
+    limits: SnapshotLimits
+    admin_token: str | None = None
+    """Without it the admin calls are closed."""
+    max_tokens: int = 4096
+    """Longest reply that a request may ask for."""
+    max_replies: int = 1024
+    """Replies that run or wait; beyond it requests are refused for the moment."""
+    request_timeout_s: float = 300.0
+    max_body_bytes: int = 1_000_000
+
+
+class PolicyServer:
+    """What the routes work with: the snapshots and the decoding thread."""
+
+    def __init__(self, config: PolicyServerConfig) -> None:
+        self.config = config
+        self.decoding = DecodeThread()
+        self.database = make_engine(config.database_url)
+        store = ArtifactStore(config.artifact_url, config.cache)
+        self.snapshots = Snapshots(self.database, store, config.limits)
+        self.replies = 0
+
+    async def begin(self, request: ChatRequest) -> Completion:
+        """The request, resolved to a snapshot and encoded, ready to run."""
+        if self.replies + request.n > self.config.max_replies:
+            raise ApiError(
+                503,
+                "overloaded",
+                f"{self.replies} replies run or wait; the limit is {self.config.max_replies}. Try again in a moment.",
+                retry_after_s=1,
+            )
+        snapshot = await self.snapshots.resolve(request.model)
+        messages: list[Message] = [{"role": m.role, "content": m.text()} for m in request.messages]
+        try:
+            # Held while another thread encodes: what is not held may be let go.
+            with snapshot.held():
+                if sum(len(message["content"]) for message in messages) > _LONG_PROMPT_CHARS:
+                    prompt_ids = await run_in_threadpool(snapshot.chat.encode, messages, reply=True)
+                else:
+                    prompt_ids = snapshot.chat.encode(messages, reply=True)
+        except ChatFormatError as error:
+            raise ApiError(400, "unusable_messages", str(error)) from None
+        max_tokens = self._max_tokens(request, snapshot, len(prompt_ids))
+        seed = request.seed if request.seed is not None else secrets.randbits(_SEED_BITS)
+        params = [SamplingParams(max_tokens, request.temperature, request.top_p, seed + i) for i in range(request.n)]
+        return Completion(self, snapshot, prompt_ids, params, request)
+
+    def _max_tokens(self, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:
+        asked = request.max_completion_tokens or request.max_tokens
+        if asked is not None and asked > self.config.max_tokens:
+            raise ApiError(
+                400, "max_tokens_too_large", f"max_tokens is {asked}; this server allows {self.config.max_tokens}."
+            )
+        context = snapshot.engine.max_context
+        room = self.config.max_tokens if context is None else context - prompt_tokens
+        if room < (asked or 1):
+            raise ApiError(
+                400,
+                "context_length_exceeded",
+                f"{prompt_tokens} prompt tokens and a reply of up to {asked or 1} do not fit the context of {context}. "
+                "Shorten the messages or lower max_tokens.",
+            )
+        return asked or min(room, self.config.max_tokens)
+
+
+class Completion:
+    """One chat completion: its replies run in the decoding thread while this waits in the event loop."""
+
+    def __init__(
+        self,
+        server: PolicyServer,
+        snapshot: Snapshot,
+        prompt_ids: list[int],
+        params: list[SamplingParams],
+        request: ChatRequest,
+    ) -> None:
+        self._server = server
+        self._snapshot = snapshot
+        self._model = request.model
+        self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._changed = asyncio.Event()
+        self._prompt_tokens = len(prompt_ids)
+        self._replies = [Reply(prompt_ids, one, self._changed, every_token=request.stream) for one in params]
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": snapshot.digest,
+            "system_fingerprint": snapshot.digest,
+        }
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        """The time in which the replies are decoded; leaving it early frees their slots."""
+        server, engine = self._server, self._snapshot.engine
+        with self._snapshot.held():
+            server.replies += len(self._replies)
+            server.decoding.submit(engine, self._replies)
+            try:
+                async with asyncio.timeout(server.config.request_timeout_s):
+                    yield
+            except TimeoutError:
+                raise ApiError(
+                    504, "timeout", f"Not complete within {server.config.request_timeout_s:.0f} s; given up."
+                ) from None
+            finally:
+                server.replies -= len(self._replies)
+                if not all(reply.ended for reply in self._replies):
+                    server.decoding.cancel(engine, self._replies)
+
+    async def whole(self, request: Request) -> JSONResponse:
+        """The answer in one piece; given up when the client goes away."""
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            async with self._running():
+                while not all(reply.ended for reply in self._replies):
+                    await self._changed_or(gone)
+        finally:
+            gone.cancel()
+        self._raise_failure()
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": self._snapshot.chat.decode(reply.ids)},
+                "finish_reason": reply.finished,
+                "reply_tokens": len(reply.ids),
+            }
+            for index, reply in enumerate(self._replies)
+        ]
+        return JSONResponse({**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage()})
+
+    async def chunks(self) -> AsyncIterator[str]:
+        """The answer as server-sent events; closing the iterator gives the replies up."""
+        texts = [TextStream(self._snapshot.chat.decode) for _ in self._replies]
+        growing = set(range(len(self._replies)))
+        try:
+            async with self._running():
+                for index in growing:
+                    yield self._chunk(index, {"role": "assistant", "content": ""})
+                while growing:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    self._raise_failure()
+                    for index in sorted(growing):
+                        reply = self._replies[index]
+                        # Read before the ids, which grow until it is set.
+                        finished = reply.finished
+                        piece = texts[index].push(reply.ids, last=finished is not None)
+                        if finished is not None:
+                            growing.discard(index)
+                            delta = {"content": piece} if piece else {}
+                            yield self._chunk(index, delta, finished, len(reply.ids))
+                        elif piece:
+                            yield self._chunk(index, {"content": piece})
+        except ApiError as error:
+            # The status line is long gone; the client learns of the fault from an event.
+            yield f"data: {json.dumps(error_body(error.status, error.code, error.message))}\n\n"
+            return
+        if self._include_usage:
+            yield self._event({"choices": [], "usage": self._usage()})
+        yield "data: [DONE]\n\n"
+
+    async def _changed_or(self, gone: asyncio.Future[None]) -> None:
+        """Wait until a reply ended, or raise where the client is gone."""
+        changed = asyncio.ensure_future(self._changed.wait())
+        waited: set[asyncio.Future[Any]] = {changed, gone}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        if gone.done():
+            # Nobody reads this answer; it ends the request and frees the slots.
+            raise ApiError(499, "client_gone", "The client closed the connection.")
+        self._changed.clear()
+
+    def _chunk(
+        self, index: int, delta: dict[str, str], finish: str | None = None, reply_tokens: int | None = None
+    ) -> str:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish}
+        if reply_tokens is not None:
+            choice["reply_tokens"] = reply_tokens
+        return self._event({"choices": [choice]})
+
+    def _event(self, fields: dict[str, Any]) -> str:
+        return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', **fields})}\n\n"
+
+    def _usage(self) -> dict[str, int]:
+        reply_tokens = sum(len(reply.ids) for reply in self._replies)
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": reply_tokens,
+            "total_tokens": self._prompt_tokens + reply_tokens,
+        }
+
+    def _raise_failure(self) -> None:
+        for reply in self._replies:
+            if reply.failure is not None:
+                raise ApiError(503, "decoding_failed", reply.failure, retry_after_s=1)
+
+
+def create_app(config: PolicyServerConfig) -> FastAPI:
+    """The policy server over one database and one artifact store."""
+    server = PolicyServer(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.decoding.start()
+        following = asyncio.create_task(server.snapshots.follow())
+        yield
+        following.cancel()
+        server.snapshots.close()
+        await asyncio.to_thread(server.decoding.stop)
+        server.database.dispose()
+
+    # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
+    app = FastAPI(title="Policy server", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.server = server
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    add_error_handlers(app)
+    _add_public(app, server)
+    _add_admin(app, server)
+    return app
+
+
+def _add_public(app: FastAPI, server: PolicyServer) -> None:
+    snapshots = server.snapshots
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """What is held, what is live, and what is wrong. 200 for as long as the process serves."""
+        live = snapshots.live
+        return {
+            "status": "ok" if live is not None else "waiting",
+            "live": live.digest if live is not None else None,
+            "message": snapshots.trouble,
+            "replies": server.replies,
+            "snapshots": [
+                {"digest": one.digest, "wanted": snapshots.wanted(one), "requests": one.in_flight}
+                for one in snapshots.held()
+            ],
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Every snapshot in memory, and the alias of the live one."""
+        held = [(one.digest, one) for one in snapshots.held()]
+        if snapshots.live is not None:
+            held.insert(0, (LIVE, snapshots.live))
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": int(one.loaded_at),
+                    "owned_by": "rlhf-orchestrator",
+                    "snapshot": one.digest,
+                }
+                for name, one in held
+            ],
+        }
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(body: ChatRequest, request: Request) -> JSONResponse | StreamingResponse:
+        """Sample replies to a dialogue."""
+        completion = await server.begin(body)
+        if not body.stream:
+            return await completion.whole(request)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(completion.chunks(), media_type="text/event-stream", headers=headers)
+
+
+def _add_admin(app: FastAPI, server: PolicyServer) -> None:
+    snapshots = server.snapshots
+
+    async def admin(x_admin_token: Annotated[str | None, Header()] = None) -> None:
+        expected = server.config.admin_token
+        if not expected:
+            raise ApiError(403, "no_admin_token", "This server has no admin token (ORCHESTRATOR_ADMIN_TOKEN).")
+        # In constant time: how long it takes must not tell how much of a guess was right.
+        if not hmac.compare_digest((x_admin_token or "").encode(), expected.encode()):
+            raise ApiError(401, "wrong_admin_token", "The header X-Admin-Token is missing or wrong.")
+
+    only_admin = [Depends(admin)]
+
+    @app.post("/admin/load", dependencies=only_admin)
+    async def load(name: SnapshotName) -> dict[str, str]:
+        """Fetch, verify and hold a snapshot; what neither is live nor paired goes again once idle."""
+        snapshot = await snapshots.load(await snapshots.digest_of(name.digest))
+        return {"digest": snapshot.digest}
+
+    @app.post("/admin/promote", dependencies=only_admin)
+    async def promote(name: SnapshotName) -> dict[str, str]:
+        """Let policy-live mean this snapshot for requests that begin from now on."""
+        digest = await snapshots.digest_of(name.digest)
+        await snapshots.promote(digest)
+        return {"digest": digest}
+
+    @app.post("/admin/unload", dependencies=only_admin)
+    async def unload(name: SnapshotName) -> dict[str, str]:
+        """Let go of a snapshot as soon as its requests are done."""
+        digest = await snapshots.digest_of(name.digest)
+        snapshots.unload(digest)
+        return {"digest": digest}
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has gone; the body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

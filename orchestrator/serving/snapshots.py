@@ -1,0 +1,265 @@
+"""Which snapshots are held in memory, and which one `policy-live` means.
+
+The database is the record: what it says is live or paired is loaded and kept. Anything else that is loaded, by an
+admin or because a request named it, is let go once it is idle. All state belongs to the event loop; loading runs in a
+thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from models.chat import ChatFormat
+from models.huggingface import load_causal_lm
+from models.sampler import DecodeEngine
+from orchestrator.artifacts import ArtifactStore
+from orchestrator.asgi import ApiError
+from orchestrator.deployments import LiveDeployment, live_deployment, policy_digests, served_digests
+from orchestrator.errors import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+LIVE = "policy-live"
+_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """Weights in memory with their chat format and their running batch."""
+
+    digest: str
+    chat: ChatFormat
+    engine: DecodeEngine
+    loaded_at: float = field(default_factory=time.time)
+    in_flight: int = 0
+    """Requests that hold it; while there is one, it stays."""
+    idle_since: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the snapshot in memory for the time of a request."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.idle_since = time.monotonic()
+
+
+@dataclass(frozen=True)
+class SnapshotLimits:
+    """How much is held at once."""
+
+    device: torch.device
+    max_slots: int = 64
+    """Replies decoded at the same time, per snapshot."""
+    max_context: int | None = None
+    """Prompt and reply tokens of a request; by default what the model holds."""
+    max_snapshots: int = 8
+    """Snapshots in memory; one more is refused while none of them can be let go."""
+    idle_s: float = 30.0
+    """How long a snapshot that nothing needs stays after its last request."""
+    follow_s: float = 2.0
+    """How often the database is asked what is live and paired."""
+
+
+class Snapshots:
+    """Loads, promotes and lets go of snapshots."""
+
+    def __init__(self, database: Engine, store: ArtifactStore, limits: SnapshotLimits) -> None:
+        self._database = database
+        self._store = store
+        self._limits = limits
+        self._held: dict[str, Snapshot] = {}
+        self._loading: dict[str, asyncio.Task[Snapshot]] = {}
+        self._wanted: frozenset[str] = frozenset()
+        self._live: Snapshot | None = None
+        self._seen_deployment_id: int | None = None
+        # One at a time: two big models loading together may not fit where one does.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.trouble: str | None = "the database was not asked yet"
+        """Why what is live may not be what the database says; None when all is well."""
+
+    @property
+    def live(self) -> Snapshot | None:
+        """What `policy-live` means now."""
+        return self._live
+
+    def held(self) -> list[Snapshot]:
+        """Every snapshot in memory, oldest first."""
+        return list(self._held.values())
+
+    def wanted(self, snapshot: Snapshot) -> bool:
+        """Whether the snapshot is live or in an active pairing."""
+        return snapshot is self._live or snapshot.digest in self._wanted
+
+    async def resolve(self, model: str) -> Snapshot:
+        """The snapshot that a request's `model` names: `policy-live`, a digest, or the beginning of one.
+
+        A policy of ours that is not in memory is loaded: a feedback app may come back to a pair of an earlier one.
+        """
+        if model == LIVE:
+            if self._live is None:
+                raise ApiError(503, "no_policy_live", "No policy is live yet.", retry_after_s=2)
+            return self._live
+        if model in self._held:
+            return self._held[model]
+        return await self.load(await self.digest_of(model))
+
+    async def digest_of(self, name: str) -> str:
+        """The digest of the one policy that begins so; ApiError where there is none or more than one."""
+        if not _PREFIX.fullmatch(name):
+            raise ApiError(
+                404, "model_not_found", f"Model {name!r} is unknown; expected {LIVE} or a snapshot digest (sha256:...)."
+            )
+        prefix = "sha256:" + name.removeprefix("sha256:")
+        held = [digest for digest in self._held if digest.startswith(prefix)]
+        try:
+            found = held if len(held) == 1 else await asyncio.to_thread(self._find, prefix)
+        except SQLAlchemyError as error:
+            logger.warning("looking up %s: %s", prefix, error)
+            raise ApiError(503, "database_unavailable", "The database does not answer.", retry_after_s=2) from None
+        if not found:
+            raise ApiError(404, "model_not_found", f"There is no policy with a digest that begins {prefix}.")
+        if len(found) > 1:
+            raise ApiError(400, "ambiguous_model", f"Several policies begin {prefix}; give more digits.")
+        return found[0]
+
+    async def load(self, digest: str) -> Snapshot:
+        """The snapshot in memory, fetched, verified and loaded first if need be."""
+        if digest in self._held:
+            return self._held[digest]
+        loading = self._loading.get(digest)
+        if loading is None:
+            loading = self._loading[digest] = asyncio.create_task(self._load(digest))
+            loading.add_done_callback(lambda _: self._loading.pop(digest, None))
+        # A request that is cancelled while it waits must not stop the loading for the others.
+        return await asyncio.shield(loading)
+
+    async def promote(self, digest: str) -> None:
+        """Let `policy-live` mean this snapshot; running requests finish on the weights they began with."""
+        snapshot = await self.load(digest)
+        if snapshot is not self._live:
+            logger.info("%s is %s from now on", LIVE, digest)
+        self._live = snapshot
+
+    def unload(self, digest: str) -> None:
+        """Let go of a snapshot once its requests are done; refused for what raters may be given."""
+        snapshot = self._held.get(digest)
+        if snapshot is None:
+            return
+        if self.wanted(snapshot):
+            raise ApiError(409, "snapshot_in_use", f"Snapshot {digest} is live or in an active pairing; it stays.")
+        snapshot.idle_since = -1e9
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Free what is neither wanted nor used."""
+        now = time.monotonic()
+        freed = False
+        for snapshot in self.held():
+            idle = snapshot.in_flight == 0 and now - snapshot.idle_since >= self._limits.idle_s
+            if idle and not self.wanted(snapshot):
+                del self._held[snapshot.digest]
+                logger.info("let go of %s", snapshot.digest)
+                freed = True
+        if freed:
+            # Modules of transformers are in reference cycles; without this the weights would linger.
+            asyncio.get_running_loop().call_later(0.1, _collect)
+
+    async def follow(self) -> None:
+        """Hold what the database says is live and paired, for as long as the server runs."""
+        while True:
+            await self.refresh()
+            self.sweep()
+            await asyncio.sleep(self._limits.follow_s)
+
+    async def refresh(self) -> None:
+        """Ask the database once what is live and paired, and load it. Trouble is remembered, not raised."""
+        try:
+            live, self._wanted = await asyncio.to_thread(self._read)
+            # A deployment that was here before changes nothing: an admin may have promoted another snapshot since.
+            if live is not None and live.id != self._seen_deployment_id:
+                await self.promote(live.digest)
+                self._seen_deployment_id = live.id
+            for digest in sorted(self._wanted):
+                await self.load(digest)
+            trouble = None if self._live is not None else "no policy is live"
+        except SQLAlchemyError as error:
+            trouble = f"the database does not answer: {str(error).splitlines()[0]}"
+        except ApiError as error:
+            trouble = error.message
+        if trouble != self.trouble:
+            if trouble:
+                logger.warning("%s", trouble)
+            self.trouble = trouble
+
+    def close(self) -> None:
+        """Start no more loading."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self, digest: str) -> Snapshot:
+        self._make_room()
+        began = time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+            snapshot = await loop.run_in_executor(self._loader, self._read_weights, digest)
+        except ArtifactError as error:
+            raise ApiError(503, "snapshot_unusable", str(error)) from error
+        except Exception as error:
+            logger.exception("loading %s failed", digest)
+            raise ApiError(503, "snapshot_unusable", f"Snapshot {digest} can't be loaded: {error}") from error
+        self._held[digest] = snapshot
+        logger.info("loaded %s in %.2f s", digest, time.monotonic() - began)
+        return snapshot
+
+    def _make_room(self) -> None:
+        """Let the longest idle snapshot go where the limit is reached; refuse where all are in use."""
+        if len(self._held) < self._limits.max_snapshots:
+            return
+        idle = [one for one in self.held() if one.in_flight == 0 and not self.wanted(one)]
+        if not idle:
+            raise ApiError(
+                503,
+                "too_many_snapshots",
+                f"{len(self._held)} snapshots are held and in use; the limit is {self._limits.max_snapshots}. "
+                "End a pairing, or raise --max-snapshots.",
+                retry_after_s=5,
+            )
+        oldest = min(idle, key=lambda one: one.idle_since)
+        oldest.idle_since = -1e9
+        self.sweep()
+
+    def _read_weights(self, digest: str) -> Snapshot:
+        folder = self._store.fetch(digest)
+        chat = ChatFormat.load(folder)
+        model = load_causal_lm(folder, device=self._limits.device)
+        engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
+        return Snapshot(digest, chat, engine)
+
+    def _read(self) -> tuple[LiveDeployment | None, frozenset[str]]:
+        with Session(self._database) as session:
+            return live_deployment(session), served_digests(session)
+
+    def _find(self, prefix: str) -> list[str]:
+        with Session(self._database) as session:
+            return policy_digests(session, prefix)
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,101 @@
+"""Where things run: the environment, read in this one place.
+
+Nothing here enters a fingerprint: the same cycle on another machine is the same cycle. What to train and how
+is in `config.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import instance_file
+from orchestrator.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The instance's home and the addresses of its services, from `ORCHESTRATOR_*` and `DATABASE_URL`."""
+
+    home: Path
+    """Everything an instance keeps lies under it: `ORCHESTRATOR_HOME`, default `~/.orchestrator`."""
+    database_url: str | None
+    """`DATABASE_URL`; without it the embedded Postgres under `home` is used."""
+    artifact_url: str
+    """`ORCHESTRATOR_ARTIFACT_URL`, an fsspec URL; default `file://<home>/artifacts`."""
+    policy_url: str | None
+    """`ORCHESTRATOR_POLICY_URL`: base URL of the policy server."""
+    feedback_url: str | None
+    """`ORCHESTRATOR_FEEDBACK_URL`: base URL of the feedback app."""
+    admin_token: str | None
+    """`ORCHESTRATOR_ADMIN_TOKEN`, or the content of the file `ORCHESTRATOR_ADMIN_TOKEN_FILE`; shared by policy
+    server and stages."""
+    device: str
+    """`ORCHESTRATOR_DEVICE` for jobs: `auto`, `cpu` or `cuda`; default auto."""
+    python: str | None
+    """`ORCHESTRATOR_JOB_PYTHON`: interpreter that runs the jobs, for GPU machines with their own; default ours."""
+
+    @classmethod
+    def from_env(cls, *, find_instance: bool = True) -> Settings:
+        """Read the environment; where it names no database, the instance that runs on the home is asked.
+
+        A command that starts an instance of its own must not find another: `find_instance=False`.
+
+        Raises:
+            ConfigError: a variable is set to something unusable; the message names variable and value.
+        """
+        env = os.environ
+        home = Path(env.get("ORCHESTRATOR_HOME") or Path.home() / ".orchestrator").expanduser().absolute()
+        device = env.get("ORCHESTRATOR_DEVICE", "auto")
+        if device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"ORCHESTRATOR_DEVICE is {device!r}; expected auto, cpu or cuda.")
+        database_url = env.get("DATABASE_URL") or None
+        if database_url is not None:
+            database_url = normalised_database_url(database_url)
+        # A command in another terminal speaks to the instance that runs on the home, unless told of a database.
+        running = instance_file.running(home) if find_instance and database_url is None else None
+        if running is not None:
+            database_url = normalised_database_url(running.database_url)
+        token = env.get("ORCHESTRATOR_ADMIN_TOKEN") or (running.admin_token if running else None)
+        token_file = env.get("ORCHESTRATOR_ADMIN_TOKEN_FILE")
+        if token is None and token_file:
+            try:
+                token = Path(token_file).read_text().strip()
+            except OSError as error:
+                raise ConfigError(f"ORCHESTRATOR_ADMIN_TOKEN_FILE names {token_file}: {error.strerror}.") from None
+        return cls(
+            home=home,
+            database_url=database_url,
+            artifact_url=env.get("ORCHESTRATOR_ARTIFACT_URL") or f"file://{home / 'artifacts'}",
+            policy_url=_url(env.get("ORCHESTRATOR_POLICY_URL") or (running.policy_url if running else None)),
+            feedback_url=_url(env.get("ORCHESTRATOR_FEEDBACK_URL") or (running.feedback_url if running else None)),
+            admin_token=token,
+            device=device,
+            python=env.get("ORCHESTRATOR_JOB_PYTHON") or None,
+        )
+
+    def require_database_url(self) -> str:
+        """The database URL, or an error that says how to get one."""
+        if self.database_url is None:
+            raise ConfigError(
+                "No database: DATABASE_URL is not set and no instance runs under "
+                f"{self.home} (ORCHESTRATOR_HOME). Start one with `orchestrator up`, or set DATABASE_URL."
+            )
+        return self.database_url
+
+
+def normalised_database_url(url: str) -> str:
+    """The URL with SQLAlchemy's psycopg2 driver name; `postgres://` as hosting services write it is accepted.
+
+    Raises:
+        ConfigError: another database than Postgres.
+    """
+    for prefix in ("postgresql+psycopg2://", "postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg2://" + url.removeprefix(prefix)
+    raise ConfigError(f"DATABASE_URL begins with {url.split(':')[0]!r}; expected postgresql://. Only Postgres works.")
+
+
+def _url(value: str | None) -> str | None:
+    return value.rstrip("/") if value else None

@@ -1,0 +1,194 @@
+"""The stages of a cycle. Each takes ids and returns ids; nothing else crosses a stage boundary.
+
+A stage first asks the ledger for an artifact with its fingerprint (kind, settings and the digests of its inputs) and
+returns what it finds; so a cycle that was interrupted is resumed by running it again from the top. How the stages
+follow each other is in `flows/cycle.py`; what runs one of them is in `orchestrator/stage.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator import dataset, initial_policy
+from orchestrator.cycles import anything_live, close_cycle, cycle_number, fresh_comparisons, open_cycle, open_cycle_id
+from orchestrator.judging import measure_elo
+from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
+from orchestrator.report import write_report
+from orchestrator.stage import StageContext, build, run_job_stage
+
+__all__ = [
+    "anything_live",
+    "build_prompts",
+    "check_preference_model",
+    "close_cycle",
+    "cycle_number",
+    "decide_promotion",
+    "deploy_initial_policy",
+    "evaluate_policy",
+    "freeze_comparisons",
+    "fresh_comparisons",
+    "measure_elo",
+    "open_cycle",
+    "open_cycle_id",
+    "prepare_initial_policy",
+    "promote",
+    "put_before_people",
+    "refusal",
+    "train_policy",
+    "train_preference_model",
+    "write_report",
+]
+
+
+def prepare_initial_policy(cycle_id: int, *, fresh: bool = False) -> int:
+    """The frozen start of every policy: pretrained here, or a Hugging Face model made ready. Returns its artifact."""
+    with StageContext(cycle_id, "prepare_initial_policy") as context:
+        section = context.config.initial_policy
+        if section.pretrain is None:
+            return initial_policy.from_hugging_face(context, section, fresh=fresh)
+        return initial_policy.pretrained(context, section.pretrain, fresh=fresh)
+
+
+def freeze_comparisons(cycle_id: int, *, fresh: bool = False) -> int:
+    """Take every comparison committed so far (once per cycle) and write the comparison set. Returns its artifact."""
+    with StageContext(cycle_id, "freeze_comparisons") as context:
+        section = context.config.comparisons
+        with context.session() as session:
+            frozen = dataset.freeze(session, cycle_id)
+            freeze_id = frozen.id
+            previous = dataset.previous_comparison_set(session, freeze_id, section)
+
+        def write(out: Path) -> dict[str, Any]:
+            earlier = context.store.fetch(previous.digest) if previous is not None else None
+            return dataset.build_comparison_set(context.engine, freeze_id, section, earlier, out)
+
+        # What a freeze holds never changes, so its id stands for its content, within one database.
+        settings = section.model_dump() | {"freeze_id": freeze_id, "freeze": dataset.freeze_digest(frozen)}
+        return build(context, "comparison_set", settings, {}, write, fresh=fresh)
+
+
+def train_preference_model(cycle_id: int, comparison_set_id: int, initial_id: int, *, fresh: bool = False) -> int:
+    """Train the preference model from the initial policy on the comparison set. Returns its artifact."""
+    with StageContext(cycle_id, "train_preference_model") as context:
+        return run_job_stage(
+            context,
+            kind="preference_model",
+            job="train_preference_model",
+            inputs={"initial": initial_id, "comparisons": comparison_set_id},
+            settings=context.config.preference_model.model_dump(),
+            fresh=fresh,
+        )
+
+
+def check_preference_model(cycle_id: int, preference_model_id: int, *, fresh: bool = False) -> int | None:
+    """Record the PM's held-out accuracy, and stop the cycle where it orders the orientation set the wrong way round.
+
+    Returns the evaluation artifact of the orientation check, or None where the configuration names no set.
+
+    Raises:
+        CycleError: the interval of the accuracy on the orientation set lies below one half: a sign is wrong.
+    """
+    with StageContext(cycle_id, "check_preference_model") as context:
+        context.record_evaluation("preference_model", preference_model_id, context.results(preference_model_id))
+        file = context.config.orientation.file
+        if file is None:
+            return None
+        pairs_id = build(
+            context,
+            "orientation_pairs",
+            {"file": dataset.file_digest(Path(file))},
+            {},
+            lambda out: dataset.write_orientation_pairs(Path(file), out),
+            fresh=fresh,
+        )
+        evaluation_id = run_job_stage(
+            context,
+            kind="evaluation",
+            job="check_preference_model",
+            inputs={"preference_model": preference_model_id, "pairs": pairs_id},
+            settings={"threads": context.config.preference_model.threads},
+            fresh=fresh,
+        )
+        numbers = context.results(evaluation_id)
+        context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
+        if numbers["ci"][1] < 0.5:
+            context.fail(
+                f"The preference model orders {numbers['accuracy']:.0%} of the {numbers['n']} orientation pairs of "
+                f"{file} rightly, interval {_interval(numbers['ci'])}, below one half: a sign is wrong. "
+                "Look at the question and side of the newest comparisons, and at the file; PPO was not started."
+            )
+        return evaluation_id
+
+
+def build_prompts(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) -> int:
+    """The prompts of the PM's training part, and those to judge on. Returns the prompt set's artifact."""
+    with StageContext(cycle_id, "build_prompts") as context:
+        section = context.config.prompts
+        extra = {
+            name: Path(file)
+            for name, file in (("train", section.train_file), ("held_out", section.held_out_file))
+            if file is not None
+        }
+        settings = section.model_dump(exclude={"train_file", "held_out_file", "harmless_weight"}) | {
+            f"{name}_file": dataset.file_digest(file) for name, file in extra.items()
+        }
+
+        def write(out: Path) -> dict[str, Any]:
+            comparisons = context.fetch(comparison_set_id)
+            return dataset.build_prompt_set(
+                comparisons, out, train_file=extra.get("train"), held_out_file=extra.get("held_out")
+            )
+
+        return build(context, "prompt_set", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)
+
+
+def train_policy(
+    cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int, *, fresh: bool = False
+) -> int:
+    """PPO from the initial policy against the preference model. Returns the snapshot's artifact."""
+    with StageContext(cycle_id, "train_policy") as context:
+        config = context.config
+        return run_job_stage(
+            context,
+            kind="snapshot",
+            job="train_policy",
+            inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id},
+            settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
+            fresh=fresh,
+        )
+
+
+def evaluate_policy(
+    cycle_id: int,
+    policy_id: int,
+    initial_id: int,
+    preference_model_id: int,
+    prompt_set_id: int,
+    *,
+    best_of: int = 1,
+    fresh: bool = False,
+) -> int:
+    """Score a policy's replies to the held-out prompts; `best_of` n keeps the best of n. Returns the evaluation."""
+    name = "evaluate_policy" if best_of == 1 else f"evaluate_best_of_{best_of}"
+    with StageContext(cycle_id, name) as context:
+        evaluation_id = run_job_stage(
+            context,
+            kind="evaluation",
+            job="evaluate",
+            inputs={
+                "policy": policy_id,
+                "initial": initial_id,
+                "preference_model": preference_model_id,
+                "prompts": prompt_set_id,
+            },
+            settings=context.config.evaluation.model_dump(exclude={"best_of"}) | {"best_of": best_of},
+            fresh=fresh,
+        )
+        kind = "policy" if best_of == 1 else "best_of_n"
+        context.record_evaluation(kind, policy_id, context.results(evaluation_id), evaluation_id)
+        return evaluation_id
+
+
+def _interval(ci: list[float]) -> str:
+    return f"[{ci[0]:.2f}, {ci[1]:.2f}]"

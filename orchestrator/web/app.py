@@ -1,0 +1,245 @@
+"""The feedback app's routes: dialogues, messages, pairs and comparisons for raters with a token.
+
+Handlers that only touch the database are plain functions in a sized thread pool; those that wait for replies are
+async and hold no thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Header, Path, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from db.session import make_engine
+from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.deployments import live_deployment
+from orchestrator.raters import RaterIdentity
+from orchestrator.web import dialogues, pairs, schemas
+from orchestrator.web.policy import PolicyReplies
+from orchestrator.web.sampling import PairSampling, Sampler
+from orchestrator.web.tasks import INSTRUCTIONS
+
+R = TypeVar("R")
+
+# Proxies close a silent stream after a minute; a comment in between keeps it open.
+_KEEP_ALIVE_S = 15.0
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Where the feedback app's database and policy server are, and its limits."""
+
+    database_url: str
+    policy_url: str
+    threads: int = 12
+    """Handlers that touch the database at the same time; each holds a connection."""
+    sampling_timeout_s: float = 120.0
+    """How long the replies of a pair may take, a restart of the policy server included."""
+    max_body_bytes: int = 1_000_000
+
+
+Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
+
+
+async def bearer_token(authorization: Annotated[str | None, Header()] = None) -> str:
+    """The rater's token from `Authorization: Bearer <token>`. Async, so that reading a header costs no thread."""
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise ApiError(401, "no_token", "Send the header 'Authorization: Bearer <rater token>'.")
+    return token.strip()
+
+
+Token = Annotated[str, Depends(bearer_token)]
+
+
+class Feedback:
+    """What the routes work with: the database, and the sampling of replies."""
+
+    def __init__(self, config: FeedbackConfig) -> None:
+        self.config = config
+        self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
+        self.policy = PolicyReplies(config.policy_url)
+        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s)
+
+    def as_rater(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
+        """Do `work` for whoever holds the token, in one transaction."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            return work(session, dialogues.require_rater(session, token))
+
+    async def as_rater_async(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
+        """The same from an async handler."""
+        return await run_in_threadpool(self.as_rater, token, work)
+
+    async def close(self) -> None:
+        """Stop sampling and close all connections."""
+        await self.sampler.close()
+        await self.policy.close()
+        self.engine.dispose()
+
+    async def _store(self, replies: list[pairs.Sampled]) -> dict[int, str]:
+        def write() -> dict[int, str]:
+            with Session(self.engine) as session, session.begin():
+                return pairs.complete_candidates(session, replies)
+
+        return await run_in_threadpool(write)
+
+
+def create_app(config: FeedbackConfig) -> FastAPI:
+    """The feedback app over one database and one policy server."""
+    feedback = Feedback(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = config.threads
+        yield
+        await feedback.close()
+
+    # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
+    app = FastAPI(title="Feedback app", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    add_error_handlers(app)
+
+    @app.exception_handler(InterfaceError)
+    @app.exception_handler(OperationalError)
+    async def _database_away(_: Request, error: DBAPIError) -> JSONResponse:
+        message = "The database does not answer. Send the same request again in a moment; nothing is counted twice."
+        return JSONResponse(error_body(503, "database_unavailable", message), 503, {"Retry-After": "2"})
+
+    _add_health(app, feedback)
+    _add_dialogues(app, feedback)
+    _add_pairs(app, feedback)
+    return app
+
+
+def _add_health(app: FastAPI, feedback: Feedback) -> None:
+    @app.get("/health")
+    def health() -> dict[str, object]:
+        """Whether the app and its database work, and whether a policy is live."""
+        with Session(feedback.engine) as session:
+            session.execute(text("select 1"))
+            live = live_deployment(session) is not None
+        return {"status": "ok", "policy_live": live} | ({} if live else {"message": "no policy is live"})
+
+
+def _add_dialogues(app: FastAPI, feedback: Feedback) -> None:
+    @app.post("/api/dialogues", status_code=201)
+    def begin_dialogue(request: schemas.BeginDialogue, token: Token, response: Response) -> schemas.DialogueBegun:
+        """Begin a dialogue of one kind of task; 200 where the same client_key was here before."""
+        dialogue_id, question, new = feedback.as_rater(
+            token, lambda session, rater: dialogues.begin_dialogue(session, rater, request)
+        )
+        response.status_code = 201 if new else 200
+        told = INSTRUCTIONS[question]
+        return schemas.DialogueBegun(
+            dialogue_id=dialogue_id,
+            task=request.task,
+            question=question,
+            instructions=schemas.InstructionsOut(version=told.version, text=told.text),
+        )
+
+    @app.post("/api/dialogues/{dialogue_id}/messages", status_code=201)
+    def add_message(
+        dialogue_id: Id, request: schemas.AddMessage, token: Token, response: Response
+    ) -> schemas.MessageAdded:
+        """Write a message; 200 where the same client_key was here before."""
+        message_id, new = feedback.as_rater(
+            token, lambda session, rater: dialogues.add_message(session, rater, dialogue_id, request)
+        )
+        response.status_code = 201 if new else 200
+        return schemas.MessageAdded(message_id=message_id)
+
+    @app.post("/api/dialogues/{dialogue_id}/end")
+    def end_dialogue(dialogue_id: Id, token: Token) -> schemas.DialogueEnded:
+        """End a dialogue; ending it again changes nothing."""
+        ended_at = feedback.as_rater(token, lambda session, rater: dialogues.end_dialogue(session, rater, dialogue_id))
+        return schemas.DialogueEnded(dialogue_id=dialogue_id, ended_at=ended_at)
+
+
+def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
+    @app.post("/api/messages/{message_id}/pairs", status_code=201)
+    async def ask_for_pair(
+        message_id: Id, request: schemas.AskForPair, token: Token, response: Response
+    ) -> schemas.PairOut:
+        """Ask for two replies; 200 where the same client_key was here before."""
+        pair, new = await feedback.as_rater_async(
+            token, lambda session, rater: pairs.ask_for_pair(session, rater, message_id, request)
+        )
+        response.status_code = 201 if new else 200
+        if pair.complete:
+            return pair.shown()
+        sampling = feedback.sampler.start(pair, stream=not request.wait)
+        if not request.wait:
+            return _growing(pair, sampling)
+        await sampling.finished()
+        return _growing(pair, sampling)
+
+    @app.get("/api/pairs/{pair_id}")
+    async def read_pair(pair_id: Id, token: Token) -> schemas.PairOut:
+        """The pair as it stands; a pair whose sampling was interrupted is taken up again."""
+        pair = await feedback.as_rater_async(token, lambda session, rater: pairs.read_pair(session, rater, pair_id))
+        if pair.complete:
+            return pair.shown()
+        return _growing(pair, feedback.sampler.start(pair, stream=True))
+
+    @app.get("/api/pairs/{pair_id}/stream")
+    async def stream_pair(pair_id: Id, token: Token) -> StreamingResponse:
+        """Both replies as they grow, as server-sent events."""
+        pair = await feedback.as_rater_async(token, lambda session, rater: pairs.read_pair(session, rater, pair_id))
+        sampling = PairSampling(pair) if pair.complete else feedback.sampler.start(pair, stream=True)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(sampling), media_type="text/event-stream", headers=headers)
+
+    @app.post("/api/pairs/{pair_id}/comparison", status_code=201)
+    def compare(pair_id: Id, request: schemas.Compare, token: Token, response: Response) -> schemas.Compared:
+        """Choose; 200 where the same choice was recorded before, 409 where another was."""
+        compared, new = feedback.as_rater(token, lambda session, rater: pairs.compare(session, rater, pair_id, request))
+        response.status_code = 201 if new else 200
+        return compared
+
+
+def _growing(pair: pairs.PairRow, sampling: PairSampling) -> schemas.PairOut:
+    """What the rater sees of a pair whose replies grow, or have just become complete."""
+    shown = pair.shown(sampling.texts)
+    shown.a.complete, shown.b.complete = ("a" in sampling.complete, "b" in sampling.complete)
+    return shown
+
+
+async def _events(sampling: PairSampling) -> AsyncIterator[str]:
+    """The sampling as server-sent events, with a comment now and then while nothing comes."""
+    events = sampling.events().__aiter__()
+    upcoming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=_KEEP_ALIVE_S)
+            if not done:
+                yield ": still sampling\n\n"
+                continue
+            event = upcoming.result()
+            if event is None:
+                break
+            told: dict[str, object] = {"side": event.side}
+            if event.restart:
+                told |= {"restart": True}
+            elif event.complete:
+                told |= {"complete": True}
+            else:
+                told |= {"delta": event.delta}
+            yield f"data: {json.dumps(told)}\n\n"
+            upcoming = asyncio.ensure_future(anext(events, None))
+    finally:
+        upcoming.cancel()
+    failure = sampling.failure
+    if failure is not None:
+        yield f"data: {json.dumps(error_body(failure.status, failure.code, failure.message))}\n\n"

@@ -1,0 +1,104 @@
+"""The configuration file: what a person mistypes is named, with what was expected."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import load_config, parse_config
+from orchestrator.errors import ConfigError
+from orchestrator.settings import normalised_database_url
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "cycle.toml"
+    path.write_text('name = "week"\n[initial_policy]\npath = "some/model"\n[ppo]\nkl_coef = 0.1\n')
+    return path
+
+
+def test_overrides_are_typed_like_the_file(file):
+    config = load_config(file, ["ppo.learning_rate=0", "name=other", "comparisons.sources=['hh']"])
+    assert (config.ppo.learning_rate, config.name, config.comparisons.sources) == (0, "other", ["hh"])
+    assert config.ppo.kl_coef == 0.1
+
+
+def test_unknown_key_names_the_known_ones(file):
+    with pytest.raises(ConfigError, match=r"ppo\.kl_coeff: unknown key; known are .*kl_coef"):
+        load_config(file, ["ppo.kl_coeff=1"])
+
+
+def test_unknown_section_is_an_error(file):
+    with pytest.raises(ConfigError, match=r"pp: unknown key; known are .*ppo"):
+        load_config(file, ["pp.kl_coef=1"])
+
+
+def test_wrong_type_tells_what_was_found(file):
+    with pytest.raises(ConfigError, match=r"ppo\.epochs: .*integer.*found 'many'"):
+        load_config(file, ["ppo.epochs=many"])
+
+
+def test_override_without_value_tells_the_form(file):
+    with pytest.raises(ConfigError, match=r"expected section\.key=value"):
+        load_config(file, ["ppo"])
+
+
+def test_neither_path_nor_pretrain_is_an_error(file):
+    file.write_text("[initial_policy]\n")
+    with pytest.raises(ConfigError, match=r"give either initial_policy\.path or"):
+        load_config(file)
+
+
+def test_paths_are_taken_from_the_files_folder_and_variables_expand(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTS", str(tmp_path / "texts"))
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "cycle.toml"
+    file.write_text('[initial_policy]\npath = "model"\n[prompts]\nheld_out_file = "$TEXTS/p.jsonl"\n')
+    config = load_config(file)
+    assert config.initial_policy.path == str(tmp_path / "model")
+    assert config.prompts.held_out_file == str(tmp_path / "texts" / "p.jsonl")
+
+
+def test_unset_variable_is_named(file, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=r"prompts\.held_out_file: .*\$NOWHERE"):
+        load_config(file, ["prompts.held_out_file='$NOWHERE/p.jsonl'"])
+
+
+def test_stored_configuration_reads_back_equal(file):
+    config = load_config(file)
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_missing_file_and_broken_toml_end_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="No configuration file at"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("[ppo\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        load_config(tmp_path / "broken.toml")
+
+
+def test_only_postgres_urls_are_taken():
+    assert normalised_database_url("postgres://u@h/d") == "postgresql+psycopg2://u@h/d"
+    with pytest.raises(ConfigError, match="begins with 'mysql'"):
+        normalised_database_url("mysql://u@h/d")
+
+
+def test_every_setting_of_a_section_has_the_name_and_default_of_its_job():
+    from orchestrator.config import EvaluationSection, PPOSection, PreferenceModelSection, PretrainSection
+
+    names = {
+        "pretrain": (PretrainSection, "PretrainSettings"),
+        "train_preference_model": (PreferenceModelSection, "PreferenceModelSettings"),
+        "train_policy": (PPOSection, "PPOSettings"),
+        "evaluate": (EvaluationSection, "EvaluationSettings"),
+    }
+    for job, (section, settings) in names.items():
+        module = importlib.import_module(f"models.jobs.{job}")
+        defaults = {field.name: field.default for field in dataclasses.fields(getattr(module, settings))}
+        ours = {key: section.model_fields[key].default for key in section.model_fields if key in defaults}
+        assert set(section.model_fields) - {"files", "threads"} == set(ours), job
+        # Of n replies the configuration means the yardstick, the job its own run.
+        ours.pop("best_of", None)
+        assert {key: default for key, default in ours.items() if defaults[key] != default} == {}, job

@@ -1,0 +1,258 @@
+"""The ledger: found by fingerprint, recorded once, resolved by name; and lineage in both directions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator import dataset, ledger
+from orchestrator.artifacts import ArtifactStore, Published
+from orchestrator.cli import main
+from orchestrator.config import ComparisonsSection
+from orchestrator.errors import ArtifactError
+from orchestrator.lineage import lineage
+from tests.db.rows import NOW, add_artifact, add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
+
+
+def published(digit: str) -> Published:
+    return Published(f"sha256:{digit * 64}", 10, ())
+
+
+def record(session: Session, digit: str, fingerprint: str = "f", **inputs: int) -> t.Artifact:
+    return ledger.record(
+        session,
+        kind="snapshot",
+        fingerprint=fingerprint,
+        published=published(digit),
+        settings={"learning_rate": 0.1},
+        results={"steps": 3},
+        inputs=inputs,
+        cycle_id=None,
+        code_revision="abc",
+    )
+
+
+def test_a_fingerprint_depends_on_kind_settings_and_inputs_and_not_on_their_order() -> None:
+    base = ledger.fingerprint("snapshot", {"a": 1, "b": [2]}, {"initial": "sha256:1", "pm": "sha256:2"})
+    assert base == ledger.fingerprint("snapshot", {"b": [2], "a": 1}, {"pm": "sha256:2", "initial": "sha256:1"})
+    others = [
+        ledger.fingerprint("report", {"a": 1, "b": [2]}, {"initial": "sha256:1", "pm": "sha256:2"}),
+        ledger.fingerprint("snapshot", {"a": 2, "b": [2]}, {"initial": "sha256:1", "pm": "sha256:2"}),
+        ledger.fingerprint("snapshot", {"a": 1, "b": [2]}, {"initial": "sha256:2", "pm": "sha256:1"}),
+    ]
+    assert len({base, *others}) == 4
+    # sha256sum of {"inputs":{},"kind":"k","settings":{}}: the text is fixed, because fingerprints are kept for ever.
+    assert ledger.fingerprint("k", {}, {}) == "f3133969097ee7b9224f78ffb72100dba117f58beda82d5f98631d4f605f7ffa"
+
+
+def test_the_same_artifact_recorded_twice_is_one_row(session: Session) -> None:
+    parent = add_artifact(session)
+    first, second = record(session, "1", initial=parent.id), record(session, "1", initial=parent.id)
+    assert first.id == second.id
+    assert session.scalars(select(t.LineageEdge.role)).all() == ["initial"]
+    assert (first.settings, first.results, first.num_bytes) == ({"learning_rate": 0.1}, {"steps": 3}, 10)
+
+
+def test_the_newest_artifact_of_a_fingerprint_is_found(session: Session) -> None:
+    assert ledger.find(session, "f") is None
+    record(session, "1")
+    rebuilt = record(session, "2")
+    record(session, "3", fingerprint="other")
+    found = ledger.find(session, "f")
+    assert found is not None
+    assert found.id == rebuilt.id
+
+
+def test_an_artifact_is_named_by_id_digest_or_its_beginning(session: Session) -> None:
+    artifact = record(session, "a")
+    record(session, "b")
+    for name in (
+        artifact.id,
+        str(artifact.id),
+        f"artifact:{artifact.id}",
+        artifact.digest,
+        "aaaaaa",
+        "sha256:aaaaaaaa",
+    ):
+        assert ledger.resolve(session, name).id == artifact.id
+
+
+@pytest.mark.parametrize("name", ["aaaaa", "999999999", "cccccc", "snapshot", "", "sha256:"])
+def test_a_name_that_means_nothing_is_refused(session: Session, name: str) -> None:
+    record(session, "a")
+    with pytest.raises(ArtifactError, match="orchestrator artifacts"):
+        ledger.resolve(session, name)
+
+
+def test_an_ambiguous_beginning_is_refused_and_lists_what_it_means(session: Session) -> None:
+    for last in "12":
+        digest = "sha256:" + "d" * 63 + last
+        add_artifact(session, digest=digest)
+    with pytest.raises(ArtifactError, match="means 2 artifacts"):
+        ledger.resolve(session, "dddddd")
+
+
+def test_a_measurement_repeated_is_one_row_and_a_new_one_is_another(session: Session) -> None:
+    subject = add_artifact(session)
+    first = ledger.record_evaluation(session, None, "policy", subject.id, {"ci": (0.1, 0.2)})
+    assert ledger.record_evaluation(session, None, "policy", subject.id, {"ci": (0.1, 0.2)}).id == first.id
+    assert ledger.record_evaluation(session, None, "policy", subject.id, {"ci": (0.1, 0.3)}).id != first.id
+    assert session.execute(select(func.count()).select_from(t.Evaluation)).scalar_one() == 2
+
+
+class Loop:
+    """A turn of the loop in rows: initial policy, comparisons of its replies, comparison set, PM, snapshot, replies."""
+
+    def __init__(self, session: Session) -> None:
+        section = ComparisonsSection()
+        self.anna, self.ben = add_rater(session, "anna"), add_rater(session, "ben")
+        self.initial = add_artifact(session, "initial_policy")
+        self.one = self.compared(session, self.anna, self.initial)
+        self.two = self.compared(session, self.anna, self.initial, side="b")
+        self.left_out = self.compared(session, self.ben, self.initial, side="none", reason="tie")
+        cycle = add_cycle(session)
+        frozen = dataset.freeze(session, cycle.id)
+        settings = section.model_dump() | {"freeze_id": frozen.id, "freeze": dataset.freeze_digest(frozen)}
+        self.set = add_artifact(session, "comparison_set", settings=settings, cycle_id=cycle.id)
+        self.pm = add_artifact(session, "preference_model")
+        self.snapshot = add_artifact(session, "snapshot")
+        for child, role, parent in (
+            (self.pm, "comparisons", self.set),
+            (self.pm, "initial", self.initial),
+            (self.snapshot, "preference_model", self.pm),
+            (self.snapshot, "initial", self.initial),
+        ):
+            session.add(t.LineageEdge(child_id=child.id, role=role, parent_id=parent.id))
+        decision = t.Decision(
+            snapshot_id=self.snapshot.id, decision="promote", reasons=[], evidence={}, decided_by="gates"
+        )
+        session.add(decision)
+        session.flush()
+        self.deployment = t.Deployment(snapshot_id=self.snapshot.id, decision_id=decision.id)
+        session.add(self.deployment)
+        session.flush()
+        close(session, cycle)
+        self.late = self.compared(session, self.ben, self.snapshot, deployment=self.deployment)
+
+    @staticmethod
+    def compared(session: Session, rater: t.Rater, snapshot: t.Artifact, deployment=None, side="a", **fields):
+        _, messages = add_dialogue(session, "Hello", rater_id=rater.id)
+        weights = {f"{s}_snapshot_id": snapshot.id for s in "ab"}
+        served = {} if deployment is None else {f"{s}_deployment_id": deployment.id for s in "ab"}
+        pair, _, _ = add_pair(session, messages[0], **weights, **served)
+        return add_comparison(session, pair=pair, rater=rater, side=side, **fields)
+
+
+def keys(nodes) -> set[str]:
+    return {node.key for node in nodes}
+
+
+def test_a_reply_leads_back_to_weights_pm_comparisons_and_raters(session: Session) -> None:
+    loop = Loop(session)
+    reply = session.scalars(select(t.Candidate).where(t.Candidate.pair_id == loop.late.pair_id)).first()
+    assert reply is not None
+    found = lineage(session, f"candidate:{reply.id}")
+    assert keys(found.upstream()) == {
+        f"artifact:{loop.snapshot.id}",
+        f"deployment:{loop.deployment.id}",
+        f"artifact:{loop.pm.id}",
+        f"artifact:{loop.initial.id}",
+        f"artifact:{loop.set.id}",
+        f"rater:{loop.anna.id}",
+    }
+    (edge,) = [edge for edge in found.edges if edge.child == f"artifact:{loop.set.id}"]
+    assert edge.facts == {"comparison_ids": [loop.one.id, loop.two.id]}  # ben's tie is in no set
+    assert keys(found.downstream()) == {f"comparison:{loop.late.id}"}  # not frozen yet
+
+
+def test_a_message_that_was_a_reply_leads_back_the_same_way(session: Session) -> None:
+    loop = Loop(session)
+    reply = session.scalars(select(t.Candidate).where(t.Candidate.pair_id == loop.late.pair_id)).first()
+    assert reply is not None
+    pair = session.get_one(t.Pair, reply.pair_id)
+    message = t.Message(
+        dialogue_id=pair.dialogue_id, parent_id=pair.parent_id, role="assistant", content="x", candidate_id=reply.id
+    )
+    session.add(message)
+    session.flush()
+    found = lineage(session, f"message:{message.id}")
+    assert {f"candidate:{reply.id}", f"rater:{loop.anna.id}", f"artifact:{loop.set.id}"} <= keys(found.upstream())
+
+
+def test_a_rater_leads_forward_to_artifacts_and_deployments(session: Session) -> None:
+    loop = Loop(session)
+    found = lineage(session, "rater:anna")
+    assert keys(found.downstream()) == {
+        f"artifact:{loop.set.id}",
+        f"artifact:{loop.pm.id}",
+        f"artifact:{loop.snapshot.id}",
+        f"deployment:{loop.deployment.id}",
+    }
+    assert found.nodes[f"deployment:{loop.deployment.id}"].facts["num_replies"] == 2
+    assert lineage(session, f"rater:{loop.ben.id}").downstream() == []
+
+
+def test_a_comparison_leads_both_ways(session: Session) -> None:
+    loop = Loop(session)
+    found = lineage(session, f"comparison:{loop.one.id}")
+    assert {f"rater:{loop.anna.id}", f"artifact:{loop.initial.id}"} <= keys(found.upstream())
+    assert f"deployment:{loop.deployment.id}" in keys(found.downstream())
+
+
+def test_an_artifact_leads_both_ways_and_reads_as_a_tree(session: Session) -> None:
+    loop = Loop(session)
+    found = lineage(session, loop.pm.digest)
+    assert keys(found.upstream()) == {f"artifact:{loop.initial.id}", f"artifact:{loop.set.id}", f"rater:{loop.anna.id}"}
+    assert keys(found.downstream()) == {f"artifact:{loop.snapshot.id}", f"deployment:{loop.deployment.id}"}
+    text = found.render()
+    assert f"│  └─ comparisons: rater {loop.anna.id} (anna) (2 comparisons)" in text
+    assert f"   └─ deployed: deployment {loop.deployment.id}, from " in text
+    values = json.loads(json.dumps(found.to_json()))
+    assert values["subject"]["key"] == f"artifact:{loop.pm.id}"
+    assert {node["key"] for node in values["upstream"]} == keys(found.upstream())
+
+
+@pytest.mark.parametrize("name", ["candidate:999", "rater:nobody", "comparison:x", "message:999", "zebra:1"])
+def test_something_that_is_not_there_is_named(session: Session, name: str) -> None:
+    with pytest.raises(ArtifactError):
+        lineage(session, name)
+
+
+def test_the_commands_print_what_the_ledger_holds(
+    database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sqlalchemy import create_engine
+
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    (home / "result").mkdir()
+    (home / "result" / "results.json").write_text("{}")
+    store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
+    stored = store.publish(home / "result")
+    engine = create_engine(database_url)
+    with Session(engine) as session, session.begin():
+        artifact_id = add_artifact(session, digest=stored.digest, created_at=NOW).id
+    engine.dispose()
+
+    assert main(["artifacts", "--json"]) == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == [artifact_id]
+    assert main(["lineage", str(artifact_id)]) == 0
+    assert "came from: nothing recorded" in capsys.readouterr().out
+    assert main(["migrate", "--check"]) == 0
+    capsys.readouterr()
+    assert main(["verify"]) == 0
+    assert "all are what their digests say" in capsys.readouterr().out
+
+    file = store.fetch(stored.digest) / "results.json"
+    file.chmod(0o644)
+    file.write_text("[]")
+    assert main(["verify", "--json"]) == 1
+    (bad,) = json.loads(capsys.readouterr().out)["bad"]
+    assert bad["id"] == artifact_id
+    assert bad["problems"][0].startswith("file results.json has SHA-256")
+    assert main(["lineage", "candidate:1"]) == 2
+    assert "There is no candidate with id 1." in capsys.readouterr().err
