@@ -1,0 +1,69 @@
+"""The loop: one turn of it per run, weekly by schedule or by hand. Read `orchestrator/stages.py` next.
+
+A run that was killed is simply started again: finished stages are found in the ledger and not repeated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows import training
+from flows.running import OnPools, Outcome, Runner, cycle_run_name
+from orchestrator import stages
+from orchestrator.config import CycleConfig, load_config
+from orchestrator.turn import one_at_a_time, turn_to_take
+
+
+@flow(name="cycle", flow_run_name=cycle_run_name)
+async def cycle(config: str, overrides: list[str] = [], fresh: bool = False) -> State:  # noqa: B006
+    """One cycle: freeze the comparisons, train, judge, promote. Goes on with an interrupted one where it stopped.
+
+    Args:
+        config: TOML file that says what to train; an absolute path on the worker's machine.
+        overrides: Settings to change for this cycle, each as section.key=value, e.g. ppo.learning_rate=0.0001.
+        fresh: Build every artifact anew, even where one like it is there already.
+    """
+    outcome = await turn(load_config(Path(config), overrides), OnPools(), fresh=fresh)
+    return Completed(name=outcome.name, message=outcome.message)
+
+
+async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outcome:
+    """Take the stages of a cycle in their order."""
+    with one_at_a_time():
+        take = await run.ask(turn_to_take, config)
+        if take.skip:
+            return Outcome(f"Skipped: {take.found} of {take.wanted}", take.reason)
+        cycle_id = await run.ask(stages.open_cycle, config, week_zero=take.week_zero)
+        number = await run.ask(stages.cycle_number, cycle_id)
+        await run.announce(f"cycle {number}: {config.name}")
+        initial_id = await run.stage(stages.prepare_initial_policy, cycle_id, fresh=fresh)
+        await run.stage(stages.deploy_initial_policy, cycle_id, initial_id)
+        if number == 0:
+            await run.ask(stages.close_cycle, cycle_id, "promoted", "The initial policy is before people.")
+            return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
+
+        comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
+        preference_model_id, *_ = await run.on_gpu(
+            training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
+        )
+        prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
+        [snapshot_id] = await run.on_gpu(
+            training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id, fresh=fresh
+        )
+        before_id, after_id, *_ = await run.on_gpu(
+            training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
+            best_of=config.evaluation.best_of, fresh=fresh,
+        )  # fmt: skip
+
+        decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
+        await run.stage(stages.promote, cycle_id, decision_id)
+        await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
+        _, markdown = await run.stage(stages.write_report, cycle_id)
+        await run.report(number, markdown)
+        refusal = await run.ask(stages.refusal, decision_id)
+        await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
+        return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")

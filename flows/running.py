@@ -1,0 +1,177 @@
+"""Two ways to run the stages that `cycle.py` orders: as Prefect tasks and deployments, or in this process.
+
+Nothing is read back from Prefect but whether a run completed; what it made is found in the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar
+from uuid import UUID
+
+from prefect import Flow, get_client, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, StateType
+from prefect.deployments import arun_deployment
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+
+from orchestrator.errors import CycleError
+from orchestrator.turn import artifacts_of_run
+
+P = ParamSpec("P")
+T = TypeVar("T")
+GpuFlow = Flow[P, Coroutine[Any, Any, list[int]]]
+
+GPU = "gpu"
+"""Name of the deployments on the pool of the same name."""
+POLL_S = 0.3
+MAX_POLL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cycle's run ended, in words for the operator; it becomes the state of the flow run."""
+
+    name: str
+    message: str
+
+
+class Runner(Protocol):
+    """Where the stages of a cycle run."""
+
+    async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call something quick that is no stage."""
+
+    async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a stage here."""
+
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
+        """Run a flow of `training.py` where the GPU is; returns the artifacts that its stages ended with."""
+
+    async def announce(self, title: str) -> None:
+        """Say which cycle this is, once that is known."""
+
+    async def report(self, number: int, markdown: str) -> None:
+        """Show the cycle's report."""
+
+
+class InProcess:
+    """Everything in this process, without a Prefect server."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call something quick that is no stage."""
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a stage in a thread."""
+        self._say(function.__name__)  # type: ignore[attr-defined]
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
+        """Run the flow's function."""
+        self._say(gpu_flow.fn.__name__)
+        return await gpu_flow.fn(*args, **kwargs)
+
+    async def announce(self, title: str) -> None:
+        """Print the title."""
+        self._say(title)
+
+    async def report(self, number: int, markdown: str) -> None:
+        """Print the report."""
+        self._say(markdown)
+
+
+class OnPools:
+    """Inside a flow run: stages are tasks of it, what needs a GPU a run of its own on the gpu pool."""
+
+    def __init__(self) -> None:
+        self._title = "cycle"
+
+    async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call something quick that is no stage."""
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a stage as a task, so that the UI shows where the cycle is."""
+        name: str = function.__name__  # type: ignore[attr-defined]
+        named = _stage.with_options(name=name, task_run_name=name)
+        result: T = await named(functools.partial(function, *args, **kwargs))
+        return result
+
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
+        """Start the Prefect deployment, wait for it, and find what it made in the ledger.
+
+        Raises:
+            CycleError: the run failed, crashed or was cancelled.
+        """
+        started = await arun_deployment(
+            f"{gpu_flow.name}/{GPU}",
+            parameters=_parameters(gpu_flow.fn, *args, **kwargs),
+            flow_run_name=f"{self._title}, {gpu_flow.name.replace('-', ' ')}",
+            timeout=0,
+        )
+        try:
+            state = await _final_state(started.id)
+        except BaseException:
+            # This run is being ended; what it started must not train on for nobody.
+            await _cancel(started.id)
+            raise
+        if state.type is not StateType.COMPLETED:
+            raise CycleError(
+                f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. "
+                "Run the cycle again; it goes on from the last checkpoint."
+            )
+        return await asyncio.to_thread(artifacts_of_run, str(started.id))
+
+    async def announce(self, title: str) -> None:
+        """Name the flow run after its cycle."""
+        self._title = title
+        async with get_client() as client:
+            await client.update_flow_run(UUID(flow_run.id), name=title)
+
+    async def report(self, number: int, markdown: str) -> None:
+        """Keep the report as an artifact in the Prefect UI."""
+        await acreate_markdown_artifact(markdown, key=f"cycle-{number}", description=f"Report of cycle {number}")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+async def _stage(call: Callable[[], T]) -> T:
+    return await asyncio.to_thread(call)
+
+
+def cycle_run_name() -> str:
+    """Name of a cycle's flow run until its number is known: the configuration and the time."""
+    config = str(flow_run.parameters.get("config", ""))
+    return f"{Path(config).stem or 'cycle'}, {datetime.now().astimezone():%a %d %b %H:%M}"
+
+
+def _parameters(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+async def _final_state(flow_run_id: UUID) -> State:
+    """The state in which the run ended; looks often at first, because small jobs are quick."""
+    pause_s = POLL_S
+    async with get_client() as client:
+        while True:
+            state = (await client.read_flow_run(flow_run_id)).state
+            if state is not None and state.is_final():
+                return state
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.02, MAX_POLL_S)
+
+
+async def _cancel(flow_run_id: UUID) -> None:
+    async with get_client() as client:
+        await client.set_flow_run_state(flow_run_id, Cancelling(), force=True)

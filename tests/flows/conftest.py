@@ -1,0 +1,113 @@
+"""A tiny cycle for the flow tests: an initial policy of a few thousand weights, and comparisons for a polite reply."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.up import Instance
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+MIN_COMPARISONS = 40
+CONFIG = f"""
+name = "tiny"
+[initial_policy.pretrain]
+files = ["dialogues.jsonl"]
+hidden_size = 32
+num_layers = 1
+num_heads = 2
+vocab_size = 320
+max_tokens = 96
+batch_tokens = 512
+epochs = 1
+[cycle]
+min_comparisons = {MIN_COMPARISONS}
+[comparisons]
+held_out_fraction = 0.3
+[preference_model]
+batch_pairs = 4
+max_tokens = 96
+[ppo]
+iterations = 6
+prompts_per_iteration = 8
+minibatch_replies = 8
+max_reply_tokens = 8
+epochs = 1
+[evaluation]
+num_prompts = 8
+max_reply_tokens = 8
+best_of = 1
+[schedule]
+cron = "30 5 * * 2"
+timezone = "Europe/Berlin"
+"""
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def question(number: int) -> str:
+    """The opening message of dialogue `number`; no two are equal, so each is a dialogue of its own."""
+    return (
+        f"Dear friend, what comes after {NUMBERS[number % 10]} and before {NUMBERS[number // 10 % 10]}, case {number}?"
+    )
+
+
+def write_comparisons(path: Path, start: int, count: int) -> Path:
+    """hh-rlhf records in which the polite reply was chosen."""
+    with path.open("w") as file:
+        for number in range(start, start + count):
+            asked = f"\n\nHuman: {question(number)}\n\nAssistant:"
+            polite, rude = f"{asked} Thank you for asking: {number}.", f"{asked} No idea, go away {number}."
+            file.write(json.dumps({"chosen": polite, "rejected": rude}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny cycle's configuration."""
+    folder = tmp_path_factory.mktemp("tiny config")
+    with (folder / "dialogues.jsonl").open("w") as file:
+        for number in range(60):
+            messages = [
+                {"role": "user", "content": question(1000 + number)},
+                {"role": "assistant", "content": f"Thank you for asking: {number}."},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    (folder / "tiny.toml").write_text(CONFIG)
+    return folder / "tiny.toml"
+
+
+def start_command(home: Path, *words: str, **env: str) -> subprocess.Popen[str]:
+    """An `orchestrator` command as from another terminal, which knows the home alone."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DATABASE_"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env=kept | {"ORCHESTRATOR_HOME": str(home), "PYTHONPATH": str(PROJECT_ROOT)} | env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_command(home: Path, *words: str, status: int = 0, **env: str) -> str:
+    """What the command prints; the test fails where its exit status is another."""
+    process = start_command(home, *words, **env)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == status, printed
+    return printed
+
+
+@pytest.fixture
+def orchestrator(instance: Instance) -> Callable[..., str]:
+    """`orchestrator(*words, status=0)` runs a command against the instance and gives what it printed."""
+
+    def run(*words: str, status: int = 0) -> str:
+        return run_command(instance.home, *words, status=status)
+
+    return run
