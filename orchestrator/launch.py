@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True) if linux else None
     if uid >= 0:
         closed = not _is_open_to_others(command[0])
-        # Without this bit `access()`, by which Postgres looks at its own binaries, takes no account of the right that is
+        # Without this bit `access()`, by which Postgres looks at its own binaries, forgets the right that is
         # kept below. A container that does not let root set it falls back on keeping it for all else.
         if closed and libc is not None and libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) != 0:
             libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
