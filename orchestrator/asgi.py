@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,33 +38,49 @@ def error_body(status: int, code: str, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "code": code}}
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Give every error of the application the one JSON shape; unforeseen ones are logged and answered 500."""
+class Answer(Protocol):
+    """How an error is told."""
+
+    def __call__(
+        self, request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The response for an error."""
+
+
+def json_answer(
+    request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error as JSON, for programs."""
+    return JSONResponse(error_body(status, code, message), status, headers)
+
+
+def add_error_handlers(app: FastAPI, answer: Answer = json_answer) -> None:
+    """Give every error of the application one shape; unforeseen ones are logged and answered 500."""
 
     @app.exception_handler(ApiError)
-    async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+    async def _api_error(request: Request, error: ApiError) -> Response:
         headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
-        return JSONResponse(error_body(error.status, error.code, error.message), error.status, headers)
+        return answer(request, error.status, error.code, error.message, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         problems = []
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"] if part != "body")
             message = item["msg"].removeprefix("Value error, ")
             problems.append(f"{where}: {message}" if where else message)
-        return JSONResponse(error_body(422, "invalid_request", "; ".join(problems)), 422)
+        return answer(request, 422, "invalid_request", "; ".join(problems))
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return JSONResponse(error_body(error.status_code, code, str(error.detail)), error.status_code, error.headers)
+        return answer(request, error.status_code, code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
-    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    async def _unforeseen(request: Request, error: Exception) -> Response:
         # Starlette raises it again after this answer, so the log gets its traceback.
         message = f"{request.method} {request.url.path} failed; the server's log says why."
-        return JSONResponse(error_body(500, "internal_error", message), 500)
+        return answer(request, 500, "internal_error", message)
 
 
 _DRAINED_BYTES = 50_000_000

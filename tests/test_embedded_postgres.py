@@ -139,7 +139,7 @@ def test_root_runs_it_where_the_programs_too_lie_below_a_folder_closed_to_others
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs every other test")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
 def test_an_ordinary_user_runs_it_as_itself(tmp_path: Path) -> None:
-    # The Python of these tests may lie below a closed folder: the user may read there, and is an ordinary one otherwise.
+    # The Python of these tests may lie below a closed folder: the user may read there, no more.
     reading = ["--securebits", "+no_setuid_fixup", "--inh-caps", "+dac_read_search"]
     reading += ["--ambient-caps", "+dac_read_search"]
     folder = Path("/tmp") / f"postgres-of-nobody-{os.getpid()}"

@@ -1,9 +1,11 @@
 """Every table of the product, grouped by who writes its rows.
 
-`people` raters and imports; `dialogues` what raters wrote, saw and chose; `ledger` cycles, artifacts,
-lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test compares the two.
+`people` raters and imports; `access` how people come in; `dialogues` what raters wrote, saw and chose; `ledger`
+cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test
+compares the two.
 """
 
+from db.tables.access import Consent, Invitation, InvitationUse, RaterSession, Study, Visit
 from db.tables.base import Base
 from db.tables.dialogues import (
     Candidate,
@@ -33,6 +35,7 @@ __all__ = [
     "Base",
     "Candidate",
     "Comparison",
+    "Consent",
     "Cycle",
     "Decision",
     "Deployment",
@@ -42,6 +45,8 @@ __all__ = [
     "FreshComparison",
     "FrozenComparison",
     "Import",
+    "Invitation",
+    "InvitationUse",
     "LineageEdge",
     "Message",
     "Pair",
@@ -49,5 +54,8 @@ __all__ = [
     "Prompt",
     "QuarantinedRecord",
     "Rater",
+    "RaterSession",
     "Stage",
+    "Study",
+    "Visit",
 ]

@@ -96,6 +96,7 @@ class Pair(Base):
         ForeignKeyConstraint(["parent_id", "dialogue_id"], ["messages.id", "messages.dialogue_id"]),
         Index("ix_pairs_dialogue_id", "dialogue_id"),
         Index("ix_pairs_parent_id", "parent_id"),
+        UniqueConstraint("edit_of_id"),
     )
 
     id: Mapped[Id]
@@ -108,6 +109,11 @@ class Pair(Base):
     """`evaluation` pairs (model comparisons for Elo) never enter a comparison set."""
     instruction_version: Mapped[str | None]
     pairing_id: Mapped[int | None] = mapped_column(ForeignKey("pairings.id"))
+    edit_of_id: Mapped[int | None] = mapped_column(
+        ForeignKey("pairs.id", use_alter=True, name="fk_pairs_edit_of_id_pairs")
+    )
+    """The pair in whose place this one stands: the rater wrote a better reply than one of its two. An edited pair takes
+    no comparison of its own."""
     client_key: Mapped[str | None]
     identity_digest: Mapped[str | None]
     created_at: Mapped[CreatedAt]

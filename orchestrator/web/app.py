@@ -6,49 +6,26 @@ async and hold no thread meanwhile.
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Header, Path, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from db.session import make_engine
-from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers
 from orchestrator.deployments import live_deployment
-from orchestrator.raters import RaterIdentity
 from orchestrator.web import dialogues, pairs, schemas
-from orchestrator.web.policy import PolicyReplies
-from orchestrator.web.sampling import PairSampling, Sampler
+from orchestrator.web.pages.rater import SignInFirst, pages, sign_in_first
+from orchestrator.web.pages.shell import error_answer
+from orchestrator.web.sampling import PairSampling
+from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
 from orchestrator.web.tasks import INSTRUCTIONS
-
-R = TypeVar("R")
-
-# Proxies close a silent stream after a minute; a comment in between keeps it open.
-_KEEP_ALIVE_S = 15.0
-
-
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """Where the feedback app's database and policy server are, and its limits."""
-
-    database_url: str
-    policy_url: str
-    threads: int = 12
-    """Handlers that touch the database at the same time; each holds a connection."""
-    sampling_timeout_s: float = 120.0
-    """How long the replies of a pair may take, a restart of the policy server included."""
-    max_body_bytes: int = 1_000_000
-
 
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
@@ -64,38 +41,6 @@ async def bearer_token(authorization: Annotated[str | None, Header()] = None) ->
 Token = Annotated[str, Depends(bearer_token)]
 
 
-class Feedback:
-    """What the routes work with: the database, and the sampling of replies."""
-
-    def __init__(self, config: FeedbackConfig) -> None:
-        self.config = config
-        self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
-        self.policy = PolicyReplies(config.policy_url)
-        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s)
-
-    def as_rater(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
-        """Do `work` for whoever holds the token, in one transaction."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            return work(session, dialogues.require_rater(session, token))
-
-    async def as_rater_async(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
-        """The same from an async handler."""
-        return await run_in_threadpool(self.as_rater, token, work)
-
-    async def close(self) -> None:
-        """Stop sampling and close all connections."""
-        await self.sampler.close()
-        await self.policy.close()
-        self.engine.dispose()
-
-    async def _store(self, replies: list[pairs.Sampled]) -> dict[int, str]:
-        def write() -> dict[int, str]:
-            with Session(self.engine) as session, session.begin():
-                return pairs.complete_candidates(session, replies)
-
-        return await run_in_threadpool(write)
-
-
 def create_app(config: FeedbackConfig) -> FastAPI:
     """The feedback app over one database and one policy server."""
     feedback = Feedback(config)
@@ -109,17 +54,22 @@ def create_app(config: FeedbackConfig) -> FastAPI:
     # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
     app = FastAPI(title="Feedback app", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
-    add_error_handlers(app)
+    add_error_handlers(app, error_answer)
 
     @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
-    async def _database_away(_: Request, error: DBAPIError) -> JSONResponse:
+    async def _database_away(request: Request, error: DBAPIError) -> Response:
         message = "The database does not answer. Send the same request again in a moment; nothing is counted twice."
-        return JSONResponse(error_body(503, "database_unavailable", message), 503, {"Retry-After": "2"})
+        return error_answer(request, 503, "database_unavailable", message, {"Retry-After": "2"})
+
+    @app.exception_handler(SignInFirst)
+    async def _sign_in_first(request: Request, error: SignInFirst) -> Response:
+        return sign_in_first(request)
 
     _add_health(app, feedback)
     _add_dialogues(app, feedback)
     _add_pairs(app, feedback)
+    app.include_router(pages(feedback))
     return app
 
 
@@ -199,7 +149,7 @@ def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
         pair = await feedback.as_rater_async(token, lambda session, rater: pairs.read_pair(session, rater, pair_id))
         sampling = PairSampling(pair) if pair.complete else feedback.sampler.start(pair, stream=True)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(sampling), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(server_sent_events(sampling), media_type="text/event-stream", headers=headers)
 
     @app.post("/api/pairs/{pair_id}/comparison", status_code=201)
     def compare(pair_id: Id, request: schemas.Compare, token: Token, response: Response) -> schemas.Compared:
@@ -214,32 +164,3 @@ def _growing(pair: pairs.PairRow, sampling: PairSampling) -> schemas.PairOut:
     shown = pair.shown(sampling.texts)
     shown.a.complete, shown.b.complete = ("a" in sampling.complete, "b" in sampling.complete)
     return shown
-
-
-async def _events(sampling: PairSampling) -> AsyncIterator[str]:
-    """The sampling as server-sent events, with a comment now and then while nothing comes."""
-    events = sampling.events().__aiter__()
-    upcoming = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({upcoming}, timeout=_KEEP_ALIVE_S)
-            if not done:
-                yield ": still sampling\n\n"
-                continue
-            event = upcoming.result()
-            if event is None:
-                break
-            told: dict[str, object] = {"side": event.side}
-            if event.restart:
-                told |= {"restart": True}
-            elif event.complete:
-                told |= {"complete": True}
-            else:
-                told |= {"delta": event.delta}
-            yield f"data: {json.dumps(told)}\n\n"
-            upcoming = asyncio.ensure_future(anext(events, None))
-    finally:
-        upcoming.cancel()
-    failure = sampling.failure
-    if failure is not None:
-        yield f"data: {json.dumps(error_body(failure.status, failure.code, failure.message))}\n\n"

@@ -172,6 +172,8 @@ def compare(session: Session, rater: RaterIdentity, pair_id: int, request: Compa
         raise not_yours("pair", pair_id)
     if pair.num_texts < 2:
         raise ApiError(409, "pair_incomplete", f"Pair {pair_id} is not complete; read both replies, then choose.")
+    if pair.edited:
+        raise ApiError(409, "already_edited", f"A reply of pair {pair_id} was edited; that stands.")
     answer = {
         "pair_id": pair_id,
         "rater_id": rater.id,

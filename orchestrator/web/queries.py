@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, bindparam, func, literal, select, update
+from sqlalchemy import BigInteger, bindparam, exists, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
@@ -96,7 +96,7 @@ PATH = (
 )
 
 # A pair with its rater, one of its candidates, and how many of its texts are there.
-_chosen = aliased(t.Candidate)
+_chosen, _edit = aliased(t.Candidate), aliased(t.Pair)
 CHOSEN = (
     select(
         t.Pair.parent_id,
@@ -109,6 +109,7 @@ CHOSEN = (
         .where(t.Candidate.pair_id == t.Pair.id)
         .scalar_subquery()
         .label("num_texts"),
+        exists().where(_edit.edit_of_id == t.Pair.id).label("edited"),
     )
     .join(t.Dialogue, t.Dialogue.id == t.Pair.dialogue_id)
     .join(_chosen, (_chosen.pair_id == t.Pair.id) & (_chosen.side == bindparam("side")))

@@ -20,7 +20,7 @@ from db.tables import Base
 from orchestrator.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
-REVISIONS = ("0001", "0002")
+REVISIONS = sorted(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("0*.py"))
 
 
 @pytest.fixture
@@ -111,12 +111,12 @@ def test_down_undoes_each_migration_and_up_brings_it_back(empty_url: str) -> Non
         states[revision] = schema(empty_url)
     assert newest_revision() == REVISIONS[-1]
     assert states["base"] == {name: [] for name in states["base"]}
-    for revision in ("0001", "base"):
+    for revision in (*reversed(REVISIONS[:-1]), "base"):
         downgrade(empty_url, revision)
         assert schema(empty_url) == states[revision]
     assert current_revision(empty_url) is None
     upgrade(empty_url)
-    assert schema(empty_url) == states["0002"]
+    assert schema(empty_url) == states[REVISIONS[-1]]
 
 
 def test_processes_and_threads_at_once_migrate_once(empty_url: str) -> None:

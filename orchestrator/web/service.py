@@ -1,0 +1,102 @@
+"""What the feedback app works with: its limits, the database, and the sampling of replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from db.session import make_engine
+from orchestrator.asgi import error_body
+from orchestrator.raters import RaterIdentity
+from orchestrator.web import dialogues, pairs
+from orchestrator.web.policy import PolicyReplies
+from orchestrator.web.sampling import PairSampling, Sampler
+
+R = TypeVar("R")
+
+# Proxies close a silent stream after a minute; a comment in between keeps it open.
+_KEEP_ALIVE_S = 15.0
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Where the feedback app's database and policy server are, and its limits."""
+
+    database_url: str
+    policy_url: str
+    threads: int = 12
+    """Handlers that touch the database at the same time; each holds a connection."""
+    sampling_timeout_s: float = 120.0
+    """How long the replies of a pair may take, a restart of the policy server included."""
+    max_body_bytes: int = 1_000_000
+
+
+class Feedback:
+    """What the routes work with: the database, and the sampling of replies."""
+
+    def __init__(self, config: FeedbackConfig) -> None:
+        self.config = config
+        self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
+        self.policy = PolicyReplies(config.policy_url)
+        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s)
+
+    def transaction(self, work: Callable[[Session], R]) -> R:
+        """Do `work` in one transaction."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            return work(session)
+
+    async def transaction_async(self, work: Callable[[Session], R]) -> R:
+        """The same from an async handler."""
+        return await run_in_threadpool(self.transaction, work)
+
+    def as_rater(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
+        """Do `work` for whoever holds the token, in one transaction."""
+        return self.transaction(lambda session: work(session, dialogues.require_rater(session, token)))
+
+    async def as_rater_async(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
+        """The same from an async handler."""
+        return await run_in_threadpool(self.as_rater, token, work)
+
+    async def close(self) -> None:
+        """Stop sampling and close all connections."""
+        await self.sampler.close()
+        await self.policy.close()
+        self.engine.dispose()
+
+    async def _store(self, replies: list[pairs.Sampled]) -> dict[int, str]:
+        return await self.transaction_async(lambda session: pairs.complete_candidates(session, replies))
+
+
+async def server_sent_events(sampling: PairSampling) -> AsyncIterator[str]:
+    """The sampling as server-sent events, with a comment now and then while nothing comes."""
+    events = sampling.events().__aiter__()
+    upcoming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=_KEEP_ALIVE_S)
+            if not done:
+                yield ": still sampling\n\n"
+                continue
+            event = upcoming.result()
+            if event is None:
+                break
+            told: dict[str, object] = {"side": event.side}
+            if event.restart:
+                told |= {"restart": True}
+            elif event.complete:
+                told |= {"complete": True}
+            else:
+                told |= {"delta": event.delta}
+            yield f"data: {json.dumps(told)}\n\n"
+            upcoming = asyncio.ensure_future(anext(events, None))
+    finally:
+        upcoming.cancel()
+    failure = sampling.failure
+    if failure is not None:
+        yield f"data: {json.dumps(error_body(failure.status, failure.code, failure.message))}\n\n"
