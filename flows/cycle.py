@@ -54,11 +54,12 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         [snapshot_id] = await run.on_gpu(
             training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id, fresh=fresh
         )
-        before_id, after_id, *_ = await run.on_gpu(
+        await run.on_gpu(
             training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
             best_of=config.evaluation.best_of, fresh=fresh,
         )  # fmt: skip
 
+        before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)
         decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
         await run.stage(stages.promote, cycle_id, decision_id)
         await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)

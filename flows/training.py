@@ -10,6 +10,7 @@ import asyncio
 from prefect import flow
 
 from orchestrator import stages
+from orchestrator.settings import Settings
 
 
 @flow(name="train-preference-model")
@@ -46,21 +47,28 @@ async def evaluate_policies(
     best_of: int = 1,
     fresh: bool = False,
 ) -> list[int]:
-    """Score the initial policy, the snapshot and, as a yardstick, the best of n replies of the initial policy."""
-    contestants = [(initial_id, 1), (snapshot_id, 1)] + ([(initial_id, best_of)] if best_of > 1 else [])
-    return [
-        await asyncio.to_thread(
-            stages.evaluate_policy,
-            cycle_id,
-            policy_id,
-            initial_id,
-            preference_model_id,
-            prompt_set_id,
-            best_of=n,
-            fresh=fresh,
-        )
-        for policy_id, n in contestants
-    ]
+    """Score the initial policy, the snapshot and, as a yardstick, the best of n replies of the initial policy.
+
+    One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that.
+    """
+    free = asyncio.Semaphore(Settings.from_env().jobs_at_once)
+
+    async def evaluate(policy_id: int, n: int) -> int:
+        async with free:
+            return await asyncio.to_thread(
+                stages.evaluate_policy,
+                cycle_id,
+                policy_id,
+                initial_id,
+                preference_model_id,
+                prompt_set_id,
+                best_of=n,
+                fresh=fresh,
+            )
+
+    # The yardstick takes longest, so it begins first.
+    yardstick = [evaluate(initial_id, best_of)] if best_of > 1 else []
+    return await asyncio.gather(*yardstick, evaluate(initial_id, 1), evaluate(snapshot_id, 1))
 
 
 GPU_FLOWS = (train_preference_model, train_policy, evaluate_policies)

@@ -23,6 +23,8 @@ COMMANDS = {
     "lineage": ("orchestrator.commands.lineage", "what an artifact, reply or comparison came from and went into"),
     "verify": ("orchestrator.commands.verify", "check every artifact against its digest"),
     "rater": ("orchestrator.commands.rater", "add raters and list them"),
+    "invite": ("orchestrator.commands.invite", "links by which people become raters"),
+    "study": ("orchestrator.commands.study", "studies on Prolific and MTurk whose people are sent here"),
     "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),
     "migrate": ("orchestrator.commands.migrate", "bring the database to the newest schema"),
     "serve-policy": ("orchestrator.commands.serve_policy", "run the policy server"),

@@ -148,6 +148,7 @@ class EvaluationSection(Section):
     max_reply_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, gt=0)
     best_of: int = Field(16, ge=1, description="Best-of-n of the initial policy, as a yardstick; 1 turns it off")
+    best_of_prompts: int = Field(256, ge=1, description="Prompts for the yardstick, which costs n replies each")
     threads: int = Field(1, ge=1)
 
 

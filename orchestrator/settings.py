@@ -36,6 +36,10 @@ class Settings:
     python: str | None
     """`ORCHESTRATOR_JOB_PYTHON`: interpreter that runs the jobs, for GPU machines with their own; default ours."""
 
+    jobs_at_once: int
+    """`ORCHESTRATOR_JOBS_AT_ONCE`: evaluations that may run at the same time; 1, so that a GPU has one job, else as
+    many as the cores allow."""
+
     @classmethod
     def from_env(cls, *, find_instance: bool = True) -> Settings:
         """Read the environment; where it names no database, the instance that runs on the home is asked.
@@ -53,6 +57,9 @@ class Settings:
         database_url = env.get("DATABASE_URL") or None
         if database_url is not None:
             database_url = normalised_database_url(database_url)
+        jobs_at_once = env.get("ORCHESTRATOR_JOBS_AT_ONCE", "1")
+        if not jobs_at_once.isdecimal() or int(jobs_at_once) < 1:
+            raise ConfigError(f"ORCHESTRATOR_JOBS_AT_ONCE is {jobs_at_once!r}; expected a whole number from 1.")
         # A command in another terminal speaks to the instance that runs on the home, unless told of a database.
         running = instance_file.running(home) if find_instance and database_url is None else None
         if running is not None:
@@ -73,6 +80,7 @@ class Settings:
             admin_token=token,
             device=device,
             python=env.get("ORCHESTRATOR_JOB_PYTHON") or None,
+            jobs_at_once=int(jobs_at_once),
         )
 
     def require_database_url(self) -> str:

@@ -10,8 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, select
+
+from db import tables as t
 from orchestrator import dataset, initial_policy
-from orchestrator.cycles import anything_live, close_cycle, cycle_number, fresh_comparisons, open_cycle, open_cycle_id
+from orchestrator.cycles import (
+    anything_live,
+    close_cycle,
+    cycle_number,
+    database,
+    fresh_comparisons,
+    open_cycle,
+    open_cycle_id,
+)
 from orchestrator.judging import measure_elo
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
 from orchestrator.report import write_report
@@ -26,6 +37,7 @@ __all__ = [
     "decide_promotion",
     "deploy_initial_policy",
     "evaluate_policy",
+    "evaluations_of",
     "freeze_comparisons",
     "fresh_comparisons",
     "measure_elo",
@@ -172,6 +184,10 @@ def evaluate_policy(
     """Score a policy's replies to the held-out prompts; `best_of` n keeps the best of n. Returns the evaluation."""
     name = "evaluate_policy" if best_of == 1 else f"evaluate_best_of_{best_of}"
     with StageContext(cycle_id, name) as context:
+        section = context.config.evaluation
+        settings = section.model_dump(exclude={"best_of", "best_of_prompts"}) | {"best_of": best_of}
+        if best_of > 1:
+            settings["num_prompts"] = min(section.num_prompts, section.best_of_prompts)
         evaluation_id = run_job_stage(
             context,
             kind="evaluation",
@@ -182,12 +198,31 @@ def evaluate_policy(
                 "preference_model": preference_model_id,
                 "prompts": prompt_set_id,
             },
-            settings=context.config.evaluation.model_dump(exclude={"best_of"}) | {"best_of": best_of},
+            settings=settings,
             fresh=fresh,
         )
         kind = "policy" if best_of == 1 else "best_of_n"
         context.record_evaluation(kind, policy_id, context.results(evaluation_id), evaluation_id)
         return evaluation_id
+
+
+def evaluations_of(cycle_id: int, *policy_ids: int) -> list[int]:
+    """The evaluations of these policies in this cycle, the newest of each, in the order asked for.
+
+    Evaluations run at the same time, so that the order in which they were begun says nothing.
+    """
+    with database() as session:
+        newest = (
+            select(t.Evaluation.subject_id, func.max(t.Evaluation.id).label("id"))
+            .where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == "policy")
+            .group_by(t.Evaluation.subject_id)
+            .subquery()
+        )
+        rows = session.execute(
+            select(t.Evaluation.subject_id, t.Evaluation.artifact_id).join(newest, newest.c.id == t.Evaluation.id)
+        )
+        found = {row.subject_id: row.artifact_id for row in rows}
+    return [found[policy_id] for policy_id in policy_ids]
 
 
 def _interval(ci: list[float]) -> str:

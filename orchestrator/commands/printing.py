@@ -1,0 +1,18 @@
+"""What commands print for people: rows as aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
+    """Print rows that share their keys as columns under the keys' names; `nothing` where there are none."""
+    if not rows:
+        print(nothing)
+        return
+    columns = list(rows[0])
+    lines = [columns, *([str(row[key]) if row[key] is not None else "-" for key in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
