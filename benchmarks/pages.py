@@ -61,7 +61,7 @@ def one_round(browser: Browser, url: str, link: str) -> tuple[list[float], float
     page.get_by_role("button", name="Begin a conversation").click()
     page.get_by_label("Your message").fill("hello")
     page.get_by_role("button", name="Send").click()
-    expect(page.locator("#choice fieldset")).to_be_enabled()
+    expect(page.locator("#choose")).to_be_enabled()
     paints.append(page.evaluate(FIRST_PAINT))
     acknowledged = page.evaluate(ACKNOWLEDGED)
     context.close()

@@ -162,29 +162,44 @@ def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:
 
 
 def _overhead(session: Session, cycle: EndedCycle) -> Iterator[dict[str, Any]]:
-    """Per stage, the seconds from its start to the next one's (or its own end), and how many of them a job ran.
+    """Per stage, the seconds from its start to the next one's (or its own end), and in how many of them a job ran.
 
-    The first stage also carries the wait from the opening of the cycle.
+    The first stage also carries the wait from the opening of the cycle. Stages that ran at the same time share the
+    seconds in which their jobs ran.
     """
     opened = session.get_one(t.Cycle, cycle.id).started_at
     stages = [
         stage
-        for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle.id).order_by(t.Stage.id))
-        if stage.name != "measure_elo"
+        for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle.id).order_by(t.Stage.started_at))
+        if stage.name != "measure_elo" and stage.ended_at is not None
     ]
-    begins = [opened, *(stage.started_at for stage in stages[1:])]
-    for number, stage in enumerate(stages):
-        until = begins[number + 1] if number + 1 < len(stages) else stage.ended_at
-        if until is None:
-            continue
-        seconds, job = (until - begins[number]).total_seconds(), stage.job_seconds or 0.0
+    starts = [0.0, *((stage.started_at - opened).total_seconds() for stage in stages[1:])]
+    # A stage ends as soon as its job's result is published.
+    ends = [(stage.ended_at - opened).total_seconds() for stage in stages if stage.ended_at is not None]
+    jobs = [(end - (stage.job_seconds or 0.0), end) for stage, end in zip(stages, ends, strict=True)]
+    for stage, start, until in zip(stages, starts, [*starts[1:], max(ends)], strict=True):
+        job = covered(start, until, jobs)
         yield {
             "cycle": cycle.number,
             "stage": stage.name,
-            "seconds": round(seconds, 2),
+            "seconds": round(until - start, 2),
             "job_seconds": round(job, 2),
-            "overhead_seconds": round(seconds - job, 2),
+            "overhead_seconds": round(until - start - job, 2),
         }
+
+
+def covered(start: float, until: float, intervals: Sequence[tuple[float, float]]) -> float:
+    """How much of [start, until] the intervals cover together.
+
+    covered(0, 10, [(1, 4), (3, 5), (9, 12)]) is 5: from 1 to 5, and from 9 to 10.
+    """
+    total, reached = 0.0, start
+    for first, last in sorted(intervals):
+        first, last = max(first, reached), min(last, until)
+        if last > first:
+            total += last - first
+            reached = last
+    return total
 
 
 def table(report: Report) -> str:

@@ -85,6 +85,7 @@ def begin(page: Page, task: str = "helpful", question: str = "helpful") -> None:
         agree.check()
     page.get_by_role("button", name="Begin a conversation").click()
     expect(page.get_by_label("Your message")).to_be_visible()
+    page.wait_for_load_state()  # style sheet and script are there
 
 
 def write(page: Page, text: str) -> None:
@@ -166,7 +167,8 @@ def test_the_keyboard_alone_suffices(new_context: Callable[..., BrowserContext],
         press_until("#content")
         page.keyboard.type(f"{text} 1 2 3 0")  # digits in a message are text, not choices
         page.keyboard.press("Control+Enter")
-        expect(page.locator("#choice fieldset")).to_be_enabled()
+        expect(page.locator("#choose")).to_be_enabled()
+        page.wait_for_load_state()  # the script that knows the keys has run
         if number < 2:
             page.keyboard.press(("1", "7")[number])
             page.keyboard.press("Enter")
@@ -198,7 +200,7 @@ def test_replies_appear_while_they_are_written_and_a_reload_loses_nothing(
     write(page, "hello")
     first_words = page.locator("#reply-a .text")
     expect(first_words).to_have_text("2476")
-    expect(page.locator("#choice fieldset")).to_be_disabled()
+    expect(page.locator("#choose")).to_be_disabled()
     page.reload()
     expect(first_words).to_have_text("2476")
     stand_in.release()
@@ -213,7 +215,7 @@ def test_a_double_click_two_tabs_and_the_back_button_count_once(page: Page, data
     begin(page)
     page.get_by_label("Your message").fill("hello")
     page.get_by_role("button", name="Send").dblclick()
-    expect(page.locator("#choice fieldset")).to_be_enabled()
+    expect(page.locator("#choose")).to_be_enabled()
     other = page.context.new_page()
     other.goto(page.url)
     page.get_by_role("radio", name="A, clearly").check()
@@ -243,7 +245,8 @@ def test_the_server_restarts_between_reading_and_choosing(
         page.get_by_role("checkbox").check()
         page.get_by_role("button", name="Begin a conversation").click()
         write(page, "hello")
-        expect(page.locator("#choice fieldset")).to_be_enabled()
+        expect(page.locator("#choose")).to_be_enabled()
+        page.wait_for_load_state()
     page.get_by_role("radio", name="B, clearly").check()
     page.get_by_role("button", name="Choose").click()
     expect(page.get_by_role("alert")).to_contain_text("Trying again; nothing is lost")
@@ -272,7 +275,7 @@ def test_what_was_typed_survives_a_reload_and_an_answer_that_got_lost(page: Page
 
     page.route("**/messages", lose_the_answer)
     page.get_by_role("button", name="Send").click()
-    expect(page.locator("#choice fieldset")).to_be_enabled()
+    expect(page.locator("#choose")).to_be_enabled()
     with database() as session:
         assert session.scalar(select(func.count()).select_from(t.Message)) == 1
     choose(page, "A, a little")
@@ -283,7 +286,7 @@ def test_it_works_without_javascript(new_context: Callable[..., BrowserContext],
     page = join(new_context(java_script_enabled=False), link)
     begin(page)
     write(page, "hello")
-    expect(page.locator("#choice fieldset")).to_be_enabled(timeout=15_000)  # the page reloads itself meanwhile
+    expect(page.locator("#choose")).to_be_enabled(timeout=15_000)  # the page reloads itself meanwhile
     choose(page, "B, barely")
     assert compared(database) == [("b", 1)]
 
@@ -302,7 +305,7 @@ def test_hostile_text_does_nothing(page: Page, database: Database) -> None:
     begin(page)
     for text in (HOSTILE, HOSTILE[::-1]):  # the stand-in answers with its prompt reversed
         write(page, text)
-        expect(page.locator("#choice fieldset")).to_be_enabled()
+        expect(page.locator("#choose")).to_be_enabled()
         choose(page, "A, clearly")
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img, main svg, main iframe, main style, .turn form, .reply form").count() == 0
@@ -322,7 +325,8 @@ def every_page(page: Page) -> Iterator[str]:
     begin(page, "red_team", "more_harmful")
     yield "an empty conversation"
     write(page, "hello " * 40)
-    expect(page.locator("#choice fieldset")).to_be_enabled()
+    expect(page.locator("#choose")).to_be_enabled()
+    page.wait_for_load_state()
     yield "two replies"
     choose(page, "A, clearly")
     yield "the next message"

@@ -12,7 +12,7 @@ from orchestrator.config import CycleConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.demo import phases
-from orchestrator.world.report import BestOf, Entry, Report, overhead_table, table, write
+from orchestrator.world.report import BestOf, Entry, Report, covered, overhead_table, table, write
 from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
 
 KEYS = [
@@ -129,3 +129,11 @@ def test_improved_means_that_the_whole_interval_of_the_last_policy_lies_above_ze
     assert report.improved
     touching = Entry(3, 1440, 0.6, [0.5, 0.7], 1.0, 0.5, 0.5, 0.5, 20.0, [0.0, 40.0], "sha256:33")
     assert not Report(7, 1.0, [*report.cycles, touching], None, []).improved
+
+
+def test_jobs_at_the_same_time_are_counted_once() -> None:
+    assert covered(0, 10, [(1, 4), (3, 5), (9, 12)]) == 5  # 1 to 5 and 9 to 10
+    assert covered(0, 10, []) == 0
+    assert covered(4, 6, [(0, 20), (1, 5)]) == 2
+    assert covered(4, 6, [(6, 8), (0, 4)]) == 0
+    assert covered(0, 10, [(2, 3), (1, 8)]) == 7  # one inside the other

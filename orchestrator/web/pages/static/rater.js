@@ -76,8 +76,11 @@ for (const form of document.querySelectorAll("form[data-send]")) {
 for (const form of document.querySelectorAll("form[data-draft]")) {
   const text = form.querySelector("textarea");
   const name = "draft-" + form.dataset.draft;
-  if (!text.value) text.value = localStorage.getItem(name) || "";
-  text.addEventListener("input", () => localStorage.setItem(name, text.value));
+  const keep = () => localStorage.setItem(name, text.value);
+  // Somebody may have begun to type before this script was there.
+  if (text.value) keep();
+  else text.value = localStorage.getItem(name) || "";
+  text.addEventListener("input", keep);
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
