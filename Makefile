@@ -3,7 +3,7 @@
 #   make demo              three cycles of the loop, then it stays up until Ctrl-C
 #   make demo EXIT=1       ends by itself: status 0 improved, 1 did not improve, 2 error
 #             SEED=3 SET="ppo.learning_rate=0 raters.taste=random" DEMO_HOME=/somewhere
-#   make test              under 10 minutes on 2 cores        make test ARGS="-k freeze -x"
+#   make test              under 10 minutes on 2 cores        make test ARGS="-k freeze -x" JOBS=4
 #   make test-slow         what takes longer
 #   make lint, make bench
 #
@@ -23,7 +23,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?=
 PIP_ARGS ?=
+JOBS ?= 2
 ARGS ?=
+JOBS ?= 2
 SET ?=
 SEED ?=
 EXIT ?=
@@ -61,10 +63,10 @@ demo: $(STAMP)
 	  $(if $(EXIT),--exit) $(if $(SEED),--seed $(SEED)) $(foreach setting,$(SET),--set '$(setting)')
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not gpu" $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

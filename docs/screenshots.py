@@ -1,0 +1,103 @@
+"""Take the pictures of the rater's pages that docs/raters.md shows: python docs/screenshots.py [FOLDER]
+
+The pages are the real ones over a real Postgres; replies come from a stand-in. Needs Chromium and playwright.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web")]
+
+import stand_in  # noqa: E402
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from running import add_artifact, deploy, running  # noqa: E402
+from sqlalchemy import create_engine  # noqa: E402
+from sqlalchemy.orm import Session  # noqa: E402
+
+from db.migrate import upgrade  # noqa: E402
+from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.web import access  # noqa: E402
+from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
+
+REPLIES = (
+    "Here is a plan for the weekend:\n\n1. **Saturday morning:** walk along the river, about two hours.\n2. **Saturday "
+    "evening:** cook the soup below.\n\n```\n2 onions, 500 g carrots, 1 l stock\n```\n\nShall I write a shopping list?",
+    "You could walk, cook or read. Tell me how many people come and what they like, and I will plan both days.",
+)
+
+
+def shoot(page: Page, folder: Path, name: str) -> None:
+    """One picture, the whole page."""
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=folder / f"{name}.png", full_page=True)
+    print(folder / f"{name}.png")
+
+
+def walk(context: BrowserContext, link: str, folder: Path, size: str) -> None:
+    """Lead a rater through every page."""
+    page = context.new_page()
+    page.goto(link)
+    shoot(page, folder, f"join-{size}")
+    page.get_by_role("button", name="Take part").click()
+    expect(page.get_by_role("heading", name="Your tasks")).to_be_visible()
+    shoot(page, folder, f"tasks-{size}")
+    page.goto("/tasks/red_team/more_harmful")
+    shoot(page, folder, f"instructions-{size}")
+    page.goto("/tasks/helpful/helpful")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Begin a conversation").click()
+    page.get_by_label("Your message").fill("What could I do at the weekend with friends?")
+    shoot(page, folder, f"write-{size}")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#choose")).to_be_enabled()
+    page.get_by_role("radio", name="B, a little").check()
+    shoot(page, folder, f"compare-{size}")
+    page.get_by_text("Write a better reply instead").click()
+    page.get_by_role("radio", name="Reply B").check()
+    shoot(page, folder, f"edit-{size}")
+    page.get_by_role("button", name="I can’t tell").click()
+    expect(page.get_by_label("Your next message")).to_be_visible()
+    page.get_by_role("button", name="End the conversation").click()
+    expect(page.get_by_text("has ended")).to_be_visible()
+    shoot(page, folder, f"ended-{size}")
+
+
+def main() -> int:
+    """Take every picture, wide and on a phone."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = os.environ.get("ORCHESTRATOR_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        print("error: no Chromium; install it or set ORCHESTRATOR_BROWSER", file=sys.stderr)
+        return 2
+    stand_in.reply_of = lambda digest, seed, content: REPLIES[seed % 2]
+    with tempfile.TemporaryDirectory() as home, EmbeddedPostgres(Path(home) / "postgres") as postgres:
+        upgrade(postgres.url)
+        engine = create_engine(postgres.url)
+        with Session(engine) as session, session.begin():
+            deploy(session, add_artifact(session, "live"))
+            link = f"/join/{access.create_invitation(session, 'pictures')[1]}"
+        with (
+            running(stand_in.StandIn().app()) as policy_url,
+            running(create_app(FeedbackConfig(postgres.url, policy_url))) as url,
+            sync_playwright() as playwright,
+        ):
+            sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+            browser = playwright.chromium.launch(executable_path=path, args=sandbox)
+            wide = browser.new_context(base_url=url, viewport={"width": 1000, "height": 700})
+            walk(wide, link, folder, "wide")
+            phone = {"width": 375, "height": 740}
+            walk(browser.new_context(base_url=url, viewport=phone, color_scheme="dark"), link, folder, "phone")
+            browser.close()
+        engine.dispose()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
