@@ -30,6 +30,8 @@ PLAIN_GAP = 1.0
 STRENGTH_BORDERS = (0.1, 0.3, 0.55)
 STRENGTH_NOISE = 0.1
 REQUEST_TIMEOUT_S = 120.0
+# Half a minute in all: what a restart of the app takes on a busy machine.
+RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class RatersError(OrchestratorError):
@@ -209,7 +211,7 @@ class _Door:
         self._headers = {"Authorization": f"Bearer {token}"}
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        response = await self._client.post(path, json=body, headers=self._headers)
+        response = await self._answer(path, body)
         if response.is_error:
             raise RatersError(
                 f"The feedback app answered POST {path} with {response.status_code}: {response.text[:300]}. "
@@ -217,6 +219,15 @@ class _Door:
             )
         answer: dict[str, Any] = response.json()
         return answer
+
+    async def _answer(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        """The answer, asked for again while the app is being started anew: every request is the same act twice."""
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                return await self._client.post(path, json=body, headers=self._headers)
+            except httpx.TransportError:
+                await asyncio.sleep(pause_s)
+        return await self._client.post(path, json=body, headers=self._headers)
 
 
 def _kind_for(task: Task, rng: random.Random) -> Kind:
