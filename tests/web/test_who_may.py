@@ -1,0 +1,204 @@
+"""Who may call what: every route of the feedback app and each kind of caller, with the status each gets.
+
+A route that is not in the table fails the test, so that none is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from browsing import Browser
+from fastapi.routing import APIRoute
+from rating import ask, pair_of
+from sqlalchemy.orm import Session
+from stand_in import StandIn
+
+from orchestrator.raters import create_rater, set_status
+from orchestrator.web import access
+from orchestrator.web.app import FeedbackConfig, create_app
+from orchestrator.web.tasks import INSTRUCTIONS
+
+Database = Callable[[], Session]
+
+NOBODY, RATER, BANNED, OTHER = "nobody", "rater", "banned rater", "other rater"
+CALLERS = (NOBODY, RATER, BANNED, OTHER)
+
+# The statuses, in the order of CALLERS. What is another rater's is 404, as if it were not there.
+OPEN = (200, 200, 200, 200)
+SIGNED_IN = (401, 200, 403, 200)
+OWN = (401, 200, 403, 404)
+
+Case = tuple[str, str, dict[str, str] | None, tuple[int, int, int, int]]
+
+# Method and path as the route has it, then the form or body (None: none), then who gets what.
+PAGES: list[Case] = [
+    ("GET", "/static/{name}", None, OPEN),
+    ("GET", "/join/{token}", None, (200, 200, 403, 200)),
+    ("POST", "/join/{token}", {}, OPEN),
+    ("GET", "/sign-in", None, (200, 200, 403, 200)),
+    ("POST", "/sign-in", {"token": "wrong"}, (401, 401, 401, 401)),
+    ("GET", "/enter/{platform}", None, OPEN),
+    ("POST", "/enter/{platform}", {}, OPEN),
+    ("GET", "/", None, SIGNED_IN),
+    ("GET", "/tasks/{task}/{question}", None, SIGNED_IN),
+    ("POST", "/tasks/{task}/{question}", {"key": "k1", "agree": INSTRUCTIONS["helpful"].version}, SIGNED_IN),
+    ("GET", "/dialogues/{dialogue_id}", None, OWN),
+    ("GET", "/pairs/{pair_id}/stream", None, OWN),
+    ("GET", "/pairs/{pair_id}/replies", None, OWN),
+    # A pair that the rater compares cannot be edited any more: the edit comes first, of a pair of its own.
+    ("POST", "/pairs/{pair_id}/edit", {"side": "a", "content": "better"}, OWN),
+    ("POST", "/pairs/{pair_id}/comparison", {"choice": "a4"}, (401, 409, 403, 404)),
+    ("POST", "/dialogues/{dialogue_id}/messages", {"key": "k2", "content": "x", "parent_id": "leaf"}, OWN),
+    ("POST", "/dialogues/{dialogue_id}/pairs", {"key": "k3"}, OWN),
+    ("POST", "/dialogues/{dialogue_id}/leave", {"key": "k4"}, OWN),
+    ("POST", "/dialogues/{dialogue_id}/end", {}, OWN),
+    ("POST", "/sign-out", {}, SIGNED_IN),
+]
+API: list[Case] = [
+    ("GET", "/health", None, OPEN),
+    ("POST", "/api/dialogues", {"task": "helpful"}, (401, 201, 403, 201)),
+    ("POST", "/api/dialogues/{dialogue_id}/messages", {"content": "x", "client_key": "k", "parent_id": "leaf"},
+     (401, 201, 403, 404)),
+    ("POST", "/api/messages/{message_id}/pairs", {"client_key": "k"}, (401, 201, 403, 404)),
+    ("GET", "/api/pairs/{pair_id}", None, OWN),
+    ("GET", "/api/pairs/{pair_id}/stream", None, OWN),
+    ("POST", "/api/pairs/{pair_id}/comparison", {"side": "a"}, (401, 201, 403, 404)),
+    ("POST", "/api/dialogues/{dialogue_id}/end", None, OWN),
+]  # fmt: skip
+
+
+class Callers:
+    """The same four callers at both doors: a browser's session, and a program's token."""
+
+    def __init__(self, url: str, database: Database) -> None:
+        self.browsers: dict[str, Browser] = {}
+        self.tokens: dict[str, str] = {}
+        self.csrf: dict[str, str] = {NOBODY: "0"}
+        for caller in CALLERS:
+            browser = self.browsers[caller] = Browser(url)
+            browser.client.follow_redirects = False
+            # As the page's script asks: a form that worked answers 200 and says where to go.
+            browser.client.headers["Accept"] = "application/json"
+            if caller == NOBODY:
+                continue
+            with database() as session, session.begin():
+                rater, self.tokens[caller] = create_rater(session, caller.replace(" ", "-"))
+                cookie = access.begin_session(session, rater.id)
+            browser.client.cookies.set("orchestrator_session", cookie)
+            self.csrf[caller] = access.csrf_token(cookie)
+        with database() as session, session.begin():
+            set_status(session, "banned-rater", "banned")
+
+    def close(self) -> None:
+        for browser in self.browsers.values():
+            browser.client.close()
+
+
+@pytest.fixture
+def callers(feedback_url: str, database: Database, live: str) -> Iterator[Callers]:
+    callers = Callers(feedback_url, database)
+    yield callers
+    callers.close()
+
+
+def test_every_route_is_in_the_table(config: FeedbackConfig) -> None:
+    app = create_app(config)
+    routes = {
+        (method, route.path) for route in _routes(app.routes) for method in route.methods or set() if method != "HEAD"
+    }
+    assert {(method, path) for method, path, _, _ in PAGES + API} == routes
+
+
+def _routes(routes: list[object]) -> Iterator[APIRoute]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            yield from _routes(getattr(getattr(route, "original_router", None), "routes", []))
+
+
+def things(callers: Callers, feedback_url: str, database: Database) -> dict[str, str]:
+    """What the rater owns, and what links lead to."""
+    client = httpx.Client(base_url=feedback_url, headers={"Authorization": f"Bearer {callers.tokens[RATER]}"})
+    with client:
+        dialogue_id, message_id = ask(client)
+        pair_id = pair_of(client, message_id)["pair_id"]
+    with database() as session, session.begin():
+        _, token = access.create_invitation(session, "table")
+        access.create_study(session, "prolific", "s", "C", 1)
+    return {
+        "dialogue_id": str(dialogue_id), "message_id": str(message_id), "pair_id": str(pair_id), "token": token,
+        "platform": "prolific", "name": "app.css", "task": "helpful", "question": "helpful",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_the_pages_answer_each_caller_as_the_table_says(
+    callers: Callers, feedback_url: str, database: Database, stand_in: StandIn, caller: str
+) -> None:
+    found = things(callers, feedback_url, database)
+    client = callers.browsers[caller].client
+    answers, expected = {}, {}
+    leaf = ""
+    for method, path, form, statuses in PAGES:
+        query = "?STUDY_ID=s&PROLIFIC_PID=p&SESSION_ID=v" if path.startswith("/enter") else ""
+        where = path.format(**found) + query
+        if method == "GET":
+            answer = client.get(where)
+        else:
+            values = {"csrf": callers.csrf[caller]} | (form or {})
+            if values.get("parent_id") == "leaf":
+                values["parent_id"] = leaf
+            entering = path.startswith(("/join", "/enter"))
+            # These begin a session; the caller's own must stay the one that the table is about.
+            kept = dict(client.cookies)
+            answer = client.post(where, data=values)
+            if entering:
+                client.cookies.clear()
+                client.cookies.update(kept)
+        if path.endswith("/edit") and answer.status_code == 200:
+            leaf = _leaf(database)
+        answers[f"{method} {path}"] = answer.status_code
+        expected[f"{method} {path}"] = statuses[CALLERS.index(caller)]
+    assert answers == expected
+
+
+def _leaf(database: Database) -> str:
+    from sqlalchemy import func, select
+
+    from db import tables as t
+
+    with database() as session:
+        return str(session.scalar(select(func.max(t.Message.id))))
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_the_api_answers_each_caller_as_the_table_says(
+    callers: Callers, feedback_url: str, database: Database, caller: str
+) -> None:
+    found = things(callers, feedback_url, database)
+    headers = {"Authorization": f"Bearer {callers.tokens[caller]}"} if caller != NOBODY else {}
+    owner = {"Authorization": f"Bearer {callers.tokens[RATER]}"}
+    answers, expected = {}, {}
+    with httpx.Client(base_url=feedback_url, timeout=20) as client:
+        chosen = client.post(f"/api/pairs/{found['pair_id']}/comparison", json={"side": "a"}, headers=owner)
+        leaf = chosen.json()["continue_from"]
+        for method, path, body, statuses in API:
+            where = path.format(**found)
+            given = None if body is None else {k: leaf if v == "leaf" else v for k, v in body.items()}
+            answer = client.request(method, where, json=given, headers=headers)
+            answers[f"{method} {path}"] = answer.status_code
+            status = statuses[CALLERS.index(caller)]
+            # The choice was made above: the rater's is the same one again.
+            same = path.endswith("/comparison") and caller == RATER
+            expected[f"{method} {path}"] = 200 if same else status
+    assert answers == expected
+
+
+@pytest.mark.parametrize("guess", ["0", "-1", "99999999999999999999", "1e3", "abc", "1;drop table raters", "../1"])
+def test_guessed_ids_lead_nowhere(callers: Callers, guess: str) -> None:
+    client = callers.browsers[OTHER].client
+    for path in (f"/dialogues/{guess}", f"/pairs/{guess}/replies", f"/pairs/{guess}/stream"):
+        assert client.get(path).status_code in (404, 422), path
