@@ -28,6 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from orchestrator.asgi import serve
     from orchestrator.web.app import FeedbackConfig, create_app
 
-    config = FeedbackConfig(settings.require_database_url(), settings.policy_url, threads=args.threads)
+    config = FeedbackConfig(
+        settings.require_database_url(),
+        settings.policy_url,
+        threads=args.threads,
+        admin_token=settings.admin_token,
+    )
     serve(create_app(config), args.host, args.port, "feedback app")
     return 0

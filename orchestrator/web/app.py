@@ -21,6 +21,7 @@ from starlette.requests import Request
 from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers
 from orchestrator.deployments import live_deployment
 from orchestrator.web import dialogues, pairs, schemas
+from orchestrator.web.pages.desk import DeskSignInFirst, desk_pages, desk_sign_in_first
 from orchestrator.web.pages.rater import SignInFirst, pages, sign_in_first
 from orchestrator.web.pages.shell import error_answer
 from orchestrator.web.sampling import PairSampling
@@ -66,10 +67,15 @@ def create_app(config: FeedbackConfig) -> FastAPI:
     async def _sign_in_first(request: Request, error: SignInFirst) -> Response:
         return sign_in_first(request)
 
+    @app.exception_handler(DeskSignInFirst)
+    async def _desk_sign_in_first(request: Request, error: DeskSignInFirst) -> Response:
+        return desk_sign_in_first(request)
+
     _add_health(app, feedback)
     _add_dialogues(app, feedback)
     _add_pairs(app, feedback)
     app.include_router(pages(feedback))
+    app.include_router(desk_pages(feedback))
     return app
 
 

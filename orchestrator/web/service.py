@@ -35,6 +35,8 @@ class FeedbackConfig:
     sampling_timeout_s: float = 120.0
     """How long the replies of a pair may take, a restart of the policy server included."""
     max_body_bytes: int = 1_000_000
+    admin_token: str | None = None
+    """Opens the desk; without it the desk is closed."""
 
 
 class Feedback:

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import cycles, judging
+from orchestrator import cycles, judging, standings
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycle_runs import follow, start_cycle
 from orchestrator.errors import CycleError
@@ -224,7 +224,7 @@ def num_model_comparisons(cycle: EndedCycle) -> int:
     """Comparisons of the cycle's snapshot with the initial policy, ties included."""
     with cycles.database() as session:
         digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
-        return sum({game.first, game.second} == digests for game in judging.games(session))
+        return sum({game.first, game.second} == digests for game in standings.games(session))
 
 
 def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:

@@ -1,0 +1,138 @@
+"""Who stands where: Elo of every policy that raters compared, from all comparisons ever made between policies.
+
+Joint over all of them, with the initial policy at 0. Ties are half a win each; "can't tell" says nothing and is left
+out, as are comparisons that a model made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased
+
+from db import tables as t
+from orchestrator.elo import Game, elo_ratings
+
+SCORE_OF_SIDE = {"a": 1.0, "b": 0.0, "none": 0.5}
+AXES = {"helpful": ("helpful",), "harmless": ("harmless", "more_harmful")}
+"""The questions that measure each axis; who is more harmful has lost on the harmless one."""
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One policy's place on one axis."""
+
+    digest: str
+    cycle: int | None
+    """Number of the cycle that trained it; None for an initial policy."""
+    anchor: bool
+    elo: float
+    ci: tuple[float, float]
+    games: int
+    won: int
+    lost: int
+    tied: int
+
+
+@dataclass(frozen=True)
+class EloTable:
+    """Standings on one axis, the best first, and what has to be said about them."""
+
+    question: str
+    rows: tuple[Standing, ...]
+    note: str | None
+
+
+def games(session: Session, questions: Sequence[str] = (), by: str = "dialogue") -> list[Game]:
+    """Every comparison of two different policies that raters made for evaluation, oldest first.
+
+    `by` is what an interval resamples: "dialogue" or "rater". Without `questions` all count.
+    """
+    a, b = aliased(t.Candidate), aliased(t.Candidate)
+    policy_a, policy_b = aliased(t.Artifact), aliased(t.Artifact)
+    unit = t.Comparison.rater_id if by == "rater" else t.Pair.dialogue_id
+    query = (
+        select(unit, policy_a.digest, policy_b.digest, t.Comparison.side, t.Pair.question)
+        .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
+        .join(a, (a.pair_id == t.Pair.id) & (a.side == "a"))
+        .join(b, (b.pair_id == t.Pair.id) & (b.side == "b"))
+        .join(policy_a, policy_a.id == a.snapshot_id)
+        .join(policy_b, policy_b.id == b.snapshot_id)
+        .where(t.Pair.purpose == "evaluation", t.Comparison.label_kind == "human")
+        .where(t.Comparison.reason.is_distinct_from("cant_tell"), policy_a.digest != policy_b.digest)
+        .order_by(t.Comparison.id)
+    )
+    if questions:
+        query = query.where(t.Pair.question.in_(questions))
+    found = []
+    for one, first, second, side, question in session.execute(query):
+        score = SCORE_OF_SIDE[side]
+        found.append(Game(str(one), first, second, 1 - score if question == "more_harmful" else score))
+    return found
+
+
+def elo_tables(session: Session, by: str = "dialogue") -> list[EloTable]:
+    """The standings on the helpful and on the harmless axis, as of now."""
+    return [_table(session, axis, games(session, questions, by)) for axis, questions in AXES.items()]
+
+
+def _table(session: Session, axis: str, played: list[Game]) -> EloTable:
+    if not played:
+        return EloTable(axis, (), "Nobody has compared two policies yet (task: model comparison).")
+    names = {name for game in played for name in (game.first, game.second)}
+    initial = set(
+        session.scalars(
+            select(t.Artifact.digest).where(t.Artifact.kind == "initial_policy", t.Artifact.digest.in_(names))
+        )
+    )
+    if not initial:
+        return EloTable(axis, (), "No comparison is with an initial policy, so that there is no zero to count from.")
+    counts = {name: sum(name in (game.first, game.second) for game in played) for name in names}
+    anchor = max(sorted(initial), key=counts.__getitem__)
+    joined = _joined_to(anchor, played)
+    kept = [game for game in played if game.first in joined]
+    ratings = elo_ratings(kept, anchor, num_resamples=RESAMPLES)
+    cycles = _cycles(session, joined)
+    rows = []
+    for name, rating in ratings.items():
+        scores = [
+            game.score if game.first == name else 1 - game.score for game in kept if name in (game.first, game.second)
+        ]
+        won, lost = scores.count(1.0), scores.count(0.0)
+        rows.append(
+            Standing(
+                name, cycles.get(name), name == anchor, rating.elo, rating.ci, rating.games,
+                won, lost, len(scores) - won - lost,
+            )
+        )  # fmt: skip
+    rows.sort(key=lambda row: -row.elo)
+    apart = len(names - joined)
+    note = f"{apart} policies were never compared with these, directly or over others; they have no place here."
+    return EloTable(axis, tuple(rows), note if apart else None)
+
+
+def _joined_to(anchor: str, played: Sequence[Game]) -> set[str]:
+    """Everybody who is joined to the anchor by comparisons, directly or over others."""
+    joined, grown = {anchor}, True
+    while grown:
+        grown = False
+        for game in played:
+            if (game.first in joined) != (game.second in joined):
+                joined |= {game.first, game.second}
+                grown = True
+    return joined
+
+
+def _cycles(session: Session, digests: set[str]) -> dict[str, int]:
+    """The number of the cycle that trained each snapshot."""
+    rows = session.execute(
+        select(t.Artifact.digest, func.min(t.Cycle.number))
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .join(t.Cycle, t.Cycle.id == t.Stage.cycle_id)
+        .where(t.Stage.name == "train_policy", t.Artifact.digest.in_(digests))
+        .group_by(t.Artifact.digest)
+    )
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,255 @@
+"""The desk: pages for whoever looks after raters. Who they are, what they did and wrote, and how people come in.
+
+Signed in with the admin token, apart from raters and from programs. Everything here is also a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+
+from db import tables as t
+from orchestrator import raters
+from orchestrator.asgi import ApiError
+from orchestrator.errors import OrchestratorError
+from orchestrator.standings import elo_tables
+from orchestrator.web import access, figures
+from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, desk_csrf, is_admin_token, is_desk_cookie
+from orchestrator.web.pages.shell import PageRoute, check_same_site, go_to, is_https, page, text_of
+from orchestrator.web.reading import dialogues_of, whole_dialogue
+from orchestrator.web.service import Feedback
+from orchestrator.web.tasks import TASKS
+
+R = TypeVar("R")
+Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
+PageNumber = Annotated[int, Query(ge=1, le=10_000, alias="page")]
+
+DESK_COOKIE = "orchestrator_desk"
+ROWS = 100
+"""Rows on a page of raters or dialogues."""
+
+
+class DeskSignInFirst(Exception):
+    """Nobody is signed in at the desk; the page that says how is shown in place of the one asked for."""
+
+
+class Desk:
+    """What the handlers share: who asks, and work in a transaction for them."""
+
+    def __init__(self, feedback: Feedback) -> None:
+        self.feedback = feedback
+        self.admin_token = feedback.config.admin_token
+
+    def csrf(self, request: Request) -> str:
+        """What this browser's forms must carry; raises DeskSignInFirst where nobody is signed in."""
+        cookie = request.cookies.get(DESK_COOKIE)
+        if self.admin_token is None or cookie is None or not is_desk_cookie(cookie, self.admin_token):
+            raise DeskSignInFirst
+        return desk_csrf(cookie, self.admin_token)
+
+    def show(self, request: Request, template: str, work: Callable[[Session], dict[str, Any]]) -> HTMLResponse:
+        """A page of what `work` reads."""
+        csrf = self.csrf(request)
+        return page(f"desk/{template}", desk=True, csrf=csrf, **self.feedback.transaction(work))
+
+    async def act(self, request: Request, work: Callable[[Session, FormData], R]) -> R:
+        """Do `work` with a form of the desk's own; a person's mistake in it is told in its words."""
+        csrf = self.csrf(request)
+        check_same_site(request)
+        form = await request.form(max_fields=50)
+        if text_of(form, "csrf") != csrf:
+            raise ApiError(403, "stale_form", "This page is from an earlier session. Reload it and send again.")
+
+        def worked(session: Session) -> R:
+            try:
+                return work(session, form)
+            except OrchestratorError as error:
+                raise ApiError(422, "unusable", str(error)) from None
+
+        return await run_in_threadpool(self.feedback.transaction, worked)
+
+
+def desk_sign_in_first(request: Request) -> Response:
+    """The answer to somebody who is not signed in at the desk."""
+    return page("desk/sign_in.html", status=401, desk=False, csrf=None, problem=None, closed=False)
+
+
+def desk_pages(feedback: Feedback) -> APIRouter:
+    """The routes of the desk."""
+    desk = Desk(feedback)
+    router = APIRouter(prefix="/desk", include_in_schema=False, route_class=PageRoute)
+    _add_entrance(router, desk)
+    _add_raters(router, desk)
+    _add_dialogues(router, desk)
+    _add_invitations(router, desk)
+    _add_elo(router, desk)
+    return router
+
+
+def _add_entrance(router: APIRouter, desk: Desk) -> None:
+    @router.get("/sign-in")
+    def ask_sign_in() -> HTMLResponse:
+        """Sign in with the admin token."""
+        closed = desk.admin_token is None
+        return page("desk/sign_in.html", desk=False, csrf=None, problem=None, closed=closed)
+
+    @router.post("/sign-in")
+    def sign_in(request: Request, token: Annotated[str, Form(max_length=1000)]) -> Response:
+        """Begin a session of the desk."""
+        check_same_site(request)
+        if desk.admin_token is None or not is_admin_token(token.strip(), desk.admin_token):
+            closed = desk.admin_token is None
+            problem = "This is not the admin token."
+            return page("desk/sign_in.html", status=401, desk=False, csrf=None, problem=problem, closed=closed)
+        response = go_to("/desk")
+        # Strict: no link from elsewhere opens the desk.
+        response.set_cookie(
+            DESK_COOKIE,
+            desk_cookie(desk.admin_token),
+            max_age=DESK_LIFETIME_S,
+            httponly=True,
+            samesite="strict",
+            secure=is_https(request),
+            path="/desk",
+        )
+        return response
+
+    @router.post("/sign-out")
+    async def sign_out(request: Request) -> Response:
+        """Leave the desk in this browser."""
+        await desk.act(request, lambda session, form: None)
+        response = go_to("/desk/sign-in")
+        response.delete_cookie(DESK_COOKIE, path="/desk", httponly=True, samesite="strict")
+        return response
+
+
+def _add_raters(router: APIRouter, desk: Desk) -> None:
+    @router.get("")
+    def by_volume(request: Request, number: PageNumber = 1) -> HTMLResponse:
+        """Raters, those with most comparisons first."""
+
+        def work(session: Session) -> dict[str, Any]:
+            rows = figures.raters_by_volume(session, ROWS + 1, (number - 1) * ROWS)
+            return {"raters": rows[:ROWS], "number": number, "more": len(rows) > ROWS}
+
+        return desk.show(request, "raters.html", work)
+
+    @router.get("/raters/{rater_id}")
+    def one(rater_id: Id, request: Request, number: PageNumber = 1) -> HTMLResponse:
+        """One rater: figures, status, and the dialogues to read."""
+
+        def work(session: Session) -> dict[str, Any]:
+            found = figures.figures_of(session, rater_id)
+            if found is None:
+                raise ApiError(404, "not_found", f"There is no rater {rater_id}.")
+            rows = dialogues_of(session, rater_id, ROWS + 1, (number - 1) * ROWS)
+            return {
+                "rater": found,
+                "statuses": raters.STATUSES,
+                "repeats": figures.repeated_openings(session, rater_id),
+                "dialogues": rows[:ROWS],
+                "number": number,
+                "more": len(rows) > ROWS,
+                "tasks": TASKS,
+            }
+
+        return desk.show(request, "rater.html", work)
+
+    @router.post("/raters/{rater_id}/status")
+    async def set_status(rater_id: Id, request: Request) -> Response:
+        """Make a rater select, normal or banned; holds from the next request on."""
+
+        def work(session: Session, form: FormData) -> None:
+            handle = session.scalar(select(t.Rater.handle).where(t.Rater.id == rater_id))
+            if handle is None:
+                raise ApiError(404, "not_found", f"There is no rater {rater_id}.")
+            raters.set_status(session, handle, text_of(form, "status"))
+
+        await desk.act(request, work)
+        return go_to(f"/desk/raters/{rater_id}")
+
+    @router.post("/raters/{rater_id}/sign-out")
+    async def sign_out_everywhere(rater_id: Id, request: Request) -> Response:
+        """End every session of a rater."""
+        await desk.act(request, lambda session, form: access.end_sessions_of(session, rater_id))
+        return go_to(f"/desk/raters/{rater_id}")
+
+
+def _add_dialogues(router: APIRouter, desk: Desk) -> None:
+    @router.get("/dialogues/{dialogue_id}")
+    def read(dialogue_id: Id, request: Request) -> HTMLResponse:
+        """A dialogue with every pair and choice, to be read."""
+
+        def work(session: Session) -> dict[str, Any]:
+            found = whole_dialogue(session, dialogue_id)
+            if found is None:
+                raise ApiError(404, "not_found", f"There is no dialogue {dialogue_id}.")
+            return {"dialogue": found}
+
+        return desk.show(request, "dialogue.html", work)
+
+
+def _add_invitations(router: APIRouter, desk: Desk) -> None:
+    def _all(session: Session) -> dict[str, Any]:
+        joined = func.count(t.InvitationUse.rater_id)
+        rows = session.execute(
+            select(t.Invitation, joined)
+            .outerjoin(t.InvitationUse, t.InvitationUse.invitation_id == t.Invitation.id)
+            .group_by(t.Invitation.id)
+            .order_by(t.Invitation.id.desc())
+        ).all()
+        came, finished = func.count(t.Visit.id), func.count(t.Visit.completed_at)
+        studies = session.execute(
+            select(t.Study, came, finished)
+            .outerjoin(t.Visit, t.Visit.study_id == t.Study.id)
+            .group_by(t.Study.id)
+            .order_by(t.Study.id.desc())
+        ).all()
+        return {"invitations": [tuple(row) for row in rows], "studies": [tuple(row) for row in studies], "link": None}
+
+    @router.get("/invitations")
+    def listing(request: Request) -> HTMLResponse:
+        """Invitations and studies: how people come in."""
+        return desk.show(request, "invitations.html", _all)
+
+    @router.post("/invitations")
+    async def invite(request: Request) -> Response:
+        """Make an invitation; its link is shown in the answer, once."""
+
+        def work(session: Session, form: FormData) -> dict[str, Any]:
+            uses, days = text_of(form, "max_uses").strip(), text_of(form, "days").strip()
+            if not all(value == "" or (value.isdecimal() and 0 < int(value) <= 10_000) for value in (uses, days)):
+                raise ApiError(422, "not_a_number", "Give whole numbers from 1 to 10,000, or nothing.")
+            _, token = access.create_invitation(
+                session,
+                text_of(form, "label"),
+                max_uses=int(uses) if uses else None,
+                valid_for=timedelta(days=int(days)) if days else None,
+            )
+            base = f"{'https' if is_https(request) else 'http'}://{request.headers.get('host', '')}"
+            return _all(session) | {"link": f"{base}/join/{token}"}
+
+        shown = await desk.act(request, work)
+        return page("desk/invitations.html", desk=True, csrf=desk.csrf(request), **shown)
+
+    @router.post("/invitations/{invitation_id}/end")
+    async def end(invitation_id: Id, request: Request) -> Response:
+        """Let nobody else join by it."""
+        await desk.act(request, lambda session, form: access.end_invitation(session, invitation_id))
+        return go_to("/desk/invitations")
+
+
+def _add_elo(router: APIRouter, desk: Desk) -> None:
+    @router.get("/elo")
+    def elo(request: Request) -> HTMLResponse:
+        """Elo of every policy that raters compared, helpful and harmless apart, as of now."""
+        return desk.show(request, "elo.html", lambda session: {"tables": elo_tables(session)})
