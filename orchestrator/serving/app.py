@@ -25,6 +25,7 @@ from models.chat import ChatFormatError, Message
 from models.sampler import SamplingParams
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.metrics import CountRequests, Metrics
 from orchestrator.serving.decoding import DecodeThread, Reply
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
@@ -258,8 +259,24 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
     # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
     app = FastAPI(title="Policy server", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
+    metrics = Metrics("policy_server")
+    snapshots = server.snapshots
+    metrics.watch(
+        gauges={
+            "replies": ("Replies that run or wait", lambda: server.replies),
+            "snapshots": ("Snapshots in memory", lambda: len(snapshots.held())),
+            "live": ("1 while a policy is live", lambda: float(snapshots.live is not None)),
+        },
+        counters={
+            "reply_tokens": ("Tokens decoded", lambda: server.decoding.tokens),
+            "swaps": ("How often another snapshot became the live one", lambda: snapshots.swaps),
+            "failed_loads": ("Snapshots that could not be loaded", lambda: snapshots.failed_loads),
+        },
+    )
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(CountRequests, metrics=metrics)
     add_error_handlers(app)
+    app.add_api_route("/metrics", metrics.answer, include_in_schema=False)
     _add_public(app, server)
     _add_admin(app, server)
     return app

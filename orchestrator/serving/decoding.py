@@ -51,6 +51,8 @@ class DecodeThread:
         self._stopping = False
         self._replies: dict[DecodeEngine, dict[int, Reply]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.tokens = 0
+        """Tokens decoded since the start."""
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -134,6 +136,7 @@ class DecodeThread:
             self._fail(running, "decoding failed; the server's log says why")
             return
         grown = []
+        self.tokens += len(tokens)
         for token in tokens:
             reply = running[token.handle]
             reply.ids.append(token.token_id)

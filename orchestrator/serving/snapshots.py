@@ -90,6 +90,9 @@ class Snapshots:
         self._seen_deployment_id: int | None = None
         # One at a time: two big models loading together may not fit where one does.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.swaps = 0
+        """How often another snapshot became the live one, the first included."""
+        self.failed_loads = 0
         self.trouble: str | None = "the database was not asked yet"
         """Why what is live may not be what the database says; None when all is well."""
 
@@ -154,6 +157,7 @@ class Snapshots:
         snapshot = await self.load(digest)
         if snapshot is not self._live:
             logger.info("%s is %s from now on", LIVE, digest)
+            self.swaps += 1
         self._live = snapshot
 
     def unload(self, digest: str) -> None:
@@ -218,9 +222,11 @@ class Snapshots:
             loop = asyncio.get_running_loop()
             snapshot = await loop.run_in_executor(self._loader, self._read_weights, digest)
         except ArtifactError as error:
+            self.failed_loads += 1
             raise ApiError(503, "snapshot_unusable", str(error)) from error
         except Exception as error:
             logger.exception("loading %s failed", digest)
+            self.failed_loads += 1
             raise ApiError(503, "snapshot_unusable", f"Snapshot {digest} can't be loaded: {error}") from error
         self._held[digest] = snapshot
         logger.info("loaded %s in %.2f s", digest, time.monotonic() - began)

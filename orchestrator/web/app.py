@@ -20,7 +20,9 @@ from starlette.requests import Request
 
 from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers
 from orchestrator.deployments import live_deployment
+from orchestrator.metrics import CountRequests, Metrics
 from orchestrator.web import dialogues, pairs, schemas
+from orchestrator.web.desk_access import is_admin_token
 from orchestrator.web.pages.desk import DeskSignInFirst, desk_pages, desk_sign_in_first
 from orchestrator.web.pages.rater import SignInFirst, pages, sign_in_first
 from orchestrator.web.pages.shell import error_answer
@@ -54,7 +56,9 @@ def create_app(config: FeedbackConfig) -> FastAPI:
 
     # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
     app = FastAPI(title="Feedback app", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    metrics = Metrics("feedback_app")
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(CountRequests, metrics=metrics)
     add_error_handlers(app, error_answer)
 
     @app.exception_handler(InterfaceError)
@@ -72,6 +76,7 @@ def create_app(config: FeedbackConfig) -> FastAPI:
         return desk_sign_in_first(request)
 
     _add_health(app, feedback)
+    _add_metrics(app, config, metrics)
     _add_dialogues(app, feedback)
     _add_pairs(app, feedback)
     app.include_router(pages(feedback))
@@ -87,6 +92,15 @@ def _add_health(app: FastAPI, feedback: Feedback) -> None:
             session.execute(text("select 1"))
             live = live_deployment(session) is not None
         return {"status": "ok", "policy_live": live} | ({} if live else {"message": "no policy is live"})
+
+
+def _add_metrics(app: FastAPI, config: FeedbackConfig, metrics: Metrics) -> None:
+    @app.get("/metrics", include_in_schema=False)
+    async def prometheus(token: Token) -> Response:
+        """Prometheus metrics, for whoever has the admin token: raters reach this app, and it is not theirs to know."""
+        if not is_admin_token(token, config.admin_token):
+            raise ApiError(403, "not_admin", "Metrics need the admin token: Authorization: Bearer <admin token>.")
+        return metrics.answer()
 
 
 def _add_dialogues(app: FastAPI, feedback: Feedback) -> None:

@@ -58,6 +58,7 @@ PAGES: list[Case] = [
 ]
 API: list[Case] = [
     ("GET", "/health", None, OPEN),
+    ("GET", "/metrics", None, (401, 403, 403, 403)),
     ("POST", "/api/dialogues", {"task": "helpful"}, (401, 201, 403, 201)),
     ("POST", "/api/dialogues/{dialogue_id}/messages", {"content": "x", "client_key": "k", "parent_id": "leaf"},
      (401, 201, 403, 404)),
