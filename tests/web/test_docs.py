@@ -14,6 +14,6 @@ def test_every_route_is_documented() -> None:
     # Neither address is spoken to before the application starts.
     app = create_app(FeedbackConfig("postgresql://localhost/none", "http://127.0.0.1:1"))
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    assert len(routes) == 8
+    assert len(routes) == 9
     for route in routes:
         assert f"{min(route.methods)} {route.path}" in documented
