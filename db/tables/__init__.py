@@ -1,8 +1,8 @@
 """Every table of the product, grouped by who writes its rows.
 
-`people` raters and imports; `access` how people come in; `dialogues` what raters wrote, saw and chose; `ledger`
-cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test
-compares the two.
+`people` raters and imports; `access` how people come in; `queues` who may do what; `dialogues` what raters wrote,
+saw and chose; `ledger` cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly
+these tables; a test compares the two.
 """
 
 from db.tables.access import Consent, Invitation, InvitationUse, RaterSession, Study, Visit
@@ -29,6 +29,7 @@ from db.tables.ledger import (
     Stage,
 )
 from db.tables.people import Import, QuarantinedRecord, Rater
+from db.tables.queues import GroupMembership, Queue, RaterGroup
 
 __all__ = [
     "Artifact",
@@ -44,6 +45,7 @@ __all__ = [
     "Freeze",
     "FreshComparison",
     "FrozenComparison",
+    "GroupMembership",
     "Import",
     "Invitation",
     "InvitationUse",
@@ -53,7 +55,9 @@ __all__ = [
     "Pairing",
     "Prompt",
     "QuarantinedRecord",
+    "Queue",
     "Rater",
+    "RaterGroup",
     "RaterSession",
     "Stage",
     "Study",

@@ -11,6 +11,7 @@ from db import tables as t
 from db.split import split_key
 from orchestrator.asgi import ApiError
 from orchestrator.deployments import live_deployment
+from orchestrator.queues import offers
 from orchestrator.raters import RaterIdentity, rater_by_token
 from orchestrator.web import queries
 from orchestrator.web.schemas import AddMessage, BeginDialogue
@@ -57,6 +58,14 @@ def begin_dialogue(session: Session, rater: RaterIdentity, request: BeginDialogu
     }
     begun = session.execute(queries.ADD_DIALOGUE, values).scalar_one_or_none()
     if begun is not None:
+        # Asked of a new dialogue only: one that was begun before its queue closed is answered as before.
+        if (request.task, question) not in offers(session, rater):
+            raise ApiError(
+                403,
+                "not_offered",
+                f"Task {request.task}, more {question.replace('_', ' ')}, is not offered to you at the moment. "
+                "Choose one from your home page.",
+            )
         return int(begun), question, True
     earlier = session.execute(
         select(t.Dialogue.id, t.Dialogue.task, t.Dialogue.question).where(

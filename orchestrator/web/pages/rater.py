@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Form, Request
 from fastapi import Path as PathParameter
@@ -21,6 +21,7 @@ from starlette.datastructures import FormData
 
 from orchestrator.asgi import ApiError
 from orchestrator.deployments import live_deployment
+from orchestrator.queues import EVERYTHING, Offer, offers
 from orchestrator.raters import rater_by_token
 from orchestrator.web import access, dialogues, edits, pairs, view
 from orchestrator.web.access import SignedIn
@@ -49,11 +50,6 @@ Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 STATIC = Path(__file__).parent / "static"
 # A name that is not here is not served.
 STATIC_TYPES = {"app.css": "text/css", "rater.js": "text/javascript", "icon.svg": "image/svg+xml"}
-
-OFFERS: tuple[tuple[TaskName, Question], ...] = tuple(
-    (task, question) for task in get_args(TaskName) for question in TASKS[task].questions
-)
-"""Every kind of work there is: a task and what its pairs ask."""
 
 
 class SignInFirst(Exception):
@@ -216,14 +212,15 @@ def _add_home(router: APIRouter, shared: RaterPages) -> None:
     def home(request: Request) -> HTMLResponse:
         """What there is to do, what is open, what was done."""
 
-        def work(session: Session, me: SignedIn) -> tuple[view.Work, access.VisitState | None, bool]:
+        def work(session: Session, me: SignedIn) -> tuple[view.Work, access.VisitState | None, bool, list[Offer]]:
             live = live_deployment(session) is not None
-            return view.work_of(session, me.rater), access.visit_state(session, me.rater.id), live
+            visit = access.visit_state(session, me.rater.id)
+            return view.work_of(session, me.rater), visit, live, offers(session, me.rater)
 
-        me, (work_done, visit, live) = shared.for_me(request, work)
-        offers = [(task, question, TASKS[task]) for task, question in OFFERS]
+        me, (work_done, visit, live, offered) = shared.for_me(request, work)
+        shown = [(task, question, TASKS[task]) for task, question in offered]
         return page(
-            "home.html", me=me, work=work_done, visit=visit, live=live, offers=offers, tasks=TASKS, prompts=PROMPTS
+            "home.html", me=me, work=work_done, visit=visit, live=live, offers=shown, tasks=TASKS, prompts=PROMPTS
         )
 
 
@@ -270,7 +267,7 @@ def _add_tasks(router: APIRouter, shared: RaterPages) -> None:
         return go_to(f"/tasks/{task}/{question}" if dialogue_id is None else f"/dialogues/{dialogue_id}")
 
     def _known(task: TaskName, question: Question) -> None:
-        if (task, question) not in OFFERS:
+        if (task, question) not in EVERYTHING:
             raise ApiError(404, "not_found", f"Task {task} does not ask what is {question}.")
 
 
@@ -340,12 +337,17 @@ def _add_dialogue(router: APIRouter, shared: RaterPages) -> None:
 
         def work(session: Session, me: SignedIn, form: FormData) -> int | None:
             dialogues.end_dialogue(session, me.rater, dialogue_id)
+            # Leaving must always work, also where the rater is not offered the other task.
+            if ("helpful", "helpful") not in offers(session, me.rater):
+                return 0
             if not access.has_consented(session, me.rater.id, INSTRUCTIONS["helpful"].version):
                 return None
             begun = BeginDialogue(task="helpful", client_key=_key(form))
             return dialogues.begin_dialogue(session, me.rater, begun)[0]
 
         _, begun = await shared.form(request, work)
+        if begun == 0:
+            return go_to("/")
         return go_to("/tasks/helpful/helpful" if begun is None else f"/dialogues/{begun}")
 
 
