@@ -25,6 +25,7 @@ COMMANDS = {
     "rater": ("orchestrator.commands.rater", "add raters and list them"),
     "invite": ("orchestrator.commands.invite", "links by which people become raters"),
     "study": ("orchestrator.commands.study", "studies on Prolific and MTurk whose people are sent here"),
+    "group": ("orchestrator.commands.group", "raters that are given work together"),
     "queue": ("orchestrator.commands.queue", "queues of work: who may do what"),
     "elo": ("orchestrator.commands.elo", "where every policy that raters compared stands"),
     "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),

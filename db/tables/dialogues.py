@@ -160,6 +160,8 @@ class Comparison(Base):
         CheckConstraint("label_kind in ('human', 'model')", name="label_kind"),
         UniqueConstraint("pair_id", "rater_id"),
         Index("ix_comparisons_rater_id", "rater_id"),
+        # For what happened since a moment; a comparison's time is close to the order of its row, so this is tiny.
+        Index("ix_comparisons_created_at", "created_at", postgresql_using="brin"),
     )
 
     id: Mapped[Id]

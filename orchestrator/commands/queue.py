@@ -38,7 +38,19 @@ def run(args: argparse.Namespace) -> int:
             queues.close_queue(database, args.id)
             print(f"closed: {args.id}")
         else:
-            columns = (t.Queue.id, t.Queue.task, t.Queue.question, t.Queue.weight, t.Queue.goal, t.Queue.ended_at)
-            rows = database.execute(select(*columns).order_by(t.Queue.id))
+            rows = database.execute(
+                select(
+                    t.Queue.id,
+                    t.Queue.task,
+                    t.Queue.question,
+                    t.RaterGroup.name.label("group"),
+                    t.Queue.rater_status.label("status"),
+                    t.Queue.weight,
+                    t.Queue.goal,
+                    t.Queue.ended_at,
+                )
+                .outerjoin(t.RaterGroup, t.RaterGroup.id == t.Queue.group_id)
+                .order_by(t.Queue.id)
+            )
             print_table([dict(row._mapping) for row in rows], "No queues: everything is offered to everybody.")
     return 0

@@ -63,7 +63,7 @@ def begin_dialogue(session: Session, rater: RaterIdentity, request: BeginDialogu
             raise ApiError(
                 403,
                 "not_offered",
-                f"Task {request.task}, more {question.replace('_', ' ')}, is not offered to you at the moment. "
+                f"Task {request.task} (question: {question}) is not offered to you at the moment. "
                 "Choose one from your home page.",
             )
         return int(begun), question, True

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from browsing import Browser
+from rating import ask, ok, pair_of
 from sqlalchemy.orm import Session
 
-from orchestrator import queues
+from orchestrator import cli, queues
 from orchestrator.queues import EVERYTHING, QueueError
-from orchestrator.raters import RaterIdentity, create_rater
+from orchestrator.raters import RaterIdentity, create_rater, set_status
+from orchestrator.web import access
 
 
 def _rater(session: Session, handle: str) -> RaterIdentity:
@@ -56,3 +59,61 @@ def test_a_dialogue_of_a_closed_queue_goes_on_but_no_other_begins(
     assert rater.post("/api/dialogues", json=first).json() == begun.json()
     refused = rater.post("/api/dialogues", json={"task": "helpful", "client_key": "two"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_offered")
+
+
+def test_a_goal_that_is_reached_offers_nothing_more(rater: httpx.Client, database: Callable[[], Session]) -> None:
+    with database() as session, session.begin():
+        queues.add_queue(session, "helpful", "helpful", goal=1)
+    _, message_id = ask(rater)
+    ok(rater.post(f"/api/pairs/{pair_of(rater, message_id)['pair_id']}/comparison", json={"side": "a"}))
+    refused = rater.post("/api/dialogues", json={"task": "helpful"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_offered")
+
+
+def test_the_home_page_shows_what_is_offered(feedback_url: str, live: str, database: Callable[[], Session]) -> None:
+    browser = Browser(feedback_url)
+    with database() as session, session.begin():
+        rater, _ = create_rater(session, "ann")
+        browser.client.cookies.set("orchestrator_session", access.begin_session(session, rater.id))
+        queues.add_queue(session, "model_comparison", "harmless", status="normal")
+        queues.add_queue(session, "red_team", "more_harmful", status="select")
+    home = browser.get("/").text
+    assert "/tasks/model_comparison/harmless" in home
+    assert "/tasks/red_team/more_harmful" not in home
+    assert "/tasks/helpful/helpful" not in home
+    with database() as session, session.begin():
+        set_status(session, "ann", "select")
+    assert "/tasks/red_team/more_harmful" in browser.get("/").text
+    browser.client.close()
+
+
+def test_the_commands_open_and_close(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*words: str) -> tuple[int, str]:
+        status = cli.main(list(words))
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    assert "everything is offered" in run("queue", "list")[1]
+    assert run("rater", "add", "ann")[0] == run("group", "add", "red team")[0] == 0
+    assert run("group", "join", "red team", "ann") == (0, "ann is in red team\n")
+    assert run("group", "list")[1].splitlines()[1].split() == ["red", "team", "1"]
+    assert run("queue", "add", "red_team", "more_harmful", "--group", "red team", "--goal", "50")[0] == 0
+    assert run("queue", "list")[1].splitlines()[1].split()[1:] == [
+        "red_team",
+        "more_harmful",
+        "red",
+        "team",
+        "-",
+        "1",
+        "50",
+        "-",
+    ]
+    assert run("queue", "close", "1") == (0, "closed: 1\n")
+    assert run("group", "leave", "red team", "ann")[0] == 0
+    assert run("group", "leave", "red team", "ann")[0] == 2
+    status, errors = run("queue", "add", "helpful", "harmless")
+    assert (status, "expected one of" in errors) == (2, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
+revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
@@ -62,6 +62,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["group_id"], ["rater_groups.id"], name="fk_queues_group_id_rater_groups"),
         sa.PrimaryKeyConstraint("id", name="pk_queues"),
     )
+    op.create_index("ix_comparisons_created_at", "comparisons", ["created_at"], postgresql_using="brin")
     op.execute(
         "create trigger rater_groups_append_only before update or delete on rater_groups "
         "for each row execute function refuse_change()"
@@ -82,6 +83,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("ix_comparisons_created_at", "comparisons")
     for table in reversed(TABLES):
         op.drop_table(table)
 
