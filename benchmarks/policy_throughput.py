@@ -11,16 +11,39 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import httpx  # noqa: E402
-from feedback_throughput import served_policy  # noqa: E402
+import torch  # noqa: E402
+from feedback_throughput import put_live, service, write_policy  # noqa: E402
+
+from db.migrate import upgrade  # noqa: E402
+from orchestrator.artifacts import ArtifactStore  # noqa: E402
+from orchestrator.embedded.postgres import EmbeddedPostgres, free_port  # noqa: E402
+
+
+@contextmanager
+def served_policy(home: Path, tokens: int) -> Iterator[str]:
+    """A policy server over a policy of the demo's size, as a process; gives its address."""
+    home.chmod(0o755)
+    store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
+    digest = store.publish(write_policy(home / "policy")).digest
+    with EmbeddedPostgres(home / "postgres") as postgres:
+        upgrade(postgres.url)
+        put_live(postgres.url, digest, tokens, 0)
+        port = free_port()
+        env = os.environ | {"DATABASE_URL": postgres.url, "ORCHESTRATOR_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        with service("serve-policy", port, env):
+            yield f"http://127.0.0.1:{port}"
 
 
 async def rate(url: str, concurrent: int, requests: int, tokens: int) -> tuple[float, float]:
@@ -56,7 +79,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--assert-at-least", type=float)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, served_policy(Path(folder)) as url:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, served_policy(Path(folder), args.tokens) as url:
         asyncio.run(rate(url, args.concurrent, args.concurrent, args.tokens))  # warm-up
         one, one_tokens = asyncio.run(rate(url, 1, max(10, args.requests // 4), args.tokens))
         many, many_tokens = asyncio.run(rate(url, args.concurrent, args.requests, args.tokens))
