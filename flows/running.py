@@ -174,4 +174,5 @@ async def _final_state(flow_run_id: UUID) -> State:
 
 async def _cancel(flow_run_id: UUID) -> None:
     async with get_client() as client:
-        await client.set_flow_run_state(flow_run_id, Cancelling(), force=True)
+        # Not forced: a run that has just ended keeps its state, and one that no worker has begun is cancelled at once.
+        await client.set_flow_run_state(flow_run_id, Cancelling())

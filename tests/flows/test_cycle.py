@@ -110,6 +110,10 @@ def test_the_ui_shows_telling_names_and_the_report(instance: Instance, orchestra
 
 def begin(orchestrator: Orchestrator, config: Path, folder: Path, seed: int) -> int:
     """Bring in enough fresh comparisons for another cycle; returns the number it will have."""
+    # What a failed test left open is not this one's.
+    for cycle in json.loads(orchestrator("cycle", "list", "--json")):
+        if cycle["state"] == "open":
+            orchestrator("cycle", "cancel", str(cycle["cycle"]))
     if not json.loads(orchestrator("cycle", "list", "--json")):
         orchestrator("cycle", "run", "--config", str(config))
     file = write_comparisons(folder / "more.jsonl", 1000 * seed, 50)
@@ -148,7 +152,8 @@ def test_a_cancelled_cycle_ends_its_training_too_and_is_gone_on_with(
 ) -> None:
     before = begin(orchestrator, config_file, tmp_path, 3)
     api = PrefectApi(instance.prefect_api_url)
-    options = ("--config", str(config_file), "--set", "seed=3")
+    # Long enough that the training cannot end by itself before the cancellation reaches it.
+    options = ("--config", str(config_file), "--set", "seed=3", "--set", "ppo.iterations=60")
     printed = orchestrator("cycle", "run", "--no-wait", *options)
     flow_run_id = printed.strip().rpartition("/")[2]
     wait_for("the job of train_policy", lambda: job_of(instance.home, "train_policy") is not None)
