@@ -17,14 +17,6 @@ from db import tables as t
 from orchestrator import deployments
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(app: Any, port: int = 0) -> Iterator[str]:
     """The application under a real uvicorn in a thread; gives its base URL."""

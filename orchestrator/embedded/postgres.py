@@ -35,6 +35,9 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
 LAUNCHER = Path(__file__).parent.parent / "launch.py"
 ROOT_RUNS_AS = "nobody"
+LOWEST_PORT = 20_000
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Where Linux says from which ports it gives one to an outgoing connection."""
 """The user that runs Postgres for root; one that every Linux and macOS has."""
 
 
@@ -267,11 +270,27 @@ class EmbeddedPostgres:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free at this moment."""
+    """A TCP port of the loopback interface that is free at this moment.
+
+    The server it is meant for listens later, or again after a restart. So that no outgoing connection is given the port
+    in between, it lies below the range that Linux takes those from, where there is room.
+    """
+    choices = _first_ephemeral_port() - LOWEST_PORT
+    for _ in range(100 if choices > 0 else 0):
+        port = LOWEST_PORT + secrets.randbelow(choices)
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(EPHEMERAL_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        # What IANA names; other systems than Linux keep to it.
+        return 49152
 
 
 def is_free(port: int) -> bool:

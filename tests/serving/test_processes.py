@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from running import add_cycle, deploy, free_port
+from running import add_cycle, deploy
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tiny_policies import Policies
@@ -23,6 +23,7 @@ from tiny_policies import Policies
 from db import tables as t
 from models.sampler import SamplingParams
 from orchestrator.deployments import open_pairing
+from orchestrator.embedded.postgres import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUM_RATERS = 6
