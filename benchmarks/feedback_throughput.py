@@ -39,7 +39,8 @@ from models.jobs import prepare_policy  # noqa: E402
 from models.jobs.runtime import Job  # noqa: E402
 from orchestrator import deployments  # noqa: E402
 from orchestrator.artifacts import ArtifactStore  # noqa: E402
-from orchestrator.embedded.postgres import EmbeddedPostgres, free_port  # noqa: E402
+from orchestrator.embedded.postgres import EmbeddedPostgres  # noqa: E402
+from orchestrator.ports import free_port  # noqa: E402
 from orchestrator.raters import create_rater  # noqa: E402
 
 SENTENCE = "please tell me about the river and the seven green hills near our old town today"

@@ -28,7 +28,8 @@ from feedback_throughput import put_live, service, write_policy  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
 from orchestrator.artifacts import ArtifactStore  # noqa: E402
-from orchestrator.embedded.postgres import EmbeddedPostgres, free_port  # noqa: E402
+from orchestrator.embedded.postgres import EmbeddedPostgres  # noqa: E402
+from orchestrator.ports import free_port  # noqa: E402
 
 
 @contextmanager

@@ -124,7 +124,7 @@ class OnPools:
             state = await _final_state(started.id)
         except BaseException:
             # This run is being ended; what it started must not train on for nobody.
-            await _cancel(started.id)
+            await cancel(started.id)
             raise
         if state.type is not StateType.COMPLETED:
             raise CycleError(
@@ -172,7 +172,8 @@ async def _final_state(flow_run_id: UUID) -> State:
             pause_s = min(pause_s * 1.02, MAX_POLL_S)
 
 
-async def _cancel(flow_run_id: UUID) -> None:
+async def cancel(flow_run_id: UUID) -> None:
+    """Ask the worker of a run to end it."""
     async with get_client() as client:
         # Not forced: a run that has just ended keeps its state, and one that no worker has begun is cancelled at once.
         await client.set_flow_run_state(flow_run_id, Cancelling())

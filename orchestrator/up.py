@@ -22,9 +22,9 @@ from sqlalchemy.exc import OperationalError
 from db.migrate import upgrade
 from orchestrator import instance_file
 from orchestrator.embedded import EmbeddedPostgres
-from orchestrator.embedded.postgres import free_port, is_free
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance_file import InstanceFile
+from orchestrator.ports import free_port, is_free
 from orchestrator.processes import Child, Supervisor
 from orchestrator.settings import normalised_database_url
 

@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 
 from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.embedded import postgres as postgres_module
-from orchestrator.embedded.postgres import EPHEMERAL_PORTS, ROOT_RUNS_AS, free_port, is_free
+from orchestrator.embedded.postgres import ROOT_RUNS_AS
 from orchestrator.errors import ServiceUnavailable
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -227,13 +227,3 @@ def test_an_interrupted_creation_is_begun_again(directory: Path) -> None:
     with quick(directory) as server:
         assert select(server, "select 1") == 1
     assert [path.name for path in directory.glob("data*")] == ["data"]
-
-
-@pytest.mark.skipif(not EPHEMERAL_PORTS.exists(), reason="only Linux says where its range begins")
-def test_no_outgoing_connection_is_given_a_free_port() -> None:
-    first = int(EPHEMERAL_PORTS.read_text().split()[0])
-    ports = [free_port() for _ in range(50)]
-    assert all(is_free(port) for port in ports)
-    assert max(ports) < first
-    # Two instances that choose at the same moment must not choose the same.
-    assert len(set(ports)) > 45

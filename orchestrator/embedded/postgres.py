@@ -13,7 +13,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Self
 import psycopg2
 
 from orchestrator.errors import ServiceUnavailable
+from orchestrator.ports import free_port, is_free
 
 SUPERUSER = "orchestrator"
 DATABASE = "orchestrator"
@@ -35,9 +35,6 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
 LAUNCHER = Path(__file__).parent.parent / "launch.py"
 ROOT_RUNS_AS = "nobody"
-LOWEST_PORT = 20_000
-EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
-"""Where Linux says from which ports it gives one to an outgoing connection."""
 """The user that runs Postgres for root; one that every Linux and macOS has."""
 
 
@@ -267,44 +264,6 @@ class EmbeddedPostgres:
         else:
             advice = f"Its log is {self._log}."
         return f"{advice} It said:\n{log.strip()}"
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is free at this moment.
-
-    The server it is meant for listens later, or again after a restart. So that no outgoing connection is given the port
-    in between, it lies below the range that Linux takes those from, where there is room.
-    """
-    choices = _first_ephemeral_port() - LOWEST_PORT
-    for _ in range(100 if choices > 0 else 0):
-        port = LOWEST_PORT + secrets.randbelow(choices)
-        if is_free(port):
-            return port
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _first_ephemeral_port() -> int:
-    try:
-        return int(EPHEMERAL_PORTS.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        # What IANA names; other systems than Linux keep to it.
-        return 49152
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback interface now; False for 0."""
-    if port == 0:
-        return False
-    with socket.socket() as probe:
-        # As Postgres does, so that a connection in TIME_WAIT does not make the port look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _binary(name: str) -> Path:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.running import cancel
 from orchestrator.prefect_api import PrefectApi
 from orchestrator.up import Instance
 from tests.flows.conftest import run_command, write_comparisons
@@ -108,13 +112,22 @@ def test_the_ui_shows_telling_names_and_the_report(instance: Instance, orchestra
     assert orchestrator("cycle", "show", "1").startswith("# Cycle 1: tiny")
 
 
+def test_cancelling_a_run_that_has_just_ended_leaves_it_as_it_ended(instance: Instance) -> None:
+    ended = last_run(instance)
+    assert ended["state_type"] == "COMPLETED"
+    with temporary_settings({PREFECT_API_URL: instance.prefect_api_url}):
+        asyncio.run(cancel(UUID(str(ended["id"]))))
+    assert last_run(instance)["state"] == ended["state"]
+
+
 def begin(orchestrator: Orchestrator, config: Path, folder: Path, seed: int) -> int:
     """Bring in enough fresh comparisons for another cycle; returns the number it will have."""
-    # What a failed test left open is not this one's.
-    for cycle in json.loads(orchestrator("cycle", "list", "--json")):
+    cycles = json.loads(orchestrator("cycle", "list", "--json"))
+    for cycle in cycles:
+        # What a failed test left open is not this one's.
         if cycle["state"] == "open":
             orchestrator("cycle", "cancel", str(cycle["cycle"]))
-    if not json.loads(orchestrator("cycle", "list", "--json")):
+    if not cycles:
         orchestrator("cycle", "run", "--config", str(config))
     file = write_comparisons(folder / "more.jsonl", 1000 * seed, 50)
     orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))

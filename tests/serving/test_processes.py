@@ -23,7 +23,7 @@ from tiny_policies import Policies
 from db import tables as t
 from models.sampler import SamplingParams
 from orchestrator.deployments import open_pairing
-from orchestrator.embedded.postgres import free_port
+from orchestrator.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUM_RATERS = 6
