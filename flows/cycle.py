@@ -52,8 +52,9 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         )
         prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
         [snapshot_id] = await run.on_gpu(
-            training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id, fresh=fresh
-        )
+            training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
+            best_of=config.evaluation.best_of, fresh=fresh,
+        )  # fmt: skip
         await run.on_gpu(
             training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
             best_of=config.evaluation.best_of, fresh=fresh,

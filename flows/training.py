@@ -6,6 +6,8 @@ Each returns the artifacts its stages ended with. Where it ran elsewhere, the ca
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from prefect import flow
 
@@ -27,14 +29,22 @@ async def train_preference_model(
 
 @flow(name="train-policy")
 async def train_policy(
-    cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int, fresh: bool = False
+    cycle_id: int,
+    initial_id: int,
+    preference_model_id: int,
+    prompt_set_id: int,
+    best_of: int = 1,
+    fresh: bool = False,
 ) -> list[int]:
-    """PPO from the initial policy against the preference model."""
-    return [
-        await asyncio.to_thread(
-            stages.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id, fresh=fresh
-        )
-    ]
+    """PPO from the initial policy against the preference model.
+
+    Where `ORCHESTRATOR_JOBS_AT_ONCE` admits more than one job, the initial policy is scored beside it.
+    """
+    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id)
+    training = policies.train(fresh)
+    beside = policies.score_initial(best_of, fresh) if policies.several_at_once else []
+    snapshot_id, *_ = await asyncio.gather(training, *beside)
+    return [snapshot_id]
 
 
 @flow(name="evaluate-policies")
@@ -47,28 +57,56 @@ async def evaluate_policies(
     best_of: int = 1,
     fresh: bool = False,
 ) -> list[int]:
-    """Score the initial policy, the snapshot and, as a yardstick, the best of n replies of the initial policy.
+    """Score the snapshot, the initial policy and, as a yardstick, the best of n replies of the initial policy.
 
-    One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that.
+    One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
+    is found.
     """
-    free = asyncio.Semaphore(Settings.from_env().jobs_at_once)
+    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id)
+    initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
+    return await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
 
-    async def evaluate(policy_id: int, n: int) -> int:
-        async with free:
+
+class Policies:
+    """The jobs on a cycle's policies, as many at once as the machine admits."""
+
+    def __init__(self, cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int) -> None:
+        self.cycle_id, self.initial_id = cycle_id, initial_id
+        self.preference_model_id, self.prompt_set_id = preference_model_id, prompt_set_id
+        at_once = Settings.from_env().jobs_at_once
+        self.several_at_once = at_once > 1
+        self._free = asyncio.Semaphore(at_once)
+
+    async def train(self, fresh: bool) -> int:
+        """Train the snapshot."""
+        async with self._free:
             return await asyncio.to_thread(
-                stages.evaluate_policy,
-                cycle_id,
-                policy_id,
-                initial_id,
-                preference_model_id,
-                prompt_set_id,
-                best_of=n,
+                stages.train_policy,
+                self.cycle_id,
+                self.initial_id,
+                self.preference_model_id,
+                self.prompt_set_id,
                 fresh=fresh,
             )
 
-    # The yardstick takes longest, so it begins first.
-    yardstick = [evaluate(initial_id, best_of)] if best_of > 1 else []
-    return await asyncio.gather(*yardstick, evaluate(initial_id, 1), evaluate(snapshot_id, 1))
+    async def score(self, policy_id: int, best_of: int = 1, *, fresh: bool) -> int:
+        """Score a policy, or the best of n of its replies."""
+        async with self._free:
+            return await asyncio.to_thread(
+                stages.evaluate_policy,
+                self.cycle_id,
+                policy_id,
+                self.initial_id,
+                self.preference_model_id,
+                self.prompt_set_id,
+                best_of=best_of,
+                fresh=fresh,
+            )
+
+    def score_initial(self, best_of: int, fresh: bool) -> list[Coroutine[Any, Any, int]]:
+        """What the snapshot is measured against. The best of n takes longest, so it begins first."""
+        several = [self.score(self.initial_id, best_of, fresh=fresh)] if best_of > 1 else []
+        return [*several, self.score(self.initial_id, fresh=fresh)]
 
 
 GPU_FLOWS = (train_preference_model, train_policy, evaluate_policies)
