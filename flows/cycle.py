@@ -47,14 +47,16 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
             return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
 
         comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
-        preference_model_id, *_ = await run.on_gpu(
+        trained = await run.on_gpu(
             training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
         )
+        preference_model_id = trained["train_preference_model"]
         prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
-        [snapshot_id] = await run.on_gpu(
+        trained = await run.on_gpu(
             training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
             best_of=config.evaluation.best_of, fresh=fresh,
         )  # fmt: skip
+        snapshot_id = trained["train_policy"]
         await run.on_gpu(
             training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
             best_of=config.evaluation.best_of, fresh=fresh,

@@ -27,7 +27,7 @@ from orchestrator.turn import artifacts_of_run
 
 P = ParamSpec("P")
 T = TypeVar("T")
-GpuFlow = Flow[P, Coroutine[Any, Any, list[int]]]
+GpuFlow = Flow[P, Coroutine[Any, Any, dict[str, int]]]
 
 GPU = "gpu"
 """Name of the deployments on the pool of the same name."""
@@ -52,8 +52,8 @@ class Runner(Protocol):
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage here."""
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
-        """Run a flow of `training.py` where the GPU is; returns the artifacts that its stages ended with."""
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
+        """Run a flow of `training.py` where the GPU is; returns the artifacts that its stages ended with, by stage."""
 
     async def announce(self, title: str) -> None:
         """Say which cycle this is, once that is known."""
@@ -77,7 +77,7 @@ class InProcess:
         self._say(function.__name__)  # type: ignore[attr-defined]
         return await asyncio.to_thread(function, *args, **kwargs)
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
         """Run the flow's function."""
         self._say(gpu_flow.fn.__name__)
         return await gpu_flow.fn(*args, **kwargs)
@@ -108,7 +108,7 @@ class OnPools:
         result: T = await named(functools.partial(function, *args, **kwargs))
         return result
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> list[int]:
+    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
         """Start the Prefect deployment, wait for it, and find what it made in the ledger.
 
         Raises:

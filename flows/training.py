@@ -1,6 +1,6 @@
 """What needs a GPU: flows of the `gpu` work pool, one stage or a few that belong together.
 
-Each returns the artifacts its stages ended with. Where it ran elsewhere, the caller reads them from the ledger.
+Each returns the artifacts its stages ended with, by stage. Where it ran elsewhere, the caller reads them from the ledger.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from orchestrator.settings import Settings
 @flow(name="train-preference-model")
 async def train_preference_model(
     cycle_id: int, comparison_set_id: int, initial_id: int, fresh: bool = False
-) -> list[int]:
+) -> dict[str, int]:
     """Train the preference model and check it: held-out accuracy, and no sign the wrong way round."""
     model_id = await asyncio.to_thread(
         stages.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
     )
     await asyncio.to_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
-    return [model_id]
+    return {"train_preference_model": model_id}
 
 
 @flow(name="train-policy")
@@ -35,7 +35,7 @@ async def train_policy(
     prompt_set_id: int,
     best_of: int = 1,
     fresh: bool = False,
-) -> list[int]:
+) -> dict[str, int]:
     """PPO from the initial policy against the preference model.
 
     Where `ORCHESTRATOR_JOBS_AT_ONCE` admits more than one job, the initial policy is scored beside it.
@@ -44,7 +44,7 @@ async def train_policy(
     training = policies.train(fresh)
     beside = policies.score_initial(best_of, fresh) if policies.several_at_once else []
     snapshot_id, *_ = await asyncio.gather(training, *beside)
-    return [snapshot_id]
+    return {"train_policy": snapshot_id}
 
 
 @flow(name="evaluate-policies")
@@ -56,7 +56,7 @@ async def evaluate_policies(
     prompt_set_id: int,
     best_of: int = 1,
     fresh: bool = False,
-) -> list[int]:
+) -> dict[str, int]:
     """Score the snapshot, the initial policy and, as a yardstick, the best of n replies of the initial policy.
 
     One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
@@ -64,7 +64,8 @@ async def evaluate_policies(
     """
     policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id)
     initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
-    return await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
+    *_, evaluation_id = await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
+    return {"evaluate_policy": evaluation_id}
 
 
 class Policies:

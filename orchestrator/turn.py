@@ -66,20 +66,20 @@ def one_at_a_time() -> Iterator[None]:
         engine.dispose()
 
 
-def artifacts_of_run(flow_run_id: str) -> list[int]:
-    """The artifacts that the stages of a Prefect flow run ended with, in the order in which they began.
+def artifacts_of_run(flow_run_id: str) -> dict[str, int]:
+    """The artifacts that the stages of a Prefect flow run ended with, by stage; of a stage done twice, the later.
 
     Raises:
         CycleError: there are none; the run worked on another database.
     """
     with database() as session:
-        found = session.scalars(
-            select(t.Stage.artifact_id)
+        found = session.execute(
+            select(t.Stage.name, t.Stage.artifact_id)
             .where(t.Stage.flow_run_id == flow_run_id, t.Stage.state.in_(("done", "found")))
             .where(t.Stage.artifact_id.is_not(None))
             .order_by(t.Stage.id)
         )
-        artifacts = [artifact_id for artifact_id in found if artifact_id is not None]
+        artifacts = {row.name: row.artifact_id for row in found}
     if not artifacts:
         raise CycleError(
             f"Prefect says that flow run {flow_run_id} completed, but it left no artifact in this database. "
