@@ -1,6 +1,7 @@
 """What needs a GPU: flows of the `gpu` work pool, one stage or a few that belong together.
 
-Each returns the artifacts its stages ended with, by stage. Where it ran elsewhere, the caller reads them from the ledger.
+Each returns the artifacts its stages ended with, by stage. Where it ran elsewhere, the caller reads them from the
+ledger.
 """
 
 from __future__ import annotations

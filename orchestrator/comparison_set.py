@@ -21,12 +21,15 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from orchestrator.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, copy_statement
+from orchestrator.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
 from orchestrator.config import ComparisonsSection
 from orchestrator.copy_binary import BinaryRows
 from orchestrator.errors import CycleError
 
 MANIFEST_FORMAT = 1
+
+# Ids of the raters left out of the set; there only where somebody withdrew.
+WITHDRAWN_FILE = "withdrawn.json"
 
 # Comparisons per shard, left out ones included: about 50 MB, so that a late pin rewrites little.
 SHARD_COMPARISONS = 50_000
@@ -66,7 +69,8 @@ def build_comparison_set(
 
     The same freeze and settings give the same bytes, with or without `previous`, the directory of an earlier freeze's
     set with the same settings. A dialogue is held out by the hash of its opening message, or where an import pinned
-    it; training comparisons whose opening is pinned elsewhere are left out as `held_out_elsewhere`.
+    it; training comparisons whose opening is pinned elsewhere are left out as `held_out_elsewhere`, those of raters who
+    withdrew before the freeze as `withdrawn`.
 
     Raises:
         CycleError: there is no such freeze.
@@ -76,8 +80,11 @@ def build_comparison_set(
     with _connection(engine) as cursor:
         plans = list(_plans(cursor, freeze_id))
         pinned = _pinned(cursor, freeze_id)
-        taken_over = _reusable(cursor, previous, pinned, plans) if previous is not None else {}
+        withdrawn = _withdrawn(cursor, freeze_id)
+        taken_over = _reusable(cursor, previous, pinned, withdrawn, plans) if previous is not None else {}
     (out / "pinned.jsonl").write_text("".join(pinned), encoding="utf-8")
+    if withdrawn:
+        (out / WITHDRAWN_FILE).write_text(json.dumps(withdrawn) + "\n", encoding="utf-8")
     keys = sorted({json.loads(line)["split_key"] for line in pinned})
 
     def write(plan: ShardPlan) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def build_comparison_set(
                     _link(previous / file, out / file)
             return entry
         with _connection(engine) as cursor:
-            return _write_shard(cursor, plan, section, keys, out)
+            return _write_shard(cursor, plan, section, keys, withdrawn, out)
 
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="shard") as pool:
         shards = list(pool.map(write, plans))
@@ -162,17 +169,25 @@ def _pinned(cursor: Any, freeze_id: int) -> list[str]:
     return [json.dumps({"dialogue": id, "split_key": key}) + "\n" for id, key in cursor.fetchall()]
 
 
+def _withdrawn(cursor: Any, freeze_id: int) -> list[int]:
+    """The raters who withdrew before this freeze, by id."""
+    cursor.execute(WITHDRAWN, {"freeze_id": freeze_id})
+    return [row[0] for row in cursor.fetchall()]
+
+
 def _reusable(
-    cursor: Any, previous: Path, pinned: list[str], plans: list[ShardPlan]
+    cursor: Any, previous: Path, pinned: list[str], withdrawn: list[int], plans: list[ShardPlan]
 ) -> dict[ShardPlan, dict[str, Any]]:
-    """The shards of the earlier set whose comparisons are split today as they were then."""
+    """The shards of the earlier set whose comparisons are split and left out today as they were then."""
     manifest = json.loads((previous / "manifest.json").read_text(encoding="utf-8"))
     entries = {entry["file"]: entry for entry in manifest["shards"]}
     earlier_lines = (previous / "pinned.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     changed = {json.loads(line)["split_key"] for line in set(pinned) ^ set(earlier_lines)}
+    file = previous / WITHDRAWN_FILE
+    raters = set(withdrawn) ^ set(json.loads(file.read_text(encoding="utf-8")) if file.exists() else [])
     affected: list[int] = []
-    if changed:
-        cursor.execute(AFFECTED, {"keys": sorted(changed)})
+    if changed or raters:
+        cursor.execute(AFFECTED, {"keys": sorted(changed), "raters": sorted(raters)})
         affected = [row[0] for row in cursor.fetchall()]
     reusable = {}
     for plan in plans:
@@ -190,7 +205,12 @@ def _any_between(ids: list[int], first: int, last: int) -> bool:
 
 
 def _write_shard(
-    cursor: Any, plan: ShardPlan, section: ComparisonsSection, pinned_keys: list[str], out: Path
+    cursor: Any,
+    plan: ShardPlan,
+    section: ComparisonsSection,
+    pinned_keys: list[str],
+    withdrawn: list[int],
+    out: Path,
 ) -> dict[str, Any]:
     for statement in PREPARE:
         cursor.execute(statement)
@@ -198,7 +218,7 @@ def _write_shard(
         cursor.execute("create temporary table pinned_keys (split_key text primary key) on commit drop")
         cursor.execute("insert into pinned_keys select unnest(%s)", (pinned_keys,))
     blocks = [block for run in plan.runs for block in _blocks(*run)]
-    statement, parameters = copy_statement(section, blocks, any_pinned=bool(pinned_keys))
+    statement, parameters = copy_statement(section, blocks, any_pinned=bool(pinned_keys), withdrawn=withdrawn)
     sink = _ShardSink(out, plan.name)
     try:
         cursor.copy_expert(cursor.mogrify(statement, parameters).decode(), sink.rows)

@@ -30,14 +30,25 @@ where dialogues.pinned_split = 'held_out' and dialogues.split_key is not null an
 order by dialogues.id
 """
 
+WITHDRAWN = """
+select withdrawals.rater_id
+from frozen_withdrawals heeded
+join withdrawals on withdrawals.id = heeded.withdrawal_id
+where heeded.freeze_id <= %(freeze_id)s
+order by withdrawals.rater_id
+"""
+
 AFFECTED = """
 select comparisons.id
 from dialogues
 join pairs on pairs.dialogue_id = dialogues.id
 join comparisons on comparisons.pair_id = pairs.id
 where dialogues.split_key = any(%(keys)s)
-order by comparisons.id
+union
+select comparisons.id from comparisons where comparisons.rater_id = any(%(raters)s)
+order by id
 """
+"""Comparisons whose place depends on a pin of these split keys, or on a withdrawal of these raters."""
 
 # A block is a hundred comparisons: look each row up by its index. Without statistics, as on a database that was
 # filled a moment ago, the planner would read whole tables once per block instead.
@@ -114,11 +125,15 @@ def _own_turns(side: str) -> str:
     ) end"""
 
 
-def _reason(any_pinned: bool, all_sources: bool) -> str:
-    """Why a comparison is left out, NULL where it is not; the first that applies counts."""
+def _reason(any_pinned: bool, all_sources: bool, withdrawn: str) -> str:
+    """Why a comparison is left out, NULL where it is not; the first that applies counts.
+
+    `withdrawn` is an array of the ids of the raters who withdrew.
+    """
     pinned = "when pinned_keys.split_key is not null and dialogue.pinned_split is null then 'held_out_elsewhere'"
     return f"""
     case
+        when comparison.rater_id = any({withdrawn}) then 'withdrawn'
         when pair.purpose = 'evaluation' then 'evaluation'
         when comparison.side = 'none' then 'none_' || comparison.reason
         when comparison.strength < %(min_strength)s then 'weak'
@@ -131,12 +146,13 @@ def _reason(any_pinned: bool, all_sources: bool) -> str:
 
 
 def copy_statement(
-    section: ComparisonsSection, blocks: list[tuple[int, int]], *, any_pinned: bool
+    section: ComparisonsSection, blocks: list[tuple[int, int]], *, any_pinned: bool, withdrawn: list[int]
 ) -> tuple[str, dict[str, Any]]:
     """A COPY that gives one row per block of comparison ids, and its parameters.
 
     Its columns: number of the block, training records, held-out records, their lines, and the lines of what was left
-    out. With `any_pinned` it reads the pinned split keys from the temporary table `pinned_keys`.
+    out. With `any_pinned` it reads the pinned split keys from the temporary table `pinned_keys`; comparisons of the
+    raters `withdrawn` are left out.
     """
     held_out = f"('x' || left(dialogue.split_key, {HASH_DIGITS}))::bit({4 * HASH_DIGITS})::bigint < %(threshold)s"
     join_pinned = "left join pinned_keys on pinned_keys.split_key = dialogue.split_key" if any_pinned else ""
@@ -165,7 +181,7 @@ copy (
                 greatest({_own_turns("a")}, {_own_turns("b")}) as own_turns,
                 {_history("a")} as history_a,
                 {_history("b")} as history_b,
-                {_reason(any_pinned, section.sources is None)} as reason
+                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]")} as reason
             from comparisons comparison
             join pairs pair on pair.id = comparison.pair_id
             join dialogues dialogue on dialogue.id = pair.dialogue_id
@@ -185,6 +201,7 @@ copy (
         "first": [first for first, _ in blocks],
         "last": [last for _, last in blocks],
         "threshold": held_out_threshold(section.held_out_fraction),
+        "withdrawn": withdrawn,
     }
 
 
@@ -208,6 +225,7 @@ def membership_query(
         narrowed += " and comparison.id = %(comparison_id)s"
     if rater_id is not None:
         narrowed += " and comparison.rater_id = %(rater_id)s"
+    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})")
     statement = f"""
 with pinned_keys as (select distinct split_key from ({PINNED}) pinned)
 select comparison.rater_id, array_agg(comparison.id order by comparison.id)
@@ -218,7 +236,7 @@ join dialogues dialogue on dialogue.id = pair.dialogue_id
 join candidates a on a.pair_id = comparison.pair_id and a.side = 'a'
 join candidates b on b.pair_id = comparison.pair_id and b.side = 'b'
 left join pinned_keys on pinned_keys.split_key = dialogue.split_key
-where run.freeze_id <= %(freeze_id)s and ({_reason(True, section.sources is None)}) is null {narrowed}
+where run.freeze_id <= %(freeze_id)s and ({reason}) is null {narrowed}
 group by comparison.rater_id
 order by count(*) desc, comparison.rater_id
 """

@@ -60,6 +60,7 @@ def fresh_comparisons(config: CycleConfig) -> Fresh:
         .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
         .where(t.Pair.purpose == "training", t.Comparison.side != "none")
         .where(t.Comparison.label_kind.in_(section.label_kinds))
+        .where(t.Comparison.rater_id.not_in(select(t.Withdrawal.rater_id)))
     )
     if section.sources is not None:
         query = query.join(t.Dialogue, t.Dialogue.id == t.Pair.dialogue_id).where(

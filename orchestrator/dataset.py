@@ -33,6 +33,7 @@ __all__ = [
 # One statement sees one snapshot: it takes the queue rows of all comparisons committed before it began, and no
 # other. A comparison in flight has a queue row that nobody sees yet; it stays and is taken by the next freeze. So
 # nobody has to wait for anybody: a writer that holds its transaction open for an hour does not hold up the freeze.
+# Withdrawals are taken in the same way: those committed by now hold for this freeze and all later ones.
 TAKE_FRESH = text(
     """
     with taken as (
@@ -48,6 +49,10 @@ TAKE_FRESH = text(
     ), written as (
         insert into frozen_comparisons (freeze_id, first_id, last_id)
         select new_freeze.id, first_id, last_id from runs cross join new_freeze order by first_id
+    ), heeded as (
+        insert into frozen_withdrawals (withdrawal_id, freeze_id)
+        select withdrawals.id, new_freeze.id from withdrawals cross join new_freeze
+        where not exists (select from frozen_withdrawals heard where heard.withdrawal_id = withdrawals.id)
     )
     select id from new_freeze
     """

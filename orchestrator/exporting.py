@@ -131,6 +131,8 @@ def _rows(session: Session, request: ExportRequest) -> Iterator[dict[str, Any]]:
 
 def _record(row: dict[str, Any], format_name: str) -> tuple[dict[str, Any] | None, str]:
     """The record of a comparison, or None and why it has none."""
+    if row["withdrawn"]:
+        return None, "withdrawn"
     if format_name == "own":
         return own_record(row), ""
     if row["purpose"] == "evaluation":

@@ -15,6 +15,8 @@ from orchestrator.errors import OrchestratorError
 
 KINDS = ("human", "synthetic")
 STATUSES = ("select", "normal", "banned")
+WITHDRAWN = "withdrawn"
+"""Status of a rater who withdrew (`orchestrator/withdrawal.py`); it is final."""
 
 # 32 random bytes: nothing is gained by guessing, so a plain SHA-256 of the token is enough to store.
 _TOKEN_BYTES = 32
@@ -40,7 +42,7 @@ class RaterIdentity:
     @property
     def banned(self) -> bool:
         """Whether the rater may no longer take part."""
-        return self.status == "banned"
+        return self.status in ("banned", WITHDRAWN)
 
 
 def token_digest(token: str) -> str:
@@ -71,7 +73,7 @@ def create_rater(
 
 def renew_token(session: Session, handle: str) -> str:
     """A new token for a rater; the old one ends at once."""
-    rater = get_rater(session, handle)
+    rater = _taking_part(session, handle)
     token = secrets.token_urlsafe(_TOKEN_BYTES)
     rater.token_digest = token_digest(token)
     session.flush()
@@ -82,7 +84,7 @@ def set_status(session: Session, handle: str, status: str) -> t.Rater:
     """Make a rater `select`, `normal` or `banned`; holds from the next request on."""
     if status not in STATUSES:
         raise RaterError(f"Status {status!r} is unknown; expected one of {', '.join(STATUSES)}.")
-    rater = get_rater(session, handle)
+    rater = _taking_part(session, handle)
     rater.status = status
     session.flush()
     return rater
@@ -93,6 +95,13 @@ def get_rater(session: Session, handle: str) -> t.Rater:
     rater = session.execute(select(t.Rater).where(t.Rater.handle == handle).with_for_update()).scalar_one_or_none()
     if rater is None:
         raise RaterError(f"There is no rater {handle!r}. `orchestrator rater list` shows those there are.")
+    return rater
+
+
+def _taking_part(session: Session, handle: str) -> t.Rater:
+    rater = get_rater(session, handle)
+    if rater.status == WITHDRAWN:
+        raise RaterError(f"Rater {handle!r} withdrew, for good. Whoever wants to take part again joins as a new rater.")
     return rater
 
 

@@ -1,7 +1,7 @@
 """Who stands where: Elo of every policy that raters compared, from all comparisons ever made between policies.
 
 Joint over all of them, with the initial policy at 0. Ties are half a win each; "can't tell" says nothing and is left
-out, as are comparisons that a model made.
+out, as are comparisons that a model made, and those of raters who withdrew.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def games(session: Session, questions: Sequence[str] = (), by: str = "dialogue")
         .join(policy_b, policy_b.id == b.snapshot_id)
         .where(t.Pair.purpose == "evaluation", t.Comparison.label_kind == "human")
         .where(t.Comparison.reason.is_distinct_from("cant_tell"), policy_a.digest != policy_b.digest)
+        .where(t.Comparison.rater_id.not_in(select(t.Withdrawal.rater_id)))
         .order_by(t.Comparison.id)
     )
     if questions:

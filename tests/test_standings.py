@@ -7,10 +7,13 @@ import math
 
 import pytest
 from running import add_artifact
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db import tables as t
 from orchestrator import cli
 from orchestrator.standings import elo_tables, games
+from orchestrator.withdrawal import withdraw
 from tests.db.rows import add_comparison
 
 ELO_OF_3_TO_1 = 400 * math.log10(3)  # odds of 3 to 1: 190.8
@@ -48,6 +51,19 @@ def test_who_is_more_harmful_has_lost(session: Session) -> None:
     compared(session, initial, other, "a", "harmless", "two")
     _, harmless = elo_tables(session)
     assert [(row.anchor, row.won, row.lost) for row in harmless.rows] == [(True, 2, 0), (False, 0, 2)]
+
+
+def test_who_withdrew_does_not_count(session: Session) -> None:
+    initial, other = (
+        add_artifact(session, name, kind=kind).id for name, kind in (("i", "initial_policy"), ("s", "snapshot"))
+    )
+    compared(session, initial, other, "b", text="one")
+    compared(session, initial, other, "a", text="two")
+    gone = session.scalars(select(t.Rater).order_by(t.Rater.id)).first()
+    assert gone is not None
+    assert withdraw(session, gone.handle)
+    helpful, _ = elo_tables(session)
+    assert [(row.anchor, row.won, row.lost) for row in helpful.rows] == [(True, 1, 0), (False, 0, 1)]
 
 
 def test_policies_that_met_nobody_of_these_are_named_and_left_out(session: Session) -> None:

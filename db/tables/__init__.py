@@ -14,6 +14,7 @@ from db.tables.dialogues import (
     Freeze,
     FreshComparison,
     FrozenComparison,
+    FrozenWithdrawal,
     Message,
     Pair,
     Pairing,
@@ -28,7 +29,7 @@ from db.tables.ledger import (
     LineageEdge,
     Stage,
 )
-from db.tables.people import Import, QuarantinedRecord, Rater
+from db.tables.people import Import, QuarantinedRecord, Rater, Withdrawal
 from db.tables.queues import GroupMembership, Queue, RaterGroup
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Freeze",
     "FreshComparison",
     "FrozenComparison",
+    "FrozenWithdrawal",
     "GroupMembership",
     "Import",
     "Invitation",
@@ -62,4 +64,5 @@ __all__ = [
     "Stage",
     "Study",
     "Visit",
+    "Withdrawal",
 ]

@@ -224,6 +224,19 @@ class FrozenComparison(Base):
     last_id: Mapped[int]
 
 
+class FrozenWithdrawal(Base):
+    """Which freeze was the first to heed a withdrawal; it and all later ones leave the rater out. Append-only.
+
+    So the set of an earlier freeze stays the same whenever it is built.
+    """
+
+    __tablename__ = "frozen_withdrawals"
+    __table_args__ = (Index("ix_frozen_withdrawals_freeze_id", "freeze_id"),)
+
+    withdrawal_id: Mapped[int] = mapped_column(ForeignKey("withdrawals.id"), primary_key=True)
+    freeze_id: Mapped[int] = mapped_column(ForeignKey("freezes.id"))
+
+
 class Pairing(Base):
     """A row of the pairing table: which contestants meet in a task, with what weight. Only `ended_at` changes."""
 

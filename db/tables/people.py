@@ -19,7 +19,7 @@ class Rater(Base):
         UniqueConstraint("handle"),
         UniqueConstraint("token_digest"),
         CheckConstraint("kind in ('human', 'synthetic', 'imported', 'model')", name="kind"),
-        CheckConstraint("status in ('select', 'normal', 'banned')", name="status"),
+        CheckConstraint("status in ('select', 'normal', 'banned', 'withdrawn')", name="status"),
     )
 
     id: Mapped[Id]
@@ -30,6 +30,19 @@ class Rater(Base):
     status: Mapped[str] = mapped_column(server_default="normal")
     token_digest: Mapped[str | None]
     """SHA-256 (hex) of the token; the token itself is shown once and never stored."""
+    created_at: Mapped[CreatedAt]
+
+
+class Withdrawal(Base):
+    """A rater's comparisons are to be in no comparison set frozen from now on. Append-only."""
+
+    __tablename__ = "withdrawals"
+    __table_args__ = (UniqueConstraint("rater_id"),)
+
+    id: Mapped[Id]
+    rater_id: Mapped[int] = mapped_column(ForeignKey("raters.id"))
+    note: Mapped[str]
+    """Who asked for it and how, in the operator's words."""
     created_at: Mapped[CreatedAt]
 
 

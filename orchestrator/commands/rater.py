@@ -1,4 +1,4 @@
-"""`orchestrator rater`: add raters, list them, renew a token, change a status."""
+"""`orchestrator rater`: add raters, list them, renew a token, change a status, withdraw one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import session
-from orchestrator import raters
+from orchestrator import raters, withdrawal
+from orchestrator.commands.printing import print_table
 from orchestrator.settings import Settings
 
 
@@ -27,8 +28,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     status = actions.add_parser("status", help="select, normal or banned")
     status.add_argument("handle")
     status.add_argument("status", choices=raters.STATUSES)
+    withdraw = actions.add_parser(
+        "withdraw", help="take a rater out of every future comparison set, for good, and list what was made already"
+    )
+    withdraw.add_argument("handle")
+    withdraw.add_argument("--note", default="", help="who asked for it and how")
+    touched = actions.add_parser("touched", help="what a rater's comparisons went into")
+    touched.add_argument("handle")
     listing = actions.add_parser("list", help="raters and how many comparisons each made")
-    for action in (add, token, status, listing):
+    for action in (add, token, status, withdraw, touched, listing):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -42,12 +50,19 @@ def run(args: argparse.Namespace) -> int:
             shown = {"handle": args.handle, "token": raters.renew_token(database, args.handle)}
         elif args.action == "status":
             shown = {"handle": args.handle, "status": raters.set_status(database, args.handle, args.status).status}
+        elif args.action in ("withdraw", "touched"):
+            if args.action == "withdraw":
+                withdrawal.withdraw(database, args.handle, args.note)
+            found = withdrawal.touched(database, raters.get_rater(database, args.handle).id)
+            shown = {"handle": args.handle} | found.to_json()
         else:
             shown = _listing(database)
     if args.json:
         print(json.dumps(shown, indent=2))
     elif isinstance(shown, list):
-        _print_table(shown)
+        print_table(shown, "No raters yet. Add one with `orchestrator rater add HANDLE`.")
+    elif "artifacts" in shown:
+        _print_touched(shown)
     else:
         print("\n".join(f"{key}: {value}" for key, value in shown.items()))
         if "token" in shown:
@@ -66,12 +81,13 @@ def _listing(database: Session) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        print("No raters yet. Add one with `orchestrator rater add HANDLE`.")
-        return
-    columns = list(rows[0])
-    lines = [columns, *([str(row[key]) if row[key] is not None else "-" for key in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def _print_touched(shown: dict[str, Any]) -> None:
+    since = f"withdrew on {shown['withdrawn_at']}" if shown["withdrawn_at"] else "takes part"
+    print(f"{shown['handle']}: {shown['comparisons']} comparisons, {since}. They went into:")
+    print_table(
+        [row | {"digest": row["digest"][:19]} for row in shown["artifacts"]],
+        "No artifact.",
+    )
+    print()
+    print_table(shown["deployments"], "No deployment answered raters with any of it.")
+    print(f"{len(shown['reply_ids'])} served replies came of it; --json gives their ids.")

@@ -37,11 +37,13 @@ def rows(session: Session) -> Session:
     brought = t.Import(
         file_name="f", file_digest="d", source="s", format="hh", num_read=1, num_quarantined=1, started_at=NOW, **counts
     )
-    session.add_all([frozen, decision, brought])
+    withdrawal = t.Withdrawal(rater_id=comparison.rater_id, note="by mail")
+    session.add_all([frozen, decision, brought, withdrawal])
     session.flush()
     session.add_all(
         [
             t.FrozenComparison(freeze_id=frozen.id, first_id=comparison.id, last_id=comparison.id),
+            t.FrozenWithdrawal(withdrawal_id=withdrawal.id, freeze_id=frozen.id),
             t.LineageEdge(child_id=other.id, role="initial", parent_id=artifact.id),
             t.Evaluation(subject_id=artifact.id, kind="policy", numbers={}),
             t.Deployment(snapshot_id=artifact.id, decision_id=decision.id),
@@ -64,12 +66,14 @@ APPEND_ONLY = (
     "evaluations",
     "freezes",
     "frozen_comparisons",
+    "frozen_withdrawals",
     "imports",
     "lineage_edges",
     "messages",
     "pairs",
     "prompts",
     "quarantined_records",
+    "withdrawals",
 )
 NEVER_DELETED = (
     *APPEND_ONLY, "candidates", "cycles", "deployments", "dialogues", "pairings", "raters", "stages",

@@ -20,14 +20,23 @@ from orchestrator.web import access
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
 from orchestrator.web.figures import figures_of, repeated_openings, wilson_interval
+from tests.db.rows import add_comparison
 
 Database = Callable[[], Session]
 TOKEN = "the admin's token"
 
-GET_ROUTES = ("/desk", "/desk/raters/1", "/desk/dialogues/1", "/desk/invitations", "/desk/elo")
+GET_ROUTES = (
+    "/desk",
+    "/desk/raters/1",
+    "/desk/raters/1/touched",
+    "/desk/dialogues/1",
+    "/desk/invitations",
+    "/desk/elo",
+)
 POST_ROUTES = (
     "/desk/raters/1/status",
     "/desk/raters/1/sign-out",
+    "/desk/raters/1/withdraw",
     "/desk/invitations",
     "/desk/invitations/1/end",
     "/desk/sign-out",
@@ -125,6 +134,35 @@ def test_a_rater_is_banned_and_signed_out(admin: Browser, database: Database, fe
     assert refused.status_code == 403
     unknown = admin.send(page, "/status", status="nice")
     assert (unknown.status_code, "expected one of" in unknown.text) == (422, True)
+
+
+def test_a_rater_is_withdrawn_only_by_typing_the_handle(admin: Browser, database: Database, feedback_url: str) -> None:
+    with database() as session, session.begin():
+        comparison = add_comparison(session)
+        rater, token = create_rater(session, "ann")
+        rater_id, other_id = rater.id, comparison.rater_id
+        add_comparison(session, "Again?", rater=rater)
+        cookie = access.begin_session(session, rater.id)
+    page = admin.get(f"/desk/raters/{rater_id}/touched")
+    assert "1 comparisons" in page.text
+    refused = admin.send(page, "/withdraw", handle="anne", note="a mail")
+    assert (refused.status_code, "type &#39;ann&#39;" in refused.text) == (422, True)
+    with database() as session:
+        assert session.scalars(select(t.Withdrawal)).all() == []
+    after = admin.send(page, "/withdraw", handle=" ann ", note="a <mail>")
+    assert re.search(r"Withdrew on .* UTC: a &lt;mail&gt;\.", after.text)
+    assert "/withdraw" not in after.text
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.post(f"{feedback_url}/api/dialogues", json={"task": "helpful"}, headers=headers).status_code == 401
+    with httpx.Client(base_url=feedback_url, cookies={"orchestrator_session": cookie}) as rater_browser:
+        assert rater_browser.get("/").status_code == 403
+    page = admin.get(f"/desk/raters/{rater_id}")
+    assert "Withdrew, for good." in page.text
+    assert "/status" not in page.text
+    with database() as session:
+        assert session.scalars(select(t.Withdrawal.rater_id)).all() == [rater_id]
+        assert session.get_one(t.Rater, other_id).status == "normal"
+    assert admin.get("/desk/raters/999/touched").status_code == 404
 
 
 def test_what_raters_wrote_is_read_and_not_run(

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from db import tables as t
-from orchestrator import raters
+from orchestrator import raters, withdrawal
 from orchestrator.asgi import ApiError
 from orchestrator.errors import OrchestratorError
 from orchestrator.standings import elo_tables
@@ -169,19 +169,47 @@ def _add_raters(router: APIRouter, desk: Desk) -> None:
         """Make a rater select, normal or banned; holds from the next request on."""
 
         def work(session: Session, form: FormData) -> None:
-            handle = session.scalar(select(t.Rater.handle).where(t.Rater.id == rater_id))
-            if handle is None:
-                raise ApiError(404, "not_found", f"There is no rater {rater_id}.")
-            raters.set_status(session, handle, text_of(form, "status"))
+            raters.set_status(session, handle_of(session, rater_id), text_of(form, "status"))
 
         await desk.act(request, work)
         return go_to(f"/desk/raters/{rater_id}")
+
+    @router.get("/raters/{rater_id}/touched")
+    def touched(rater_id: Id, request: Request) -> HTMLResponse:
+        """What a rater's comparisons went into; and the way out of every future set."""
+
+        def work(session: Session) -> dict[str, Any]:
+            handle = handle_of(session, rater_id)
+            return {"id": rater_id, "handle": handle, "touched": withdrawal.touched(session, rater_id)}
+
+        return desk.show(request, "touched.html", work)
+
+    @router.post("/raters/{rater_id}/withdraw")
+    async def withdraw(rater_id: Id, request: Request) -> Response:
+        """Take a rater out of every future comparison set, for good; the handle typed again says that it is meant."""
+
+        def work(session: Session, form: FormData) -> None:
+            handle = handle_of(session, rater_id)
+            if text_of(form, "handle").strip() != handle:
+                raise ApiError(422, "unusable", f"Nothing was changed: type {handle!r} to withdraw this rater.")
+            withdrawal.withdraw(session, handle, text_of(form, "note").strip())
+
+        await desk.act(request, work)
+        return go_to(f"/desk/raters/{rater_id}/touched")
 
     @router.post("/raters/{rater_id}/sign-out")
     async def sign_out_everywhere(rater_id: Id, request: Request) -> Response:
         """End every session of a rater."""
         await desk.act(request, lambda session, form: access.end_sessions_of(session, rater_id))
         return go_to(f"/desk/raters/{rater_id}")
+
+
+def handle_of(session: Session, rater_id: int) -> str:
+    """The handle of a rater; ApiError 404 where there is none."""
+    handle = session.scalar(select(t.Rater.handle).where(t.Rater.id == rater_id))
+    if handle is None:
+        raise ApiError(404, "not_found", f"There is no rater {rater_id}.")
+    return handle
 
 
 def _add_dialogues(router: APIRouter, desk: Desk) -> None:
