@@ -14,6 +14,7 @@ from db import tables as t
 from orchestrator.cycles import database
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.prefect_api import FlowRunState, PrefectApi
+from orchestrator.stage import fresh_name
 
 DEPLOYMENT = "cycle/weekly"
 POLL_S = 0.5
@@ -66,47 +67,41 @@ class Progress:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._last_stage_id = self._newest_stage_id()
-        self._running: t.Stage | None = None
-        self._said_step = -1.0
+        self._said: dict[int, float] = {}
+        """Stages that run, by id, with the share of their job that was last told."""
 
     def news(self) -> list[str]:
-        """One line per stage that ended or began, and now and then one about the running job."""
+        """One line per stage that ended or began, and now and then one about each job that runs."""
         lines: list[str] = []
         with database() as session:
-            if self._running is not None:
-                lines += self._ended(session.get(t.Stage, self._running.id))
-            stages = session.scalars(select(t.Stage).where(t.Stage.id > self._last_stage_id).order_by(t.Stage.id))
+            stages = session.scalars(
+                select(t.Stage)
+                .where((t.Stage.id > self._last_stage_id) | t.Stage.id.in_(self._said))
+                .order_by(t.Stage.id)
+            )
             for stage in stages:
-                self._last_stage_id = stage.id
-                if stage.state == "running":
-                    self._running = stage
-                    self._said_step = -1.0
+                self._last_stage_id = max(self._last_stage_id, stage.id)
+                if stage.state != "running" and stage.ended_at is not None:
+                    lines.append(_ended(stage))
+                    self._said.pop(stage.id, None)
+                    continue
+                if stage.id not in self._said:
                     lines.append(f"{stage.name} …")
-                else:
-                    lines += self._ended(stage)
-        return lines + self._job_line()
+                    self._said[stage.id] = -1.0
+                lines += self._job_line(stage)
+        return lines
 
-    def _ended(self, stage: t.Stage | None) -> list[str]:
-        if stage is None or stage.state == "running" or stage.ended_at is None:
-            return []
-        self._running = None
-        seconds = (stage.ended_at - stage.started_at).total_seconds()
-        how = {"found": "found, not repeated", "failed": f"failed: {stage.error}"}.get(stage.state, "done")
-        return [f"{stage.name} {how} ({seconds:.1f} s)"]
-
-    def _job_line(self) -> list[str]:
-        """The running job's own report, every tenth of the way."""
-        if self._running is None:
-            return []
-        report = _newest_report(self._home / "work", self._running.started_at.timestamp())
+    def _job_line(self, stage: t.Stage) -> list[str]:
+        """The stage's job's own report, every tenth of the way."""
+        report = _report(self._home / "work", stage)
         if report is None or not report.get("steps"):
             return []
         done = report["step"] / report["steps"]
-        if int(10 * done) <= int(10 * self._said_step):
+        if int(10 * done) <= int(10 * self._said[stage.id]):
             return []
-        self._said_step = done
+        self._said[stage.id] = done
         eta = f", {report['eta_s']:.0f} s left" if report.get("eta_s") is not None else ""
-        return [f"{self._running.name}: {report.get('phase', 'step')} {report['step']} of {report['steps']}{eta}"]
+        return [f"{stage.name}: {report.get('phase', 'step')} {report['step']} of {report['steps']}{eta}"]
 
     @staticmethod
     def _newest_stage_id() -> int:
@@ -114,20 +109,25 @@ class Progress:
             return session.scalars(select(t.Stage.id).order_by(t.Stage.id.desc()).limit(1)).first() or 0
 
 
-def _newest_report(work: Path, since_s: float) -> dict[str, Any] | None:
-    """The progress file written last since the stage began; on one machine one job runs at a time."""
-    newest: tuple[float, Path] | None = None
-    for file in work.glob("*/progress.json"):
+def _ended(stage: t.Stage) -> str:
+    assert stage.ended_at is not None
+    seconds = (stage.ended_at - stage.started_at).total_seconds()
+    how = {"found": "found, not repeated", "failed": f"failed: {stage.error}"}.get(stage.state, "done")
+    return f"{stage.name} {how} ({seconds:.1f} s)"
+
+
+def _report(work: Path, stage: t.Stage) -> dict[str, Any] | None:
+    """What the stage's job wrote about itself since the stage began; None before that, or on another machine."""
+    if stage.fingerprint is None:
+        return None
+    for file in (
+        work / stage.fingerprint / "progress.json",
+        work / fresh_name(stage.fingerprint, stage.cycle_id) / "progress.json",
+    ):
         try:
-            written = file.stat().st_mtime
-        except FileNotFoundError:
+            if file.stat().st_mtime >= stage.started_at.timestamp():
+                report: dict[str, Any] = json.loads(file.read_text())
+                return report
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             continue
-        if written >= since_s and (newest is None or written > newest[0]):
-            newest = (written, file)
-    if newest is None:
-        return None
-    try:
-        report: dict[str, Any] = json.loads(newest[1].read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return report
+    return None

@@ -66,7 +66,7 @@ class StageContext:
                 stage = session.get_one(t.Stage, self._stage_id)
                 stage.ended_at = datetime.now(UTC)
                 stage.artifact_id = self._artifact_id
-                stage.fingerprint = self._fingerprint
+                stage.fingerprint = self._fingerprint or stage.fingerprint
                 stage.job_seconds = self.job_seconds
                 if error is not None:
                     stage.state = "failed"
@@ -118,6 +118,11 @@ class StageContext:
     def fail(self, message: str) -> NoReturn:
         """End the stage, and with it the cycle flow, with a message for the operator."""
         raise CycleError(message)
+
+    def working_on(self, fingerprint: str) -> None:
+        """Say what the stage is making before it is made: its work directory, and the job's log, bear this name."""
+        with self.session() as session:
+            session.get_one(t.Stage, self._stage_id).fingerprint = fingerprint
 
     def built(self, artifact_id: int, fingerprint: str, *, found: bool) -> None:
         """Remember which artifact the stage ends with."""
@@ -174,6 +179,7 @@ def run_job_stage(
         if found is not None:
             context.built(found.id, fingerprint, found=True)
             return found.id
+    context.working_on(fingerprint)
     work = work_directory(context, fingerprint, fresh)
     run = run_job(
         job,
@@ -193,8 +199,13 @@ def run_job_stage(
 
 def work_directory(context: StageContext, fingerprint: str, fresh: bool) -> Path:
     """Where the stage works: one place per fingerprint, so that a second attempt finds the first one's checkpoint."""
-    name = f"{fingerprint}-fresh-{context.cycle_id}" if fresh else fingerprint
+    name = fresh_name(fingerprint, context.cycle_id) if fresh else fingerprint
     return context.settings.home / "work" / name
+
+
+def fresh_name(fingerprint: str, cycle_id: int) -> str:
+    """Name of the work directory of a stage that is to find nothing."""
+    return f"{fingerprint}-fresh-{cycle_id}"
 
 
 def _publish(
