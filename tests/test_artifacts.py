@@ -19,10 +19,20 @@ from orchestrator.artifacts import ArtifactStore
 from orchestrator.errors import ArtifactError
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    """A store of each kind: used in place, and downloaded from."""
+    """A store of each kind: used in place, and downloaded from.
+
+    The one on S3 is tested where `AWS_ENDPOINT_URL` names a server to test on, and s3fs is installed.
+    """
     url = f"file://{tmp_path / 'the store'}" if request.param == "file" else f"memory://{uuid.uuid4().hex}/artifacts"
+    if request.param == "s3":
+        if "AWS_ENDPOINT_URL" not in os.environ:
+            pytest.skip("AWS_ENDPOINT_URL names no server to test on")
+        pytest.importorskip("s3fs")
+        bucket = f"test-{uuid.uuid4().hex}"
+        fsspec.filesystem("s3").mkdir(bucket)
+        url = f"s3://{bucket}/artifacts"
     return ArtifactStore(url, tmp_path / "cache")
 
 
@@ -139,7 +149,7 @@ def tampered_at_its_source(store: ArtifactStore, digest: str) -> None:
     """Change a file where the store keeps it, through fsspec as anybody could."""
     fs, root = fsspec.core.url_to_fs(store.url)
     path = f"{root}/{digest[7:]}/files/manifest.json"
-    if not store.url.startswith("memory"):
+    if store.url.startswith("file"):
         os.chmod(path, 0o644)
     fs.pipe_file(path, b'{"a": 2}')
 
