@@ -37,7 +37,7 @@ class Settings:
     """`ORCHESTRATOR_JOB_PYTHON`: interpreter that runs the jobs, for GPU machines with their own; default ours."""
 
     jobs_at_once: int
-    """`ORCHESTRATOR_JOBS_AT_ONCE`: evaluations that may run at the same time; 1, so that a GPU has one job, else as
+    """`ORCHESTRATOR_JOBS_AT_ONCE`: jobs that may run at the same time; 1, so that a GPU has one job, else as
     many as the cores allow."""
 
     @classmethod
