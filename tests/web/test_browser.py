@@ -164,11 +164,12 @@ def test_the_keyboard_alone_suffices(new_context: Callable[..., BrowserContext],
     page.keyboard.press("Enter")
     page.wait_for_url("**/dialogues/*")
     for number, text in enumerate(("one", "two", "three")):
+        page.wait_for_load_state()  # the script that knows the keys has run
         press_until("#content")
         page.keyboard.type(f"{text} 1 2 3 0")  # digits in a message are text, not choices
         page.keyboard.press("Control+Enter")
         expect(page.locator("#choose")).to_be_enabled()
-        page.wait_for_load_state()  # the script that knows the keys has run
+        page.wait_for_load_state()
         if number < 2:
             page.keyboard.press(("1", "7")[number])
             page.keyboard.press("Enter")
