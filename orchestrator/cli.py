@@ -27,6 +27,8 @@ COMMANDS = {
     "study": ("orchestrator.commands.study", "studies on Prolific and MTurk whose people are sent here"),
     "group": ("orchestrator.commands.group", "raters that are given work together"),
     "queue": ("orchestrator.commands.queue", "queues of work: who may do what"),
+    "announce": ("orchestrator.commands.announce", "tell every rater something above their tasks"),
+    "problem": ("orchestrator.commands.problem", "what raters reported"),
     "elo": ("orchestrator.commands.elo", "where every policy that raters compared stands"),
     "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),
     "migrate": ("orchestrator.commands.migrate", "bring the database to the newest schema"),

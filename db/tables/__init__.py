@@ -1,8 +1,8 @@
 """Every table of the product, grouped by who writes its rows.
 
-`people` raters and imports; `access` how people come in; `queues` who may do what; `dialogues` what raters wrote,
-saw and chose; `ledger` cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly
-these tables; a test compares the two.
+`people` raters and imports; `access` how people come in; `queues` who may do what; `notices` what the desk and
+raters tell each other; `dialogues` what raters wrote, saw and chose; `ledger` cycles, artifacts, lineage and
+deployments. The migrations in `migrations/` must produce exactly these tables; a test compares the two.
 """
 
 from db.tables.access import Consent, Invitation, InvitationUse, RaterSession, Study, Visit
@@ -29,10 +29,12 @@ from db.tables.ledger import (
     LineageEdge,
     Stage,
 )
+from db.tables.notices import Announcement, ProblemReport
 from db.tables.people import Import, QuarantinedRecord, Rater, Withdrawal
 from db.tables.queues import GroupMembership, Queue, RaterGroup
 
 __all__ = [
+    "Announcement",
     "Artifact",
     "Base",
     "Candidate",
@@ -55,6 +57,7 @@ __all__ = [
     "Message",
     "Pair",
     "Pairing",
+    "ProblemReport",
     "Prompt",
     "QuarantinedRecord",
     "Queue",

@@ -139,6 +139,11 @@ def no_policy_live() -> ApiError:
     return ApiError(503, "no_policy_live", "No policy is live yet. Try again in a moment.", retry_after_s=2)
 
 
+def owner_of(session: Session, dialogue_id: int) -> int | None:
+    """The rater whose dialogue it is; None where there is no such dialogue, or it is nobody's here."""
+    return session.scalar(select(t.Dialogue.rater_id).where(t.Dialogue.id == dialogue_id))
+
+
 def not_yours(what: str, id_: int) -> ApiError:
     """The answer for what is not there and for what is another rater's: nobody learns which."""
     return ApiError(404, "not_found", f"You have no {what} {id_}.")

@@ -31,6 +31,7 @@ GET_ROUTES = (
     "/desk/raters/1/touched",
     "/desk/dialogues/1",
     "/desk/invitations",
+    "/desk/notices",
     "/desk/elo",
 )
 POST_ROUTES = (
@@ -39,6 +40,9 @@ POST_ROUTES = (
     "/desk/raters/1/withdraw",
     "/desk/invitations",
     "/desk/invitations/1/end",
+    "/desk/announcements",
+    "/desk/announcements/1/end",
+    "/desk/problems/1/handled",
     "/desk/sign-out",
 )
 

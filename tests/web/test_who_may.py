@@ -54,6 +54,9 @@ PAGES: list[Case] = [
     ("POST", "/dialogues/{dialogue_id}/pairs", {"key": "k3"}, OWN),
     ("POST", "/dialogues/{dialogue_id}/leave", {"key": "k4"}, OWN),
     ("POST", "/dialogues/{dialogue_id}/end", {}, OWN),
+    ("GET", "/problem", None, SIGNED_IN),
+    # About a dialogue of the rater's.
+    ("POST", "/problem", {"key": "k5", "content": "broken", "dialogue": "own"}, OWN),
     ("POST", "/sign-out", {}, SIGNED_IN),
 ]
 API: list[Case] = [
@@ -154,6 +157,8 @@ def test_the_pages_answer_each_caller_as_the_table_says(
             values = {"csrf": callers.csrf[caller]} | (form or {})
             if values.get("parent_id") == "leaf":
                 values["parent_id"] = leaf
+            if values.get("dialogue") == "own":
+                values["dialogue"] = found["dialogue_id"]
             entering = path.startswith(("/join", "/enter"))
             # These begin a session; the caller's own must stay the one that the table is about.
             kept = dict(client.cookies)

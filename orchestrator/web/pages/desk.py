@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from db import tables as t
-from orchestrator import raters, withdrawal
+from orchestrator import notices, raters, withdrawal
 from orchestrator.asgi import ApiError
 from orchestrator.errors import OrchestratorError
 from orchestrator.standings import elo_tables
@@ -91,6 +91,7 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     _add_raters(router, desk)
     _add_dialogues(router, desk)
     _add_invitations(router, desk)
+    _add_notices(router, desk)
     _add_elo(router, desk)
     return router
 
@@ -274,6 +275,40 @@ def _add_invitations(router: APIRouter, desk: Desk) -> None:
         """Let nobody else join by it."""
         await desk.act(request, lambda session, form: access.end_invitation(session, invitation_id))
         return go_to("/desk/invitations")
+
+
+def _add_notices(router: APIRouter, desk: Desk) -> None:
+    @router.get("/notices")
+    def listing(request: Request) -> HTMLResponse:
+        """What raters reported, and what they are told."""
+
+        def work(session: Session) -> dict[str, Any]:
+            current = select(t.Announcement).where(t.Announcement.ended_at.is_(None))
+            return {
+                "reports": notices.problem_reports(session, limit=ROWS),
+                "handled": notices.problem_reports(session, handled=True, limit=20),
+                "announcements": session.scalars(current.order_by(t.Announcement.id.desc())).all(),
+            }
+
+        return desk.show(request, "notices.html", work)
+
+    @router.post("/announcements")
+    async def announce(request: Request) -> Response:
+        """Tell every rater something."""
+        await desk.act(request, lambda session, form: notices.announce(session, text_of(form, "content")).id)
+        return go_to("/desk/notices")
+
+    @router.post("/announcements/{announcement_id}/end")
+    async def end_announcement(announcement_id: Id, request: Request) -> Response:
+        """Show an announcement no longer."""
+        await desk.act(request, lambda session, form: notices.end_announcement(session, announcement_id))
+        return go_to("/desk/notices")
+
+    @router.post("/problems/{report_id}/handled")
+    async def handled(report_id: Id, request: Request) -> Response:
+        """Mark a problem report as seen to."""
+        await desk.act(request, lambda session, form: notices.handle_report(session, report_id))
+        return go_to("/desk/notices")
 
 
 def _add_elo(router: APIRouter, desk: Desk) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from starlette.datastructures import FormData
 
 from orchestrator.asgi import ApiError
 from orchestrator.deployments import live_deployment
+from orchestrator.notices import NoticeError, current_announcements, report_problem
 from orchestrator.queues import EVERYTHING, Offer, offers
 from orchestrator.raters import rater_by_token
 from orchestrator.web import access, dialogues, edits, pairs, view
@@ -46,6 +47,7 @@ from orchestrator.web.tasks import INSTRUCTIONS, PROMPTS, TASKS, Question, Side,
 
 R = TypeVar("R")
 Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
+DialogueNumber = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 STATIC = Path(__file__).parent / "static"
 # A name that is not here is not served.
@@ -107,6 +109,7 @@ def pages(feedback: Feedback) -> APIRouter:
     _add_tasks(router, shared)
     _add_dialogue(router, shared)
     _add_pair(router, shared)
+    _add_problems(router, shared)
     return router
 
 
@@ -212,16 +215,18 @@ def _add_home(router: APIRouter, shared: RaterPages) -> None:
     def home(request: Request) -> HTMLResponse:
         """What there is to do, what is open, what was done."""
 
-        def work(session: Session, me: SignedIn) -> tuple[view.Work, access.VisitState | None, bool, list[Offer]]:
-            live = live_deployment(session) is not None
-            visit = access.visit_state(session, me.rater.id)
-            return view.work_of(session, me.rater), visit, live, offers(session, me.rater)
+        def work(session: Session, me: SignedIn) -> dict[str, Any]:
+            offered: list[Offer] = offers(session, me.rater)
+            return {
+                "announcements": current_announcements(session),
+                "work": view.work_of(session, me.rater),
+                "visit": access.visit_state(session, me.rater.id),
+                "live": live_deployment(session) is not None,
+                "offers": [(task, question, TASKS[task]) for task, question in offered],
+            }
 
-        me, (work_done, visit, live, offered) = shared.for_me(request, work)
-        shown = [(task, question, TASKS[task]) for task, question in offered]
-        return page(
-            "home.html", me=me, work=work_done, visit=visit, live=live, offers=shown, tasks=TASKS, prompts=PROMPTS
-        )
+        me, shown = shared.for_me(request, work)
+        return page("home.html", me=me, tasks=TASKS, prompts=PROMPTS, **shown)
 
 
 def _add_tasks(router: APIRouter, shared: RaterPages) -> None:
@@ -406,6 +411,35 @@ def _add_pair(router: APIRouter, shared: RaterPages) -> None:
             shared.for_me, request, lambda session, me: pairs.read_pair(session, me.rater, pair_id)
         )
         return pair
+
+
+def _add_problems(router: APIRouter, shared: RaterPages) -> None:
+    @router.get("/problem")
+    def ask(request: Request, dialogue: DialogueNumber = None, sent: bool = False) -> HTMLResponse:
+        """The form to report a problem; from a dialogue it says which."""
+        me, _ = shared.for_me(request, lambda session, me: _own_dialogue(session, me, dialogue))
+        return page("problem.html", me=me, dialogue_id=dialogue, sent=sent, key=secrets.token_urlsafe(12))
+
+    @router.post("/problem")
+    async def report(request: Request) -> Response:
+        """Keep what the rater reports."""
+
+        def work(session: Session, me: SignedIn, form: FormData) -> int | None:
+            about = text_of(form, "dialogue")
+            dialogue_id = int(about) if about.isdecimal() and len(about) <= 18 else None
+            _own_dialogue(session, me, dialogue_id)
+            try:
+                report_problem(session, me.rater.id, text_of(form, "content"), _key(form), dialogue_id)
+            except NoticeError as error:
+                raise ApiError(422, "unusable", str(error)) from None
+            return dialogue_id
+
+        _, dialogue_id = await shared.form(request, work)
+        return go_to("/problem?sent=1" + (f"&dialogue={dialogue_id}" if dialogue_id else ""))
+
+    def _own_dialogue(session: Session, me: SignedIn, dialogue_id: int | None) -> None:
+        if dialogue_id is not None and dialogues.owner_of(session, dialogue_id) != me.rater.id:
+            raise dialogues.not_yours("dialogue", dialogue_id)
 
 
 def _dialogue_page(me: SignedIn, shown: view.DialogueView, sampling: PairSampling | None) -> HTMLResponse:
