@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -36,13 +36,11 @@ def announce(session: Session, content: str) -> t.Announcement:
 
 def end_announcement(session: Session, announcement_id: int) -> None:
     """Show an announcement to nobody any more; one that has ended stays as it is."""
-    if session.get(t.Announcement, announcement_id) is None:
+    announcement = session.get(t.Announcement, announcement_id, with_for_update=True)
+    if announcement is None:
         raise NoticeError(f"There is no announcement {announcement_id}. `orchestrator announce list` shows them.")
-    session.execute(
-        update(t.Announcement)
-        .where(t.Announcement.id == announcement_id, t.Announcement.ended_at.is_(None))
-        .values(ended_at=datetime.now(UTC))
-    )
+    announcement.ended_at = announcement.ended_at or datetime.now(UTC)
+    session.flush()
 
 
 def current_announcements(session: Session) -> list[str]:
@@ -64,13 +62,11 @@ def report_problem(
 
 def handle_report(session: Session, report_id: int) -> None:
     """Mark a report as seen to; one that was stays as it is."""
-    if session.get(t.ProblemReport, report_id) is None:
+    report = session.get(t.ProblemReport, report_id, with_for_update=True)
+    if report is None:
         raise NoticeError(f"There is no problem report {report_id}. `orchestrator problem list` shows them.")
-    session.execute(
-        update(t.ProblemReport)
-        .where(t.ProblemReport.id == report_id, t.ProblemReport.handled_at.is_(None))
-        .values(handled_at=datetime.now(UTC))
-    )
+    report.handled_at = report.handled_at or datetime.now(UTC)
+    session.flush()
 
 
 def problem_reports(session: Session, *, handled: bool = False, limit: int = 1000) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
     from orchestrator.embedded import EmbeddedPostgres
@@ -90,6 +91,16 @@ def session(_shared_database_url: str) -> Iterator[Session]:
         with Session(bind=connection, join_transaction_mode="create_savepoint") as open_session:
             yield open_session
         outer.rollback()
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on a database of the test's own."""
+    from db.session import make_engine
+
+    engine = make_engine(database_url)
+    yield engine
     engine.dispose()
 
 

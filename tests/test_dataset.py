@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from db.session import make_engine
 from db.split import is_held_out, split_key
 from orchestrator import comparison_set, dataset, ledger
 from orchestrator.artifacts import ArtifactStore
@@ -23,14 +22,6 @@ from tests.db.rows import add_artifact, add_comparison, add_cycle, add_dialogue,
 HALF = ComparisonsSection(held_out_fraction=0.5)
 # By the first 8 hex digits of their keys, at one half: checked in test_the_openings_used_here_fall_where_it_says.
 TRAIN, HELD_OUT = "Write a poem.", "Name a river."
-
-
-@pytest.fixture
-def engine(database_url: str):
-    """An engine on a database of the test's own."""
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
 
 
 def frozen(engine: Engine) -> int:

@@ -25,14 +25,6 @@ from tests.db.rows import add_artifact, add_comparison, add_cycle, close
 WRITERS = 8
 
 
-@pytest.fixture
-def engine(database_url: str):
-    """An engine on a database of the test's own."""
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
 def frozen_ids(session: Session) -> dict[int, list[int]]:
     """Comparison ids by freeze."""
     found: dict[int, list[int]] = {freeze_id: [] for freeze_id in session.scalars(select(t.Freeze.id))}

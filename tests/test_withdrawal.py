@@ -21,14 +21,6 @@ from tests.test_dataset import build, contents, excluded, frozen, records
 from tests.test_ledger import Loop
 
 
-@pytest.fixture
-def engine(database_url: str):
-    """An engine on a database of the test's own."""
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
 def test_later_sets_leave_the_rater_out_and_earlier_ones_stay_the_same(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

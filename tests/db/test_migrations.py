@@ -34,14 +34,6 @@ def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     connection.close()
 
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a migrated database."""
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
-
-
 def schema(url: str) -> dict[str, list[tuple[object, ...]]]:
     """Everything of ours in the database's catalogue, by kind."""
     queries = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from browsing import Browser
 from running import add_artifact, deploy, running
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
@@ -13,6 +14,8 @@ from stand_in import StandIn
 
 from orchestrator.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
+
+ADMIN_TOKEN = "the admin's token"
 
 
 @pytest.fixture
@@ -45,13 +48,23 @@ def live(database: Callable[[], Session]) -> str:
 
 @pytest.fixture
 def config(database_url: str, policy_url: str) -> FeedbackConfig:
-    return FeedbackConfig(database_url, policy_url, sampling_timeout_s=10)
+    return FeedbackConfig(database_url, policy_url, sampling_timeout_s=10, admin_token=ADMIN_TOKEN)
 
 
 @pytest.fixture
 def feedback_url(config: FeedbackConfig) -> Iterator[str]:
     with running(create_app(config)) as url:
         yield url
+
+
+@pytest.fixture
+def admin(feedback_url: str) -> Iterator[Browser]:
+    """A browser that is signed in at the desk."""
+    browser = Browser(feedback_url)
+    page = browser.client.post("/desk/sign-in", data={"token": f" {ADMIN_TOKEN} "})
+    assert "Raters" in page.text
+    yield browser
+    browser.client.close()
 
 
 @pytest.fixture

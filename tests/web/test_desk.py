@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
@@ -23,7 +23,6 @@ from orchestrator.web.figures import figures_of, repeated_openings, wilson_inter
 from tests.db.rows import add_comparison
 
 Database = Callable[[], Session]
-TOKEN = "the admin's token"
 
 GET_ROUTES = (
     "/desk",
@@ -45,21 +44,6 @@ POST_ROUTES = (
     "/desk/problems/1/handled",
     "/desk/sign-out",
 )
-
-
-@pytest.fixture
-def config(config: FeedbackConfig) -> FeedbackConfig:
-    return replace(config, admin_token=TOKEN)
-
-
-@pytest.fixture
-def admin(feedback_url: str) -> Iterator[Browser]:
-    """A browser that is signed in at the desk."""
-    browser = Browser(feedback_url)
-    page = browser.client.post("/desk/sign-in", data={"token": f" {TOKEN} "})
-    assert "Raters" in page.text
-    yield browser
-    browser.client.close()
 
 
 def test_the_desk_is_closed_to_everybody_else(feedback_url: str, database: Database, live: str) -> None:

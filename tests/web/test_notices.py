@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from browsing import Browser, forms
@@ -15,24 +14,8 @@ from db import tables as t
 from orchestrator import cli
 from orchestrator.raters import create_rater
 from orchestrator.web import access
-from orchestrator.web.app import FeedbackConfig
 
 Database = Callable[[], Session]
-TOKEN = "the admin's token"
-
-
-@pytest.fixture
-def config(config: FeedbackConfig) -> FeedbackConfig:
-    return replace(config, admin_token=TOKEN)
-
-
-@pytest.fixture
-def admin(feedback_url: str):
-    """A browser that is signed in at the desk."""
-    browser = Browser(feedback_url)
-    browser.client.post("/desk/sign-in", data={"token": TOKEN})
-    yield browser
-    browser.client.close()
 
 
 @pytest.fixture

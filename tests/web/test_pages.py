@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 from stand_in import StandIn
 
 from db import tables as t
-from db.session import make_engine
 from orchestrator import dataset
 from orchestrator.config import ComparisonsSection
 from orchestrator.raters import create_rater, set_status
@@ -249,13 +248,6 @@ def test_one_click_leads_back_to_the_helpful_task(rater_browser: Browser, databa
     with database() as session:
         dialogues = session.execute(select(t.Dialogue.task, t.Dialogue.ended_at.is_(None)).order_by(t.Dialogue.id))
         assert [tuple(row) for row in dialogues] == [("helpful", True), (task, False), ("helpful", True)]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
-    yield engine
-    engine.dispose()
 
 
 def training_example(engine: Engine, out: Path) -> dict[str, str] | None:
