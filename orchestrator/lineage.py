@@ -308,6 +308,8 @@ class _Builder:
             "dialogue_id": pair.dialogue_id,
             "side": candidate.side,
             "contestant": candidate.contestant,
+            "written_by": candidate.written_by_id,
+            "details": candidate.details,
             "seed": candidate.seed,
             "sampling": candidate.sampling,
         }
@@ -315,6 +317,11 @@ class _Builder:
         if candidate.snapshot_id is not None:
             self.artifacts_up([candidate.snapshot_id])
             self.graph.connect(f"artifact:{candidate.snapshot_id}", key, "weights")
+        if candidate.contestant_id is not None:
+            judge_id = self.session.get_one(t.Contestant, candidate.contestant_id).preference_model_id
+            if judge_id is not None:
+                self.artifacts_up([judge_id])
+                self.graph.connect(f"artifact:{judge_id}", key, "chosen by")
         if candidate.deployment_id is not None:
             deployment = self.session.get_one(t.Deployment, candidate.deployment_id)
             count = select(func.count()).select_from(t.Candidate).where(t.Candidate.deployment_id == deployment.id)

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import select
 
 from db import tables as t
+from orchestrator.contestants import active_pairings, end_pairing, open_pairing, policy
 from orchestrator.cycles import database
-from orchestrator.deployments import active_pairings, deploy, end_pairing, live_deployment, open_pairing
+from orchestrator.deployments import deploy, live_deployment
 from orchestrator.evaluations import mean_interval, replies
 from orchestrator.gates import Evidence, judge
 from orchestrator.policy_client import PolicyClient
@@ -83,11 +84,12 @@ def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int:
         for artifact_id in (snapshot_id, initial_id):
             _serve(context, artifact_id)
         with context.session() as session:
+            snapshot, initial = policy(session, snapshot_id), policy(session, initial_id)
             for pairing in active_pairings(session, "model_comparison"):
-                meets = (pairing.contestant_a_id, pairing.contestant_b_id)
-                if meets != (snapshot_id, initial_id):
+                # What an operator opened stays until an operator ends it.
+                if pairing.cycle_id is not None and (pairing.a, pairing.b) != (snapshot, initial):
                     end_pairing(session, pairing.id)
-            return open_pairing(session, "model_comparison", snapshot_id, initial_id, cycle_id).id
+            return open_pairing(session, "model_comparison", snapshot.id, initial.id, cycle_id).id
 
 
 def refusal(decision_id: int) -> str | None:

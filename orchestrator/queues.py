@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import get_args
 
 from sqlalchemy import Select, bindparam, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
 
 from db import tables as t
@@ -143,6 +146,64 @@ def close_queue(session: Session, queue_id: int) -> None:
         raise QueueError(f"There is no queue {queue_id}. `orchestrator queue list` shows those there are.")
     if queue.ended_at is None:
         session.execute(update(t.Queue).where(t.Queue.id == queue_id).values(ended_at=func.clock_timestamp()))
+
+
+@dataclass(frozen=True)
+class QueueFigures:
+    """A queue and what it brought."""
+
+    id: int
+    task: TaskName
+    question: Question
+    group: str | None
+    status: str | None
+    weight: int
+    goal: int | None
+    comparisons: int
+    """Of its kind of work since it was opened, by whomever."""
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class GroupMembers:
+    """A group and who is in it now."""
+
+    name: str
+    handles: tuple[str, ...]
+
+
+def queue_figures(session: Session, limit: int = 100) -> list[QueueFigures]:
+    """Queues with what each brought; open ones first, the newest first."""
+    rows = session.execute(
+        select(
+            t.Queue.id,
+            t.Queue.task,
+            t.Queue.question,
+            t.RaterGroup.name,
+            t.Queue.rater_status,
+            t.Queue.weight,
+            t.Queue.goal,
+            _NUM_TOWARDS_GOAL,
+            t.Queue.ended_at,
+        )
+        .outerjoin(t.RaterGroup, t.RaterGroup.id == t.Queue.group_id)
+        .order_by(t.Queue.ended_at.isnot(None), t.Queue.id.desc())
+        .limit(limit)
+    )
+    return [QueueFigures(*row) for row in rows]
+
+
+def group_members(session: Session) -> list[GroupMembers]:
+    """Every group with the handles of who is in it now."""
+    now = t.GroupMembership.ended_at.is_(None)
+    rows = session.execute(
+        select(t.RaterGroup.name, func.array_agg(aggregate_order_by(t.Rater.handle, t.Rater.handle)).filter(now))
+        .outerjoin(t.GroupMembership, t.GroupMembership.group_id == t.RaterGroup.id)
+        .outerjoin(t.Rater, t.Rater.id == t.GroupMembership.rater_id)
+        .group_by(t.RaterGroup.id)
+        .order_by(t.RaterGroup.id)
+    )
+    return [GroupMembers(name, tuple(handles or ())) for name, handles in rows]
 
 
 def _membership(group: t.RaterGroup, rater: t.Rater) -> Select[t.GroupMembership]:

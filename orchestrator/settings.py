@@ -93,6 +93,21 @@ class Settings:
         return self.database_url
 
 
+def secret(variable: str) -> str | None:
+    """A secret by the name of its environment variable, or the content of the file that `<variable>_FILE` names.
+
+    None where neither is set. A file that can't be read counts as not set; the message names the variable alone.
+    """
+    if value := os.environ.get(variable):
+        return value
+    if file := os.environ.get(f"{variable}_FILE"):
+        try:
+            return Path(file).read_text().strip() or None
+        except OSError:
+            return None
+    return None
+
+
 def normalised_database_url(url: str) -> str:
     """The URL with SQLAlchemy's psycopg2 driver name; `postgres://` as hosting services write it is accepted.
 

@@ -1,7 +1,8 @@
-"""Who stands where: Elo of every policy that raters compared, from all comparisons ever made between policies.
+"""Who stands where: Elo of every contestant that raters compared, from all comparisons ever made between contestants.
 
-Joint over all of them, with the initial policy at 0. Ties are half a win each; "can't tell" says nothing and is left
-out, as are comparisons that a model made, and those of raters who withdrew.
+A contestant is a policy or, under its own name, best-of-k, an outside model or people who write. Joint over all of
+them, with the initial policy at 0. Ties are half a win each; "can't tell" says nothing and is left out, as are
+comparisons that a model made, and those of raters who withdrew.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Standing:
-    """One policy's place on one axis."""
+    """One contestant's place on one axis."""
 
-    digest: str
+    name: str
+    """Digest of a policy; of any other contestant its name."""
+    title: str
+    """What people read: a policy's digest in short, or the name."""
     cycle: int | None
-    """Number of the cycle that trained it; None for an initial policy."""
+    """Number of the cycle that trained it; None for an initial policy and for what is no plain policy."""
     anchor: bool
     elo: float
     ci: tuple[float, float]
@@ -47,22 +51,27 @@ class EloTable:
 
 
 def games(session: Session, questions: Sequence[str] = (), by: str = "dialogue") -> list[Game]:
-    """Every comparison of two different policies that raters made for evaluation, oldest first.
+    """Every comparison of two different contestants that raters made for evaluation, oldest first.
 
     `by` is what an interval resamples: "dialogue" or "rater". Without `questions` all count.
     """
     a, b = aliased(t.Candidate), aliased(t.Candidate)
     policy_a, policy_b = aliased(t.Artifact), aliased(t.Artifact)
+    other_a, other_b = aliased(t.Contestant), aliased(t.Contestant)
+    name_a = func.coalesce(other_a.name, policy_a.digest)
+    name_b = func.coalesce(other_b.name, policy_b.digest)
     unit = t.Comparison.rater_id if by == "rater" else t.Pair.dialogue_id
     query = (
-        select(unit, policy_a.digest, policy_b.digest, t.Comparison.side, t.Pair.question)
+        select(unit, name_a, name_b, t.Comparison.side, t.Pair.question)
         .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
         .join(a, (a.pair_id == t.Pair.id) & (a.side == "a"))
         .join(b, (b.pair_id == t.Pair.id) & (b.side == "b"))
-        .join(policy_a, policy_a.id == a.snapshot_id)
-        .join(policy_b, policy_b.id == b.snapshot_id)
+        .outerjoin(other_a, other_a.id == a.contestant_id)
+        .outerjoin(other_b, other_b.id == b.contestant_id)
+        .outerjoin(policy_a, policy_a.id == a.snapshot_id)
+        .outerjoin(policy_b, policy_b.id == b.snapshot_id)
         .where(t.Pair.purpose == "evaluation", t.Comparison.label_kind == "human")
-        .where(t.Comparison.reason.is_distinct_from("cant_tell"), policy_a.digest != policy_b.digest)
+        .where(t.Comparison.reason.is_distinct_from("cant_tell"), name_a != name_b)
         .where(t.Comparison.rater_id.not_in(select(t.Withdrawal.rater_id)))
         .order_by(t.Comparison.id)
     )
@@ -82,7 +91,7 @@ def elo_tables(session: Session, by: str = "dialogue") -> list[EloTable]:
 
 def _table(session: Session, axis: str, played: list[Game]) -> EloTable:
     if not played:
-        return EloTable(axis, (), "Nobody has compared two policies yet (task: model comparison).")
+        return EloTable(axis, (), "Nobody has compared two contestants yet (task: model comparison).")
     names = {name for game in played for name in (game.first, game.second)}
     initial = set(
         session.scalars(
@@ -105,13 +114,14 @@ def _table(session: Session, axis: str, played: list[Game]) -> EloTable:
         won, lost = scores.count(1.0), scores.count(0.0)
         rows.append(
             Standing(
-                name, cycles.get(name), name == anchor, rating.elo, rating.ci, rating.games,
+                name, name[7:19] if name.startswith("sha256:") else name, cycles.get(name), name == anchor,
+                rating.elo, rating.ci, rating.games,
                 won, lost, len(scores) - won - lost,
             )
         )  # fmt: skip
     rows.sort(key=lambda row: -row.elo)
     apart = len(names - joined)
-    note = f"{apart} policies were never compared with these, directly or over others; they have no place here."
+    note = f"{apart} contestants were never compared with these, directly or over others; they have no place here."
     return EloTable(axis, tuple(rows), note if apart else None)
 
 

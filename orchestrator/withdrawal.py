@@ -30,7 +30,7 @@ class Touched:
     deployments: tuple[dict[str, Any], ...]
     """id, snapshot_id, started_at, ended_at and num_replies of each: where those answered raters."""
     reply_ids: tuple[int, ...]
-    """Every reply that those deployments served to raters."""
+    """Every reply to raters that those artifacts wrote or chose."""
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -70,7 +70,13 @@ def touched(session: Session, rater_id: int) -> Touched:
     """
     reached = lineage(session, f"rater:{rater_id}").downstream()
     deployments = tuple(_facts(node.facts) for node in reached if node.kind == "deployment")
-    replies = select(t.Candidate.id).where(t.Candidate.deployment_id.in_([found["id"] for found in deployments]))
+    ids = [node.facts["id"] for node in reached if node.key.startswith("artifact:")]
+    # By the weights that wrote it, whether deployed or only paired, or by the preference model that chose it.
+    replies = (
+        select(t.Candidate.id)
+        .outerjoin(t.Contestant, t.Contestant.id == t.Candidate.contestant_id)
+        .where(t.Candidate.snapshot_id.in_(ids) | t.Contestant.preference_model_id.in_(ids))
+    )
     withdrawal = session.scalars(select(t.Withdrawal).where(t.Withdrawal.rater_id == rater_id)).one_or_none()
     made = select(func.count()).select_from(t.Comparison).where(t.Comparison.rater_id == rater_id)
     return Touched(

@@ -76,7 +76,7 @@ def test_policies_that_met_nobody_of_these_are_named_and_left_out(session: Sessi
     helpful, _ = elo_tables(session)
     assert [row.games for row in helpful.rows] == [1, 2, 1]  # two, one, initial: joined over one
     assert helpful.note is not None
-    assert helpful.note.startswith("2 policies were never compared with these")
+    assert helpful.note.startswith("2 contestants were never compared with these")
 
 
 def test_intervals_can_resample_raters(session: Session) -> None:
@@ -103,7 +103,7 @@ def test_the_command_prints_both_axes(
     assert cli.main(["elo"]) == 0
     printed = capsys.readouterr().out
     assert "(initial)" in printed
-    assert "Nobody has compared two policies yet" in printed
+    assert "Nobody has compared two contestants yet" in printed
     assert cli.main(["elo", "--json", "--by", "rater"]) == 0
     tables = json.loads(capsys.readouterr().out)
     assert [len(table["rows"]) for table in tables] == [2, 0]

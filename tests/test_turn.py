@@ -143,7 +143,8 @@ def test_identical_weights_are_refused_by_name_and_the_live_policy_stays(instanc
     assert (deployment.snapshot_id, deployment.ended_at) == (initial.id, None)
     # The refused snapshot is put before people all the same.
     (pairing,) = rows(instance, t.Pairing)
-    assert pairing.contestant_b_id == initial.id
+    met = {contestant.id: contestant.snapshot_id for contestant in rows(instance, t.Contestant)}
+    assert met[pairing.contestant_b_id] == initial.id
 
 
 @pytest.mark.slow

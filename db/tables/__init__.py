@@ -1,12 +1,14 @@
 """Every table of the product, grouped by who writes its rows.
 
 `people` raters and imports; `access` how people come in; `queues` who may do what; `notices` what the desk and
-raters tell each other; `dialogues` what raters wrote, saw and chose; `ledger` cycles, artifacts, lineage and
-deployments. The migrations in `migrations/` must produce exactly these tables; a test compares the two.
+raters tell each other; `dialogues` what raters wrote, saw and chose; `contestants` who can answer them; `ledger`
+cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test
+compares the two.
 """
 
 from db.tables.access import Consent, Invitation, InvitationUse, RaterSession, Study, Visit
 from db.tables.base import Base
+from db.tables.contestants import Contestant, Pairing
 from db.tables.dialogues import (
     Candidate,
     Comparison,
@@ -17,7 +19,6 @@ from db.tables.dialogues import (
     FrozenWithdrawal,
     Message,
     Pair,
-    Pairing,
     Prompt,
 )
 from db.tables.ledger import (
@@ -40,6 +41,7 @@ __all__ = [
     "Candidate",
     "Comparison",
     "Consent",
+    "Contestant",
     "Cycle",
     "Decision",
     "Deployment",

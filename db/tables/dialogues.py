@@ -128,6 +128,11 @@ class Candidate(Base):
         CheckConstraint("(text is null) = (completed_at is null)", name="complete"),
         UniqueConstraint("pair_id", "side"),
         Index("ix_candidates_snapshot_id", "snapshot_id"),
+        Index(
+            "ix_candidates_to_write",
+            "contestant_id",
+            postgresql_where=text("text is null and contestant_id is not null"),
+        ),
     )
 
     id: Mapped[Id]
@@ -136,7 +141,9 @@ class Candidate(Base):
     snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
     deployment_id: Mapped[int | None] = mapped_column(ForeignKey("deployments.id"))
     contestant: Mapped[str | None]
-    """Name of an imported or outside model, where the weights are not ours."""
+    """Name of an imported or outside model, of a group of writers, or `edit`, where the weights are not ours."""
+    contestant_id: Mapped[int | None] = mapped_column(ForeignKey("contestants.id"))
+    """Whose reply it is, where that is not just a snapshot's own: best-of-k, an outside endpoint, a writer."""
     history: Mapped[list[Any] | None]
     """Messages between the pair's parent and this reply, where a source gives each side its own (MT-bench turn 2)."""
     sampling: Mapped[dict[str, Any] | None]
@@ -144,6 +151,10 @@ class Candidate(Base):
     text: Mapped[str | None]
     reply_tokens: Mapped[int | None]
     truncated: Mapped[bool | None]
+    written_by_id: Mapped[int | None] = mapped_column(ForeignKey("raters.id"))
+    """The person who wrote it, where a person did."""
+    details: Mapped[dict[str, Any] | None]
+    """What its contestant reported at completion: the scores of best-of-k, the model that an endpoint names."""
     created_at: Mapped[CreatedAt]
     completed_at: Mapped[datetime | None]
 
@@ -235,26 +246,6 @@ class FrozenWithdrawal(Base):
 
     withdrawal_id: Mapped[int] = mapped_column(ForeignKey("withdrawals.id"), primary_key=True)
     freeze_id: Mapped[int] = mapped_column(ForeignKey("freezes.id"))
-
-
-class Pairing(Base):
-    """A row of the pairing table: which contestants meet in a task, with what weight. Only `ended_at` changes."""
-
-    __tablename__ = "pairings"
-    __table_args__ = (
-        CheckConstraint(f"task in {TASKS}", name="task"),
-        CheckConstraint("weight > 0", name="weight"),
-        Index("ix_pairings_active", "task", postgresql_where=text("ended_at is null")),
-    )
-
-    id: Mapped[Id]
-    task: Mapped[str]
-    contestant_a_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
-    contestant_b_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
-    weight: Mapped[float] = mapped_column(server_default=text("1"))
-    cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycles.id"))
-    created_at: Mapped[CreatedAt]
-    ended_at: Mapped[datetime | None]
 
 
 class Prompt(Base):

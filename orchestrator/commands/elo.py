@@ -1,4 +1,4 @@
-"""`orchestrator elo`: where every policy that raters compared stands."""
+"""`orchestrator elo`: where every contestant that raters compared stands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"more {table.question}")
         rows = [
             {
-                "policy": row.digest[7:19] + (" (initial)" if row.anchor else ""),
+                "contestant": row.title + (" (initial)" if row.anchor else ""),
                 "cycle": row.cycle,
                 "elo": f"{row.elo:+.0f}" if not row.anchor else "0",
                 "interval": f"[{row.ci[0]:+.0f}, {row.ci[1]:+.0f}]" if not row.anchor else None,

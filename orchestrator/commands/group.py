@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from sqlalchemy import func, select
-
-from db import tables as t
 from db.session import session
 from orchestrator import queues
 from orchestrator.commands.printing import print_table
@@ -36,12 +33,6 @@ def run(args: argparse.Namespace) -> int:
             queues.leave_group(database, args.name, args.handle)
             print(f"{args.handle} is no longer in {args.name}")
         else:
-            now = t.GroupMembership.ended_at.is_(None)
-            rows = database.execute(
-                select(t.RaterGroup.name, func.count(t.GroupMembership.id).filter(now).label("raters"))
-                .outerjoin(t.GroupMembership, t.GroupMembership.group_id == t.RaterGroup.id)
-                .group_by(t.RaterGroup.id)
-                .order_by(t.RaterGroup.id)
-            )
-            print_table([dict(row._mapping) for row in rows], "No groups yet.")
+            rows = [{"name": one.name, "raters": len(one.handles)} for one in queues.group_members(database)]
+            print_table(rows, "No groups yet.")
     return 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from sqlalchemy import select
-
-from db import tables as t
 from db.session import session
 from orchestrator import queues
 from orchestrator.commands.printing import print_table
@@ -38,19 +36,6 @@ def run(args: argparse.Namespace) -> int:
             queues.close_queue(database, args.id)
             print(f"closed: {args.id}")
         else:
-            rows = database.execute(
-                select(
-                    t.Queue.id,
-                    t.Queue.task,
-                    t.Queue.question,
-                    t.RaterGroup.name.label("group"),
-                    t.Queue.rater_status.label("status"),
-                    t.Queue.weight,
-                    t.Queue.goal,
-                    t.Queue.ended_at,
-                )
-                .outerjoin(t.RaterGroup, t.RaterGroup.id == t.Queue.group_id)
-                .order_by(t.Queue.id)
-            )
-            print_table([dict(row._mapping) for row in rows], "No queues: everything is offered to everybody.")
+            rows = [asdict(queue) for queue in queues.queue_figures(database)]
+            print_table(rows, "No queues: everything is offered to everybody.")
     return 0

@@ -10,8 +10,8 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +67,8 @@ class PolicyServer:
 
     async def begin(self, request: ChatRequest) -> Completion:
         """The request, resolved to a snapshot and encoded, ready to run."""
-        if self.replies + request.n > self.config.max_replies:
+        k = request.best_of or 1
+        if self.replies + request.n * k > self.config.max_replies:
             raise ApiError(
                 503,
                 "overloaded",
@@ -75,6 +76,9 @@ class PolicyServer:
                 retry_after_s=1,
             )
         snapshot = await self.snapshots.resolve(request.model)
+        judge = None
+        if k > 1 and request.preference_model is not None:
+            judge = await self.snapshots.scorers.digest_of(request.preference_model)
         messages: list[Message] = [{"role": m.role, "content": m.text()} for m in request.messages]
         try:
             # Held while another thread encodes: what is not held may be let go.
@@ -87,8 +91,10 @@ class PolicyServer:
             raise ApiError(400, "unusable_messages", str(error)) from None
         max_tokens = self._max_tokens(request, snapshot, len(prompt_ids))
         seed = request.seed if request.seed is not None else secrets.randbits(_SEED_BITS)
-        params = [SamplingParams(max_tokens, request.temperature, request.top_p, seed + i) for i in range(request.n)]
-        return Completion(self, snapshot, prompt_ids, params, request)
+        seeds = range(seed, seed + request.n * k)
+        params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
+        choice = None if judge is None else BestOf(k, judge, messages)
+        return Completion(self, snapshot, prompt_ids, params, request, choice)
 
     def _max_tokens(self, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:
         asked = request.max_completion_tokens or request.max_tokens
@@ -108,6 +114,24 @@ class PolicyServer:
         return asked or min(room, self.config.max_tokens)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A reply of the answer, and what is told beside it."""
+
+    reply: Reply
+    text: str
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """How one of k replies is chosen."""
+
+    k: int
+    preference_model: str
+    messages: list[Message]
+
+
 class Completion:
     """One chat completion: its replies run in the decoding thread while this waits in the event loop."""
 
@@ -118,14 +142,17 @@ class Completion:
         prompt_ids: list[int],
         params: list[SamplingParams],
         request: ChatRequest,
+        best_of: BestOf | None,
     ) -> None:
         self._server = server
+        self._best_of = best_of
         self._snapshot = snapshot
         self._model = request.model
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._changed = asyncio.Event()
         self._prompt_tokens = len(prompt_ids)
-        self._replies = [Reply(prompt_ids, one, self._changed, every_token=request.stream) for one in params]
+        grows = request.stream and best_of is None
+        self._replies = [Reply(prompt_ids, one, self._changed, every_token=grows) for one in params]
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -165,37 +192,50 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": self._snapshot.chat.decode(reply.ids)},
-                "finish_reason": reply.finished,
-                "reply_tokens": len(reply.ids),
+                "message": {"role": "assistant", "content": chosen.text},
+                "finish_reason": chosen.reply.finished,
+                "reply_tokens": len(chosen.reply.ids),
+                **chosen.told,
             }
-            for index, reply in enumerate(self._replies)
+            for index, chosen in enumerate(await self._chosen())
         ]
         return JSONResponse({**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage()})
 
+    async def _chosen(self) -> list[Chosen]:
+        """The replies of the answer: all that were sampled, or of each k the one that the preference model prefers."""
+        texts = [self._snapshot.chat.decode(reply.ids) for reply in self._replies]
+        if self._best_of is None:
+            return [Chosen(reply, text, {}) for reply, text in zip(self._replies, texts, strict=True)]
+        k, judge = self._best_of.k, self._best_of.preference_model
+        judged: list[list[Message]] = [
+            [*self._best_of.messages, {"role": "assistant", "content": text}] for text in texts
+        ]
+        try:
+            scores = await self._server.snapshots.scorers.score(judge, judged)
+        except ChatFormatError as error:
+            raise ApiError(400, "unusable_messages", f"The preference model can't read this: {error}") from None
+        chosen = []
+        for first in range(0, len(texts), k):
+            # Of equals the first, so that the same request has the same answer.
+            best = max(range(first, first + k), key=lambda i: (scores[i], -i))
+            told = {
+                "k": k,
+                "preference_model": judge,
+                "score": scores[best],
+                "scores": scores[first : first + k],
+                "seed": self._replies[best].params.seed,
+            }
+            chosen.append(Chosen(self._replies[best], texts[best], {"best_of": told}))
+        return chosen
+
     async def chunks(self) -> AsyncIterator[str]:
         """The answer as server-sent events; closing the iterator gives the replies up."""
-        texts = [TextStream(self._snapshot.chat.decode) for _ in self._replies]
-        growing = set(range(len(self._replies)))
+        growing_texts = self._growing() if self._best_of is None else self._whole_chunks()
         try:
-            async with self._running():
-                for index in growing:
-                    yield self._chunk(index, {"role": "assistant", "content": ""})
-                while growing:
-                    await self._changed.wait()
-                    self._changed.clear()
-                    self._raise_failure()
-                    for index in sorted(growing):
-                        reply = self._replies[index]
-                        # Read before the ids, which grow until it is set.
-                        finished = reply.finished
-                        piece = texts[index].push(reply.ids, last=finished is not None)
-                        if finished is not None:
-                            growing.discard(index)
-                            delta = {"content": piece} if piece else {}
-                            yield self._chunk(index, delta, finished, len(reply.ids))
-                        elif piece:
-                            yield self._chunk(index, {"content": piece})
+            # Closed with this one: a reply that nobody reads any more frees its slot at once.
+            async with aclosing(growing_texts):
+                async for chunk in growing_texts:
+                    yield chunk
         except ApiError as error:
             # The status line is long gone; the client learns of the fault from an event.
             yield f"data: {json.dumps(error_body(error.status, error.code, error.message))}\n\n"
@@ -203,6 +243,40 @@ class Completion:
         if self._include_usage:
             yield self._event({"choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
+
+    async def _whole_chunks(self) -> AsyncGenerator[str]:
+        """Each reply in one piece, once it is chosen."""
+        async with self._running():
+            while not all(reply.ended for reply in self._replies):
+                await self._changed.wait()
+                self._changed.clear()
+        self._raise_failure()
+        for index, chosen in enumerate(await self._chosen()):
+            delta = {"role": "assistant", "content": chosen.text}
+            yield self._chunk(index, delta, chosen.reply.finished, len(chosen.reply.ids), chosen.told)
+
+    async def _growing(self) -> AsyncGenerator[str]:
+        """The replies as they grow."""
+        texts = [TextStream(self._snapshot.chat.decode) for _ in self._replies]
+        growing = set(range(len(self._replies)))
+        async with self._running():
+            for index in growing:
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            while growing:
+                await self._changed.wait()
+                self._changed.clear()
+                self._raise_failure()
+                for index in sorted(growing):
+                    reply = self._replies[index]
+                    # Read before the ids, which grow until it is set.
+                    finished = reply.finished
+                    piece = texts[index].push(reply.ids, last=finished is not None)
+                    if finished is not None:
+                        growing.discard(index)
+                        delta = {"content": piece} if piece else {}
+                        yield self._chunk(index, delta, finished, len(reply.ids))
+                    elif piece:
+                        yield self._chunk(index, {"content": piece})
 
     async def _changed_or(self, gone: asyncio.Future[None]) -> None:
         """Wait until a reply ended, or raise where the client is gone."""
@@ -218,9 +292,14 @@ class Completion:
         self._changed.clear()
 
     def _chunk(
-        self, index: int, delta: dict[str, str], finish: str | None = None, reply_tokens: int | None = None
+        self,
+        index: int,
+        delta: dict[str, str],
+        finish: str | None = None,
+        reply_tokens: int | None = None,
+        told: dict[str, Any] | None = None,
     ) -> str:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, **(told or {})}
         if reply_tokens is not None:
             choice["reply_tokens"] = reply_tokens
         return self._event({"choices": [choice]})
@@ -298,6 +377,7 @@ def _add_public(app: FastAPI, server: PolicyServer) -> None:
                 {"digest": one.digest, "wanted": snapshots.wanted(one), "requests": one.in_flight}
                 for one in snapshots.held()
             ],
+            "preference_models": snapshots.scorers.held(),
         }
 
     @app.get("/v1/models")

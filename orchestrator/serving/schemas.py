@@ -58,11 +58,20 @@ class ChatRequest(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Sample so many for each reply; the preference model chooses one",
+    )
+    preference_model: str | None = Field(None, max_length=200, description="Digest of the one that chooses")
     stream: bool = False
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
+        if (self.best_of or 1) > 1 and self.preference_model is None:
+            raise ValueError("best_of needs preference_model, the digest of the preference model that chooses")
         extra: dict[str, Any] = self.model_extra or {}
         asked = [name for name in _UNSUPPORTED if extra.get(name)]
         if asked:

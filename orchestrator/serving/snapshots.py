@@ -1,6 +1,7 @@
 """Which snapshots are held in memory, and which one `policy-live` means.
 
-The database is the record: what it says is live or paired is loaded and kept. Anything else that is loaded, by an
+The database is the record: what it says is live or paired is loaded and kept, preference models of best-of-k too
+(`scorers.py`). Anything else that is loaded, by an
 admin or because a request named it, is let go once it is idle. All state belongs to the event loop; loading runs in a
 thread of its own.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +27,15 @@ from models.huggingface import load_causal_lm
 from models.sampler import DecodeEngine
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError
-from orchestrator.deployments import LiveDeployment, live_deployment, policy_digests, served_digests
+from orchestrator.contestants import Served, served
+from orchestrator.deployments import POLICIES, LiveDeployment, live_deployment
 from orchestrator.errors import ArtifactError
+from orchestrator.serving.names import full_digest
+from orchestrator.serving.scorers import Scorers
 
 logger = logging.getLogger(__name__)
 
 LIVE = "policy-live"
-_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
 
 
 @dataclass(eq=False)
@@ -83,6 +85,7 @@ class Snapshots:
         self._database = database
         self._store = store
         self._limits = limits
+        self.scorers = Scorers(database, store, limits.device)
         self._held: dict[str, Snapshot] = {}
         self._loading: dict[str, asyncio.Task[Snapshot]] = {}
         self._wanted: frozenset[str] = frozenset()
@@ -124,22 +127,7 @@ class Snapshots:
 
     async def digest_of(self, name: str) -> str:
         """The digest of the one policy that begins so; ApiError where there is none or more than one."""
-        if not _PREFIX.fullmatch(name):
-            raise ApiError(
-                404, "model_not_found", f"Model {name!r} is unknown; expected {LIVE} or a snapshot digest (sha256:...)."
-            )
-        prefix = "sha256:" + name.removeprefix("sha256:")
-        held = [digest for digest in self._held if digest.startswith(prefix)]
-        try:
-            found = held if len(held) == 1 else await asyncio.to_thread(self._find, prefix)
-        except SQLAlchemyError as error:
-            logger.warning("looking up %s: %s", prefix, error)
-            raise ApiError(503, "database_unavailable", "The database does not answer.", retry_after_s=2) from None
-        if not found:
-            raise ApiError(404, "model_not_found", f"There is no policy with a digest that begins {prefix}.")
-        if len(found) > 1:
-            raise ApiError(400, "ambiguous_model", f"Several policies begin {prefix}; give more digits.")
-        return found[0]
+        return await full_digest(self._database, name, POLICIES, "policy", self._held)
 
     async def load(self, digest: str) -> Snapshot:
         """The snapshot in memory, fetched, verified and loaded first if need be."""
@@ -194,13 +182,15 @@ class Snapshots:
     async def refresh(self) -> None:
         """Ask the database once what is live and paired, and load it. Trouble is remembered, not raised."""
         try:
-            live, self._wanted = await asyncio.to_thread(self._read)
+            live, wanted = await asyncio.to_thread(self._read)
+            self._wanted = wanted.policies
             # A deployment that was here before changes nothing: an admin may have promoted another snapshot since.
             if live is not None and live.id != self._seen_deployment_id:
                 await self.promote(live.digest)
                 self._seen_deployment_id = live.id
             for digest in sorted(self._wanted):
                 await self.load(digest)
+            await self.scorers.keep(wanted.preference_models)
             trouble = None if self._live is not None else "no policy is live"
         except SQLAlchemyError as error:
             trouble = f"the database does not answer: {str(error).splitlines()[0]}"
@@ -214,6 +204,7 @@ class Snapshots:
     def close(self) -> None:
         """Start no more loading."""
         self._loader.shutdown(wait=False, cancel_futures=True)
+        self.scorers.close()
 
     async def _load(self, digest: str) -> Snapshot:
         self._make_room()
@@ -256,13 +247,9 @@ class Snapshots:
         engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
         return Snapshot(digest, chat, engine)
 
-    def _read(self) -> tuple[LiveDeployment | None, frozenset[str]]:
+    def _read(self) -> tuple[LiveDeployment | None, Served]:
         with Session(self._database) as session:
-            return live_deployment(session), served_digests(session)
-
-    def _find(self, prefix: str) -> list[str]:
-        with Session(self._database) as session:
-            return policy_digests(session, prefix)
+            return live_deployment(session), served(session)
 
 
 def _collect() -> None:

@@ -23,8 +23,10 @@ from orchestrator.deployments import live_deployment
 from orchestrator.metrics import CountRequests, Metrics
 from orchestrator.web import dialogues, pairs, schemas
 from orchestrator.web.desk_access import is_admin_token
-from orchestrator.web.pages.desk import DeskSignInFirst, desk_pages, desk_sign_in_first
-from orchestrator.web.pages.rater import SignInFirst, pages, sign_in_first
+from orchestrator.web.pages.desk import desk_pages
+from orchestrator.web.pages.desk_shared import DeskSignInFirst, desk_sign_in_first
+from orchestrator.web.pages.rater import pages
+from orchestrator.web.pages.shared import SignInFirst, sign_in_first
 from orchestrator.web.pages.shell import error_answer
 from orchestrator.web.sampling import PairSampling
 from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
@@ -151,9 +153,9 @@ def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
             return pair.shown()
         sampling = feedback.sampler.start(pair, stream=not request.wait)
         if not request.wait:
-            return _growing(pair, sampling)
+            return sampling.shown(pair)
         await sampling.finished()
-        return _growing(pair, sampling)
+        return sampling.shown(pair)
 
     @app.get("/api/pairs/{pair_id}")
     async def read_pair(pair_id: Id, token: Token) -> schemas.PairOut:
@@ -161,7 +163,7 @@ def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
         pair = await feedback.as_rater_async(token, lambda session, rater: pairs.read_pair(session, rater, pair_id))
         if pair.complete:
             return pair.shown()
-        return _growing(pair, feedback.sampler.start(pair, stream=True))
+        return feedback.sampler.start(pair, stream=True).shown(pair)
 
     @app.get("/api/pairs/{pair_id}/stream")
     async def stream_pair(pair_id: Id, token: Token) -> StreamingResponse:
@@ -177,10 +179,3 @@ def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
         compared, new = feedback.as_rater(token, lambda session, rater: pairs.compare(session, rater, pair_id, request))
         response.status_code = 201 if new else 200
         return compared
-
-
-def _growing(pair: pairs.PairRow, sampling: PairSampling) -> schemas.PairOut:
-    """What the rater sees of a pair whose replies grow, or have just become complete."""
-    shown = pair.shown(sampling.texts)
-    shown.a.complete, shown.b.complete = ("a" in sampling.complete, "b" in sampling.complete)
-    return shown

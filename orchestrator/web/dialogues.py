@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.split import split_key
 from orchestrator.asgi import ApiError
-from orchestrator.deployments import live_deployment
+from orchestrator.contestants import drawable
 from orchestrator.queues import offers
 from orchestrator.raters import RaterIdentity, rater_by_token
 from orchestrator.web import queries
@@ -43,11 +43,14 @@ def begin_dialogue(session: Session, rater: RaterIdentity, request: BeginDialogu
             "wrong_question",
             f"Task {request.task} asks '{task.questions[0]}'; 'question' can be chosen for model_comparison only.",
         )
-    # Replies of the initial policy are the base tranche; those of trained snapshots the online one.
-    live = live_deployment(session)
+    # Replies of the initial policy are the base tranche, the best of k of them the rejection-sampled one, those of
+    # trained snapshots the online one.
+    live, pairings = drawable(session, request.task)
     if live is None:
         raise no_policy_live()
     tranche = "base" if live.kind == "initial_policy" else "online"
+    if tranche == "base" and any("best_of" in (pairing.a.kind, pairing.b.kind) for pairing in pairings):
+        tranche = "rs"
     values = {
         "source": SOURCE,
         "tranche": tranche,

@@ -57,7 +57,7 @@ def edit_reply(session: Session, rater: RaterIdentity, pair_id: int, side: Side,
     original = candidates[side]
     if text.strip() == (original.text or "").strip():
         raise ApiError(422, "nothing_edited", "The edited reply equals the original. Change it, or choose a reply.")
-    edited = _store(session, shown, original, text)
+    edited = _store(session, shown, original, text, rater.id)
     session.add(
         t.Comparison(
             pair_id=edited.pair_id,
@@ -71,7 +71,7 @@ def edit_reply(session: Session, rater: RaterIdentity, pair_id: int, side: Side,
     return _goes_on(session, shown, edited.id, text), True
 
 
-def _store(session: Session, shown: t.Pair, original: t.Candidate, text: str) -> t.Candidate:
+def _store(session: Session, shown: t.Pair, original: t.Candidate, text: str, rater_id: int) -> t.Candidate:
     """The pair of edit and original, both complete, on random sides."""
     stands = t.Pair(
         dialogue_id=shown.dialogue_id,
@@ -86,13 +86,18 @@ def _store(session: Session, shown: t.Pair, original: t.Candidate, text: str) ->
     sides = list(SIDES)
     _random.shuffle(sides)
     now = datetime.now(UTC)
-    edited = t.Candidate(pair_id=stands.id, side=sides[0], contestant=CONTESTANT, text=text, completed_at=now)
+    edited = t.Candidate(
+        pair_id=stands.id, side=sides[0], contestant=CONTESTANT, written_by_id=rater_id, text=text, completed_at=now
+    )
     copy = t.Candidate(
         pair_id=stands.id,
         side=sides[1],
         snapshot_id=original.snapshot_id,
         deployment_id=original.deployment_id,
         contestant=original.contestant,
+        contestant_id=original.contestant_id,
+        written_by_id=original.written_by_id,
+        details=original.details,
         sampling=original.sampling,
         seed=original.seed,
         text=original.text,

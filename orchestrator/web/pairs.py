@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.asgi import ApiError
 from orchestrator.config import ServingSection
-from orchestrator.deployments import LiveDeployment, contestants
+from orchestrator.contestants import ActivePairing, Contestant, Kind, drawable
+from orchestrator.deployments import LiveDeployment
 from orchestrator.raters import RaterIdentity
 from orchestrator.web import queries
 from orchestrator.web.dialogues import continue_with, ended, no_policy_live, not_yours
@@ -36,10 +37,22 @@ class CandidateRow:
 
     id: int
     side: Side
-    digest: str
+    digest: str | None
+    """Of the weights; None where they are not ours, or a person writes."""
     sampling: dict[str, Any]
     seed: int
     text: str | None
+    kind: Kind = "policy"
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an outside model answers."""
+
+    url: str
+    model: str
+    key_variable: str | None
 
 
 @dataclass(frozen=True)
@@ -60,15 +73,20 @@ class PairRow:
         """Whether both replies are there."""
         return all(candidate.text is not None for candidate in self.candidates)
 
-    def shown(self, texts: dict[Side, str] | None = None) -> PairOut:
-        """What the rater sees; `texts` are replies that are still growing."""
-        replies = {
-            candidate.side: ReplyOut(
-                text=candidate.text if candidate.text is not None else (texts or {}).get(candidate.side, ""),
-                complete=candidate.text is not None,
-            )
-            for candidate in self.candidates
-        }
+    @property
+    def held(self) -> bool:
+        """Whether neither reply is shown before both are complete: how one comes would tell who answers."""
+        return any(candidate.kind != "policy" for candidate in self.candidates)
+
+    def shown(self) -> PairOut:
+        """What the rater sees of what is stored."""
+        hidden = self.held and not self.complete
+
+        def reply(candidate: CandidateRow) -> ReplyOut:
+            text = None if hidden else candidate.text
+            return ReplyOut(text=text or "", complete=text is not None)
+
+        replies = {candidate.side: reply(candidate) for candidate in self.candidates}
         return PairOut(
             pair_id=self.id,
             message_id=self.parent_id,
@@ -118,7 +136,7 @@ def read_pair(session: Session, rater: RaterIdentity, pair_id: int) -> PairRow:
         pair.dialogue_id,
         pair.parent_id,
         pair.question,  # type: ignore[arg-type]
-        tuple(_candidate(row.Candidate, row.digest) for row in rows),
+        tuple(_candidate(row.Candidate, row.digest, row.Contestant) for row in rows),
         _given(rows[0].Comparison),
         [] if complete else prompt_of(session, pair.parent_id),
     )
@@ -137,8 +155,12 @@ class Sampled:
 
     candidate_id: int
     text: str
-    reply_tokens: int
+    reply_tokens: int | None
     truncated: bool
+    details: dict[str, Any] | None = None
+    """What the contestant reported: the scores of best-of-k, the model that an endpoint names."""
+    writer_id: int | None = None
+    """The person who wrote it."""
 
 
 def complete_candidates(session: Session, replies: list[Sampled]) -> dict[int, str]:
@@ -153,6 +175,8 @@ def complete_candidates(session: Session, replies: list[Sampled]) -> dict[int, s
             "reply": reply.text,
             "num_tokens": reply.reply_tokens,
             "cut_off": reply.truncated,
+            "told": reply.details,
+            "writer_id": reply.writer_id,
         }
         text = session.execute(queries.COMPLETE, values).scalar_one_or_none()
         if text is None:
@@ -194,14 +218,14 @@ def _draw_pair(
     session: Session, dialogue_id: int, task: TaskName, question: Question, message_id: int, client_key: str
 ) -> PairRow | None:
     """Draw contestants and sides and write the pair; None where this client_key has a pair by now."""
-    live, pairings = contestants(session, task)
+    live, pairings = drawable(session, task)
     if live is None:
         raise no_policy_live()
-    pairing = _random.choices(pairings, [pairing.weight for pairing in pairings])[0] if pairings else None
-    drawn = [(live.snapshot_id, live.digest)] * 2
-    if pairing is not None:
-        drawn = [(pairing.contestant_a_id, pairing.digest_a), (pairing.contestant_b_id, pairing.digest_b)]
-        _random.shuffle(drawn)
+    pairing: ActivePairing | None = None
+    if pairings:
+        pairing = _random.choices(pairings, [pairing.weight for pairing in pairings])[0]
+    drawn: list[Contestant | None] = [None, None] if pairing is None else [pairing.a, pairing.b]
+    _random.shuffle(drawn)
     values = {
         "dialogue_id": dialogue_id,
         "parent_id": message_id,
@@ -214,29 +238,50 @@ def _draw_pair(
     pair_id = session.execute(queries.ADD_PAIR, values).scalar_one_or_none()
     if pair_id is None:
         return None
-    sampling = _sampling(live)
     # Neighbouring seeds are as independent as any, and let one request ask for both replies of one snapshot.
     seed = secrets.randbits(_SEED_BITS) & ~1
-    rows = session.execute(
-        queries.ADD_CANDIDATES,
-        [
-            {
-                "pair_id": pair_id,
-                "side": side,
-                "snapshot_id": snapshot_id,
-                "deployment_id": live.id if snapshot_id == live.snapshot_id else None,
-                "sampling": sampling,
-                "seed": seed + offset,
-            }
-            for offset, (side, (snapshot_id, _)) in enumerate(zip(SIDES, drawn, strict=True))
-        ],
-    )
-    ids = {row.side: row.id for row in rows}
+    written = [
+        {"pair_id": pair_id, "side": side, "seed": seed + offset, **_answered_by(contestant, live)}
+        for offset, (side, contestant) in enumerate(zip(SIDES, drawn, strict=True))
+    ]
+    ids = {row.side: row.id for row in session.execute(queries.ADD_CANDIDATES, written)}
     candidates = tuple(
-        CandidateRow(ids[side], side, digest, sampling, seed + offset, None)
-        for offset, (side, (_, digest)) in enumerate(zip(SIDES, drawn, strict=True))
+        _fresh(ids[side], side, one, contestant, live)
+        for side, one, contestant in zip(SIDES, written, drawn, strict=True)
     )
     return PairRow(pair_id, dialogue_id, message_id, question, candidates, None, prompt_of(session, message_id))
+
+
+def _answered_by(contestant: Contestant | None, live: LiveDeployment) -> dict[str, Any]:
+    """The columns of a candidate that say who answers, and how; the live policy where no pairing was drawn."""
+    sampling = _sampling(live)
+    if contestant is None or contestant.kind == "policy":
+        snapshot_id = live.snapshot_id if contestant is None else contestant.snapshot_id
+        return {
+            "snapshot_id": snapshot_id,
+            "deployment_id": live.id if snapshot_id == live.snapshot_id else None,
+            "contestant": None,
+            "contestant_id": None,
+            "sampling": sampling,
+        }
+    if contestant.kind == "best_of":
+        sampling |= {"best_of": contestant.k, "preference_model": contestant.preference_model}
+    return {
+        "snapshot_id": contestant.snapshot_id,
+        "deployment_id": None,
+        "contestant": contestant.name,
+        "contestant_id": contestant.id,
+        "sampling": None if contestant.kind == "writer" else sampling,
+    }
+
+
+def _fresh(
+    id_: int, side: Side, row: dict[str, Any], contestant: Contestant | None, live: LiveDeployment
+) -> CandidateRow:
+    """A candidate that was written a moment ago."""
+    digest = live.digest if contestant is None else contestant.digest
+    kind: Kind = "policy" if contestant is None else contestant.kind
+    return CandidateRow(id_, side, digest, row["sampling"] or {}, row["seed"], None, kind, _endpoint(contestant))
 
 
 def _sampling(live: LiveDeployment) -> dict[str, Any]:
@@ -273,7 +318,7 @@ def _same_comparison(session: Session, rater: RaterIdentity, pair_id: int, dialo
     return comparison_id
 
 
-def _candidate(candidate: t.Candidate, digest: str) -> CandidateRow:
+def _candidate(candidate: t.Candidate, digest: str | None, contestant: t.Contestant | None) -> CandidateRow:
     return CandidateRow(
         candidate.id,
         candidate.side,  # type: ignore[arg-type]
@@ -281,7 +326,15 @@ def _candidate(candidate: t.Candidate, digest: str) -> CandidateRow:
         candidate.sampling or {},
         candidate.seed or 0,
         candidate.text,
+        "policy" if contestant is None else contestant.kind,  # type: ignore[arg-type]
+        _endpoint(contestant),
     )
+
+
+def _endpoint(contestant: Contestant | t.Contestant | None) -> Endpoint | None:
+    if contestant is None or contestant.kind != "endpoint":
+        return None
+    return Endpoint(contestant.url or "", contestant.model or "", contestant.key_variable)
 
 
 def _given(comparison: t.Comparison | None) -> ComparisonGiven | None:

@@ -1,19 +1,17 @@
-"""How the feedback app gets replies: chat completions of a named snapshot, over kept connections.
-
-It speaks the OpenAI shape, so that an engine of another maker can stand behind the same address.
-"""
+"""How the feedback app gets replies: chat completions of a named snapshot, or of an outside model."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 # No token for so long means that the connection is dead; a full queue of long replies stays below it.
 _READ_TIMEOUT_S = 120.0
+_MAX_OUTSIDE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,33 @@ class ReplyRequest:
 
 
 @dataclass(frozen=True)
+class OutsideRequest:
+    """One reply of an outside OpenAI-compatible model."""
+
+    url: str
+    model: str
+    key: str | None = field(repr=False)
+    messages: list[dict[str, str]]
+    sampling: dict[str, Any]
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the request; no seed, which not every model takes."""
+        return {"model": self.model, "messages": self.messages, **self.sampling}
+
+
+@dataclass(frozen=True)
 class Delta:
     """More text of reply `index`; the last one says how many tokens it has and whether it was cut off."""
 
     index: int
     text: str
+    last: bool = False
+    """Whether the reply is complete with it."""
     reply_tokens: int | None = None
-    truncated: bool | None = None
-
-    @property
-    def last(self) -> bool:
-        """Whether the reply is complete with it."""
-        return self.reply_tokens is not None
+    """None where an outside model does not say."""
+    truncated: bool = False
+    details: dict[str, Any] | None = None
+    """What else was told about the reply: the scores of best-of-k, the name that an outside model gives itself."""
 
 
 class PolicyUnavailable(Exception):
@@ -66,20 +79,48 @@ class PolicyRefused(Exception):
 
 
 class PolicyReplies:
-    """Asks one policy server for replies."""
+    """Asks the policy server, and outside models, for replies."""
 
-    def __init__(self, url: str, max_connections: int = 512) -> None:
+    def __init__(self, url: str, key: str | None = None, max_connections: int = 512) -> None:
         self.url = url
+        timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=5.0)
         self._client = httpx.AsyncClient(
             base_url=url,
-            timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=5.0),
+            timeout=timeout,
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            headers=_bearer(key),
             trust_env=False,
         )
+        # A client of its own: the policy server's key is no business of an outside host. Proxies of the environment
+        # hold here, as the way out of the house may need one.
+        self._outside = httpx.AsyncClient(timeout=timeout)
 
     async def close(self) -> None:
         """Close the kept connections."""
         await self._client.aclose()
+        await self._outside.aclose()
+
+    async def outside_reply(self, request: OutsideRequest) -> Delta:
+        """A whole reply of an outside model.
+
+        Raises:
+            PolicyUnavailable: no answer, a broken one, 5xx, or a key that is not accepted.
+            PolicyRefused: the model will never answer these messages (400, 413, 422).
+        """
+        try:
+            async with self._outside.stream(
+                "POST", f"{request.url}/chat/completions", json=request.body(), headers=_bearer(request.key)
+            ) as response:
+                text = await _read_limited(response)
+            if response.status_code in (400, 413, 422):
+                raise _refusal(response.status_code, text)
+            if not response.is_success:
+                raise PolicyUnavailable(f"{request.url}: {response.status_code}: {text[:200]}")
+            return _outside_delta(json.loads(text))
+        except httpx.HTTPError as error:
+            raise PolicyUnavailable(f"{request.url}: {type(error).__name__}: {error}") from error
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise PolicyUnavailable(f"{request.url} answered something unreadable: {error!r}") from error
 
     async def replies(self, request: ReplyRequest, *, stream: bool) -> AsyncIterator[Delta]:
         """The replies as they grow, or each in one piece where `stream` is off.
@@ -110,8 +151,10 @@ class PolicyReplies:
             Delta(
                 choice["index"],
                 choice["message"]["content"],
-                choice["reply_tokens"],
-                choice["finish_reason"] == "length",
+                last=True,
+                reply_tokens=choice["reply_tokens"],
+                truncated=choice["finish_reason"] == "length",
+                details={"best_of": choice["best_of"]} if "best_of" in choice else None,
             )
             for choice in answer["choices"]
         ]
@@ -135,9 +178,46 @@ class PolicyReplies:
                         yield Delta(choice["index"], text)
                     else:
                         missing.discard(choice["index"])
-                        yield Delta(choice["index"], text, choice["reply_tokens"], finish == "length")
+                        yield Delta(
+                            choice["index"],
+                            text,
+                            last=True,
+                            reply_tokens=choice["reply_tokens"],
+                            truncated=finish == "length",
+                        )
         if missing:
             raise PolicyUnavailable(f"{self.url} ended the stream before the replies were complete")
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+async def _read_limited(response: httpx.Response) -> str:
+    """The body, unless it is absurdly large: an outside host may send anything."""
+    read = b""
+    async for piece in response.aiter_bytes():
+        read += piece
+        if len(read) > _MAX_OUTSIDE_BYTES:
+            raise ValueError(f"more than {_MAX_OUTSIDE_BYTES} bytes")
+    return read.decode(errors="replace")
+
+
+def _outside_delta(answer: dict[str, Any]) -> Delta:
+    choice = answer["choices"][0]
+    text = choice["message"]["content"]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"no text, finish_reason {choice.get('finish_reason')!r}")
+    tokens = (answer.get("usage") or {}).get("completion_tokens")
+    told = {name: answer[name] for name in ("model", "system_fingerprint", "id") if answer.get(name)}
+    return Delta(
+        0,
+        text,
+        last=True,
+        reply_tokens=tokens if isinstance(tokens, int) else None,
+        truncated=choice.get("finish_reason") == "length",
+        details=told,
+    )
 
 
 def _check_snapshot(answer: dict[str, Any], request: ReplyRequest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, bindparam, exists, func, literal, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import aliased
 
 from db import tables as t
@@ -65,12 +65,14 @@ ASKED = (
     .where(t.Message.id == bindparam("message_id"))
 )
 
-# A pair with its rater, candidates and digests, and the rater's comparison: one row per candidate, side a first.
+# A pair with its rater, candidates, digests and contestants, and the rater's comparison: one row per candidate, side a
+# first.
 PAIR = (
-    select(t.Pair, t.Dialogue.rater_id, t.Candidate, t.Artifact.digest, t.Comparison)
+    select(t.Pair, t.Dialogue.rater_id, t.Candidate, t.Artifact.digest, t.Comparison, t.Contestant)
     .join(t.Dialogue, t.Dialogue.id == t.Pair.dialogue_id)
     .join(t.Candidate, t.Candidate.pair_id == t.Pair.id)
-    .join(t.Artifact, t.Artifact.id == t.Candidate.snapshot_id)
+    .outerjoin(t.Artifact, t.Artifact.id == t.Candidate.snapshot_id)
+    .outerjoin(t.Contestant, t.Contestant.id == t.Candidate.contestant_id)
     .outerjoin(t.Comparison, (t.Comparison.pair_id == t.Pair.id) & (t.Comparison.rater_id == t.Dialogue.rater_id))
     .where(t.Pair.id == bindparam("pair_id"))
     .order_by(t.Candidate.side)
@@ -124,6 +126,8 @@ COMPLETE = (
         text=bindparam("reply"),
         reply_tokens=bindparam("num_tokens"),
         truncated=bindparam("cut_off"),
+        details=bindparam("told", type_=JSONB(none_as_null=True)),
+        written_by_id=bindparam("writer_id", type_=BigInteger),
         completed_at=func.clock_timestamp(),
     )
     .returning(CANDIDATES.c.text)

@@ -13,14 +13,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from orchestrator.asgi import ApiError
-from orchestrator.web.pairs import CandidateRow, PairRow, Sampled
-from orchestrator.web.policy import PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
+from orchestrator.web.pairs import CandidateRow, Endpoint, PairRow, Sampled
+from orchestrator.web.policy import OutsideRequest, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
+from orchestrator.web.schemas import PairOut
 from orchestrator.web.tasks import Side
 
 logger = logging.getLogger(__name__)
 
 Store = Callable[[list[Sampled]], Awaitable[dict[int, str]]]
 """Writes complete replies; returns what is stored by candidate id."""
+
+SecretOf = Callable[[str], str | None]
+"""The value of a secret by the name of its environment variable; None where it is not set."""
 
 # Pauses between attempts while the policy server restarts: it takes seconds, so they need not grow far.
 _FIRST_PAUSE_S = 0.05
@@ -42,6 +46,7 @@ class PairSampling:
     """The replies of one pair while they grow."""
 
     def __init__(self, pair: PairRow) -> None:
+        self._held = pair.held
         self.texts: dict[Side, str] = {candidate.side: candidate.text or "" for candidate in pair.candidates}
         self.complete: set[Side] = {candidate.side for candidate in pair.candidates if candidate.text is not None}
         self.failure: ApiError | None = None
@@ -61,7 +66,7 @@ class PairSampling:
         told: set[Side] = set()
         while True:
             changed, ended = self._changed, self._ended()
-            for side in sent:
+            for side in sent if self.visible else ():
                 text = self.texts[side]
                 if not text.startswith(sent[side]):
                     yield Event(side, restart=True)
@@ -76,6 +81,19 @@ class PairSampling:
                 return
             await changed.wait()
 
+    @property
+    def visible(self) -> bool:
+        """Whether readers may see what there is: of a pair that is held back, both replies at once."""
+        return not self._held or len(self.complete) == 2
+
+    def shown(self, pair: PairRow) -> PairOut:
+        """What the rater sees of the pair while its replies grow, or when they have just become complete."""
+        shown = pair.shown()
+        if self.visible:
+            shown.a.text, shown.b.text = self.texts["a"], self.texts["b"]
+            shown.a.complete, shown.b.complete = "a" in self.complete, "b" in self.complete
+        return shown
+
     def tell(self) -> None:
         """Wake every reader."""
         changed, self._changed = self._changed, asyncio.Event()
@@ -88,8 +106,9 @@ class PairSampling:
 class Sampler:
     """Runs the sampling of pairs, each at most once at a time in this process."""
 
-    def __init__(self, policy: PolicyReplies, store: Store, timeout_s: float) -> None:
+    def __init__(self, policy: PolicyReplies, store: Store, timeout_s: float, secret_of: SecretOf) -> None:
         self._policy = policy
+        self._secret_of = secret_of
         self._store = store
         self._timeout_s = timeout_s
         self._running: dict[int, PairSampling] = {}
@@ -114,10 +133,16 @@ class Sampler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, pair: PairRow, sampling: PairSampling, stream: bool) -> None:
+        missing = [candidate for candidate in pair.candidates if candidate.text is None]
+        sampled = [candidate for candidate in missing if candidate.kind != "writer"]
+        # What nobody sees grow need not come in pieces.
+        stream = stream and not pair.held
         try:
             async with asyncio.timeout(self._timeout_s), asyncio.TaskGroup() as group:
-                for candidates in _together([c for c in pair.candidates if c.text is None]):
+                for candidates in _together(sampled):
                     group.create_task(self._sample(candidates, pair.prompt, sampling, stream))
+            if sampled != missing:
+                sampling.failure = being_written()
         except TimeoutError:
             logger.error("pair %d: no complete replies within %.0f s", pair.id, self._timeout_s)
             sampling.failure = _unavailable()
@@ -160,6 +185,11 @@ class Sampler:
         self, candidates: list[CandidateRow], prompt: list[dict[str, str]], sampling: PairSampling, stream: bool
     ) -> None:
         first = candidates[0]
+        if first.endpoint is not None:
+            await self._ask_outside(first, first.endpoint, prompt, sampling)
+            return
+        if first.digest is None:
+            raise RuntimeError(f"candidate {first.id} has neither weights nor an endpoint")
         request = ReplyRequest(first.digest, prompt, first.sampling, first.seed, len(candidates))
         texts = [""] * len(candidates)
         done: list[tuple[CandidateRow, Sampled]] = []
@@ -169,7 +199,7 @@ class Sampler:
             if delta.last:
                 # Postgres text holds no NUL, which a byte-level model may write.
                 text = texts[delta.index].replace("\x00", "\ufffd")
-                reply = Sampled(candidate.id, text, delta.reply_tokens or 0, bool(delta.truncated))
+                reply = Sampled(candidate.id, text, delta.reply_tokens, delta.truncated, delta.details)
                 done.append((candidate, reply))
                 if stream:
                     await self._complete(done, sampling)
@@ -179,6 +209,22 @@ class Sampler:
                 sampling.texts[candidate.side] = texts[delta.index].replace("\x00", "\ufffd")
                 sampling.tell()
         await self._complete(done, sampling)
+
+    async def _ask_outside(
+        self, candidate: CandidateRow, endpoint: Endpoint, prompt: list[dict[str, str]], sampling: PairSampling
+    ) -> None:
+        key = None
+        if endpoint.key_variable is not None:
+            key = self._secret_of(endpoint.key_variable)
+            if key is None:
+                raise PolicyUnavailable(
+                    f"{endpoint.url} needs a key; {endpoint.key_variable} is not set where the feedback app runs"
+                )
+        request = OutsideRequest(endpoint.url, endpoint.model, key, prompt, candidate.sampling)
+        delta = await self._policy.outside_reply(request)
+        text = delta.text.replace("\x00", "\ufffd")
+        reply = Sampled(candidate.id, text, delta.reply_tokens, delta.truncated, delta.details)
+        await self._complete([(candidate, reply)], sampling)
 
     async def _complete(self, done: list[tuple[CandidateRow, Sampled]], sampling: PairSampling) -> None:
         """Store complete replies in one transaction, then let the readers see what is stored."""
@@ -196,15 +242,27 @@ def _together(candidates: list[CandidateRow]) -> list[list[CandidateRow]]:
     groups: list[list[CandidateRow]] = []
     for candidate in candidates:
         last = groups[-1][-1] if groups else None
-        if last and (last.digest, last.sampling, last.seed + 1) == (
+        alike = last and (last.digest, last.sampling, last.seed + 1) == (
             candidate.digest,
             candidate.sampling,
             candidate.seed,
-        ):
+        )
+        # Best-of-k draws k seeds for each, so that the next seed is not the next reply's.
+        if alike and candidate.kind == "policy":
             groups[-1].append(candidate)
         else:
             groups.append([candidate])
     return groups
+
+
+def being_written() -> ApiError:
+    """The answer while a person writes one of the replies: that takes longer than anybody should wait."""
+    return ApiError(
+        503,
+        "being_written",
+        "One of the replies takes a while. Go on with another conversation; this one stays on your home page.",
+        retry_after_s=20,
+    )
 
 
 # What raters read must not tell which snapshot failed; the log does.

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from db.session import make_engine
+from orchestrator import settings
 from orchestrator.asgi import error_body
 from orchestrator.raters import RaterIdentity
 from orchestrator.web import dialogues, pairs
@@ -37,6 +38,10 @@ class FeedbackConfig:
     max_body_bytes: int = 1_000_000
     admin_token: str | None = None
     """Opens the desk; without it the desk is closed."""
+    policy_key: str | None = None
+    """API key for the policy server."""
+    secret_of: Callable[[str], str | None] = settings.secret
+    """Finds the API key of an outside endpoint by the name of its environment variable."""
 
 
 class Feedback:
@@ -45,8 +50,8 @@ class Feedback:
     def __init__(self, config: FeedbackConfig) -> None:
         self.config = config
         self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
-        self.policy = PolicyReplies(config.policy_url)
-        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s)
+        self.policy = PolicyReplies(config.policy_url, config.policy_key)
+        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s, config.secret_of)
 
     def transaction(self, work: Callable[[Session], R]) -> R:
         """Do `work` in one transaction."""

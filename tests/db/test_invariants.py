@@ -37,8 +37,9 @@ def rows(session: Session) -> Session:
     brought = t.Import(
         file_name="f", file_digest="d", source="s", format="hh", num_read=1, num_quarantined=1, started_at=NOW, **counts
     )
+    contestants = [t.Contestant(name=one.digest, kind="policy", snapshot_id=one.id) for one in (artifact, other)]
     withdrawal = t.Withdrawal(rater_id=comparison.rater_id, note="by mail")
-    session.add_all([frozen, decision, brought, withdrawal])
+    session.add_all([frozen, decision, brought, withdrawal, *contestants])
     session.flush()
     session.add_all(
         [
@@ -47,7 +48,7 @@ def rows(session: Session) -> Session:
             t.LineageEdge(child_id=other.id, role="initial", parent_id=artifact.id),
             t.Evaluation(subject_id=artifact.id, kind="policy", numbers={}),
             t.Deployment(snapshot_id=artifact.id, decision_id=decision.id),
-            t.Pairing(task="model_comparison", contestant_a_id=artifact.id, contestant_b_id=other.id),
+            t.Pairing(task="model_comparison", contestant_a_id=contestants[0].id, contestant_b_id=contestants[1].id),
             t.Prompt(source="s", kind="helpful", messages=[], identity_digest="i"),
             t.Stage(cycle_id=cycle.id, name="train_policy"),
             t.QuarantinedRecord(
@@ -62,6 +63,7 @@ def rows(session: Session) -> Session:
 APPEND_ONLY = (
     "artifacts",
     "comparisons",
+    "contestants",
     "decisions",
     "evaluations",
     "freezes",

@@ -13,6 +13,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from db.migrate import current_revision, downgrade, newest_revision, upgrade
 from db.session import make_engine
@@ -142,3 +143,43 @@ def test_the_scripts_are_found_beside_the_package() -> None:
     spec = find_spec("migrations.versions")
     assert spec is not None
     assert spec.origin is not None
+
+
+def test_pairings_of_policies_become_pairings_of_contestants_and_back(empty_url: str) -> None:
+    """0007: whatever was paired before, the same weights twice among them, is paired afterwards."""
+    upgrade(empty_url, "0006")
+    engine = make_engine(empty_url)
+    one, two = (f"sha256:{number:064}" for number in (1, 2))
+    met = "select snapshot_id from contestants where id = contestant_{}_id"
+    with engine.begin() as connection:
+        for fingerprint, digest in (("x", one), ("y", two), ("z", one)):
+            connection.execute(
+                text(
+                    "insert into artifacts (kind, fingerprint, digest, settings, results, num_bytes) "
+                    "values ('snapshot', :fingerprint, :digest, '{}', '{}', 1)"
+                ),
+                {"fingerprint": fingerprint, "digest": digest},
+            )
+        connection.execute(
+            text(
+                "insert into pairings (task, contestant_a_id, contestant_b_id, ended_at) values "
+                "('helpful', 1, 2, null), ('helpful', 2, 3, now())"
+            )
+        )
+    upgrade(empty_url, "0007")
+    with engine.begin() as connection:
+        rows = connection.execute(text(f"select ({met.format('a')}), ({met.format('b')}) from pairings order by id"))
+        # Artifact 3 has the weights of artifact 1, so it is the same contestant.
+        assert [tuple(row) for row in rows] == [(1, 2), (2, 1)]
+        assert set(connection.scalars(text("select name from contestants"))) == {one, two}
+    downgrade(empty_url, "0006")
+    with engine.begin() as connection:
+        rows = connection.execute(text("select contestant_a_id, contestant_b_id from pairings order by id"))
+        assert [tuple(row) for row in rows] == [(1, 2), (2, 1)]
+    upgrade(empty_url, "0007")
+    with engine.begin() as connection:
+        connection.execute(text("insert into rater_groups (name) values ('writers')"))
+        connection.execute(text("insert into contestants (name, kind, group_id) values ('people', 'writer', 1)"))
+    with pytest.raises(DBAPIError, match="the schema before 0007 has no place for them"):
+        downgrade(empty_url, "0006")
+    engine.dispose()

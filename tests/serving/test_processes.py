@@ -22,7 +22,7 @@ from tiny_policies import Policies
 
 from db import tables as t
 from models.sampler import SamplingParams
-from orchestrator.deployments import open_pairing
+from orchestrator.contestants import open_pairing, policy
 from orchestrator.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,9 @@ def test_a_policy_server_killed_in_mid_pair_loses_nothing(
     with database() as session, session.begin():
         rows = {row.digest: row for row in session.scalars(select(t.Artifact))}
         deploy(session, rows[first], add_cycle(session, 0, max_reply_tokens=REPLY_TOKENS))
-        open_pairing(session, "model_comparison", rows[first].id, rows[second].id)
+        open_pairing(
+            session, "model_comparison", policy(session, rows[first].id).id, policy(session, rows[second].id).id
+        )
     policy_port, feedback_port = free_port(), free_port()
     env = os.environ | {
         "DATABASE_URL": database_url,

@@ -19,7 +19,7 @@ from tiny_policies import ADMIN_TOKEN, CONTEXT, HELLO, Policies, Serve, Served, 
 from db import tables as t
 from models.sampler import SamplingParams
 from orchestrator.artifacts import ArtifactStore
-from orchestrator.deployments import end_pairing, open_pairing
+from orchestrator.contestants import end_pairing, open_pairing, policy
 
 Database = Callable[[], Session]
 
@@ -112,7 +112,9 @@ def test_the_database_says_what_is_held(serve: Serve, policies: Policies, databa
         served.wait_for(lambda health: health["live"] == first)
         with database() as session, session.begin():
             ids = {row.digest: row.id for row in session.scalars(select(t.Artifact))}
-            pairing = open_pairing(session, "model_comparison", ids[second], ids[third])
+            pairing = open_pairing(
+                session, "model_comparison", policy(session, ids[second]).id, policy(session, ids[third]).id
+            )
         served.wait_for(lambda health: len(health["snapshots"]) == 3)
         # An admin's word holds until the database has news.
         served.admin("promote", second)
@@ -185,7 +187,7 @@ def test_more_snapshots_than_fit_make_room_or_are_refused(
         assert {one["digest"] for one in served.health()["snapshots"]} == {live, third}
         with database() as session, session.begin():
             ids = {row.digest: row.id for row in session.scalars(select(t.Artifact))}
-            open_pairing(session, "model_comparison", ids[live], ids[third])
+            open_pairing(session, "model_comparison", policy(session, ids[live]).id, policy(session, ids[third]).id)
         served.wait_for(lambda health: all(one["wanted"] for one in health["snapshots"]))
         assert code_of(served.chat(second)) == (503, "too_many_snapshots")
 

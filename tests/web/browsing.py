@@ -50,7 +50,9 @@ class Browser:
 
     def send(self, page: httpx.Response, action: str, **values: str) -> httpx.Response:
         """Send the form of a page whose action ends so, with its own values and these."""
-        (form,) = [form for form in forms(page) if (form.action or str(page.url)).endswith(action)]
+        found = [form for form in forms(page) if (form.action or str(page.url)).endswith(action)]
+        # Forms for things of several kinds go to one address.
+        (form,) = [form for form in found if form.values.get("kind") == values.get("kind")]
         return self.client.post(form.action or str(page.url), data=form.values | values)
 
     def begin(self, task: str = "helpful", question: str | None = None) -> httpx.Response:

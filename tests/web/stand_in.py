@@ -52,8 +52,17 @@ class StandIn:
             if body["stream"]:
                 return StreamingResponse(self._chunks(head, texts), media_type="text/event-stream")
             await self._open.wait()
+            told = {}
+            if "best_of" in body:
+                told = {"best_of": {"k": body["best_of"], "preference_model": body["preference_model"], "score": 0.5}}
             choices = [
-                {"index": i, "message": {"content": text}, "finish_reason": "stop", "reply_tokens": len(text.split())}
+                {
+                    "index": i,
+                    "message": {"content": text},
+                    "finish_reason": "stop",
+                    "reply_tokens": len(text.split()),
+                    **told,
+                }
                 for i, text in enumerate(texts)
             ]
             return JSONResponse({**head, "choices": choices})

@@ -17,7 +17,7 @@ from stand_in import StandIn, reply_of
 
 from db import tables as t
 from db.split import split_key
-from orchestrator.deployments import end_pairing, open_pairing
+from orchestrator.contestants import end_pairing, open_pairing, policy
 from orchestrator.raters import set_status
 
 Database = Callable[[], Session]
@@ -120,9 +120,11 @@ def test_contestants_come_from_the_pairing_table_on_random_sides(rater: httpx.Cl
     with database() as session, session.begin():
         old, new = add_artifact(session, "old", kind="initial_policy"), add_artifact(session, "new")
         # Weight 0.000001 against 1: not drawn in 40 pairs but once in 25,000 runs of this test.
-        open_pairing(session, "model_comparison", old.id, old.id, weight=1e-6)
-        over = open_pairing(session, "model_comparison", new.id, new.id, weight=1e6)
-        drawn = open_pairing(session, "model_comparison", old.id, new.id)
+        open_pairing(session, "model_comparison", policy(session, old.id).id, policy(session, old.id).id, weight=1e-6)
+        over = open_pairing(
+            session, "model_comparison", policy(session, new.id).id, policy(session, new.id).id, weight=1e6
+        )
+        drawn = open_pairing(session, "model_comparison", policy(session, old.id).id, policy(session, new.id).id)
         end_pairing(session, over.id)
     _, message_id = ask(rater, "model_comparison")
     for number in range(40):
@@ -140,7 +142,7 @@ def test_the_rater_never_learns_which_snapshot_wrote_a_reply(
 ) -> None:
     with database() as session, session.begin():
         one, two = add_artifact(session, "one"), add_artifact(session, "two")
-        open_pairing(session, "model_comparison", one.id, two.id)
+        open_pairing(session, "model_comparison", policy(session, one.id).id, policy(session, two.id).id)
     dialogue_id, message_id = ask(rater, "model_comparison")
     stand_in.refusals = [(400, "unusable_messages")] * 2
     answers = [rater.post(f"/api/messages/{message_id}/pairs", json={"client_key": "p1"})]

@@ -110,6 +110,7 @@ def test_the_commands_open_and_close(
         "-",
         "1",
         "50",
+        "0",
         "-",
     ]
     assert run("queue", "close", "1") == (0, "closed: 1\n")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from stand_in import StandIn, reply_of
 
 from db import tables as t
-from orchestrator.deployments import open_pairing
+from orchestrator.contestants import open_pairing, policy
 from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
 
@@ -81,7 +81,7 @@ def test_one_request_samples_both_replies_of_one_snapshot_and_two_those_of_two(
     assert [body["n"] for body in stand_in.asked] == [2]
     with database() as session, session.begin():
         one, two = add_artifact(session, "one"), add_artifact(session, "two")
-        open_pairing(session, "model_comparison", one.id, two.id)
+        open_pairing(session, "model_comparison", policy(session, one.id).id, policy(session, two.id).id)
     _, message_id = ask(rater, "model_comparison")
     pair = pair_of(rater, message_id)
     assert [body["n"] for body in stand_in.asked[1:]] == [1, 1]

@@ -12,9 +12,13 @@ import pytest
 from browsing import Browser
 from fastapi.routing import APIRoute
 from rating import ask, pair_of
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from stand_in import StandIn
 
+from db import tables as t
+from orchestrator import contestants
+from orchestrator.queues import add_group, join_group
 from orchestrator.raters import create_rater, set_status
 from orchestrator.web import access
 from orchestrator.web.app import FeedbackConfig, create_app
@@ -57,6 +61,10 @@ PAGES: list[Case] = [
     ("GET", "/problem", None, SIGNED_IN),
     # About a dialogue of the rater's.
     ("POST", "/problem", {"key": "k5", "content": "broken", "dialogue": "own"}, OWN),
+    ("GET", "/write", None, SIGNED_IN),
+    # Only the one who writes: here the other rater is in the writers' group, and the dialogue is the first one's.
+    ("GET", "/write/{candidate_id}", None, (401, 404, 403, 200)),
+    ("POST", "/write/{candidate_id}", {"content": "from a person"}, (401, 404, 403, 200)),
     ("POST", "/sign-out", {}, SIGNED_IN),
 ]
 API: list[Case] = [
@@ -134,7 +142,17 @@ def things(callers: Callers, feedback_url: str, database: Database) -> dict[str,
     with database() as session, session.begin():
         _, token = access.create_invitation(session, "table")
         access.create_study(session, "prolific", "s", "C", 1)
+        add_group(session, "writers")
+        for member in (OTHER, BANNED):
+            join_group(session, "writers", member.replace(" ", "-"))
+        writers = contestants.add_writer(session, "people", "writers")
+        contestants.open_pairing(session, "red_team", writers.id, writers.id)
+    with httpx.Client(base_url=feedback_url, headers={"Authorization": f"Bearer {callers.tokens[RATER]}"}) as client:
+        pair_of(client, ask(client, "red_team")[1], wait=False)
+    with database() as session:
+        candidate_id = session.scalar(select(func.max(t.Candidate.id)))
     return {
+        "candidate_id": str(candidate_id),
         "dialogue_id": str(dialogue_id), "message_id": str(message_id), "pair_id": str(pair_id), "token": token,
         "platform": "prolific", "name": "app.css", "task": "helpful", "question": "helpful",
     }  # fmt: skip
@@ -174,10 +192,6 @@ def test_the_pages_answer_each_caller_as_the_table_says(
 
 
 def _leaf(database: Database) -> str:
-    from sqlalchemy import func, select
-
-    from db import tables as t
-
     with database() as session:
         return str(session.scalar(select(func.max(t.Message.id))))
 

@@ -5,82 +5,30 @@ Signed in with the admin token, apart from raters and from programs. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from db import tables as t
 from orchestrator import notices, raters, withdrawal
 from orchestrator.asgi import ApiError
-from orchestrator.errors import OrchestratorError
 from orchestrator.standings import elo_tables
 from orchestrator.web import access, figures
-from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, desk_csrf, is_admin_token, is_desk_cookie
+from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_admin_token
+from orchestrator.web.pages.desk_contestants import add_contestants
+from orchestrator.web.pages.desk_shared import DESK_COOKIE, ROWS, Desk, Id
+from orchestrator.web.pages.desk_work import add_work
 from orchestrator.web.pages.shell import PageRoute, check_same_site, go_to, is_https, page, text_of
 from orchestrator.web.reading import dialogues_of, whole_dialogue
 from orchestrator.web.service import Feedback
 from orchestrator.web.tasks import TASKS
 
-R = TypeVar("R")
-Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 PageNumber = Annotated[int, Query(ge=1, le=10_000, alias="page")]
-
-DESK_COOKIE = "orchestrator_desk"
-ROWS = 100
-"""Rows on a page of raters or dialogues."""
-
-
-class DeskSignInFirst(Exception):
-    """Nobody is signed in at the desk; the page that says how is shown in place of the one asked for."""
-
-
-class Desk:
-    """What the handlers share: who asks, and work in a transaction for them."""
-
-    def __init__(self, feedback: Feedback) -> None:
-        self.feedback = feedback
-        self.admin_token = feedback.config.admin_token
-
-    def csrf(self, request: Request) -> str:
-        """What this browser's forms must carry; raises DeskSignInFirst where nobody is signed in."""
-        cookie = request.cookies.get(DESK_COOKIE)
-        if self.admin_token is None or cookie is None or not is_desk_cookie(cookie, self.admin_token):
-            raise DeskSignInFirst
-        return desk_csrf(cookie, self.admin_token)
-
-    def show(self, request: Request, template: str, work: Callable[[Session], dict[str, Any]]) -> HTMLResponse:
-        """A page of what `work` reads."""
-        csrf = self.csrf(request)
-        return page(f"desk/{template}", desk=True, csrf=csrf, **self.feedback.transaction(work))
-
-    async def act(self, request: Request, work: Callable[[Session, FormData], R]) -> R:
-        """Do `work` with a form of the desk's own; a person's mistake in it is told in its words."""
-        csrf = self.csrf(request)
-        check_same_site(request)
-        form = await request.form(max_fields=50)
-        if text_of(form, "csrf") != csrf:
-            raise ApiError(403, "stale_form", "This page is from an earlier session. Reload it and send again.")
-
-        def worked(session: Session) -> R:
-            try:
-                return work(session, form)
-            except OrchestratorError as error:
-                raise ApiError(422, "unusable", str(error)) from None
-
-        return await run_in_threadpool(self.feedback.transaction, worked)
-
-
-def desk_sign_in_first(request: Request) -> Response:
-    """The answer to somebody who is not signed in at the desk."""
-    return page("desk/sign_in.html", status=401, desk=False, csrf=None, problem=None, closed=False)
 
 
 def desk_pages(feedback: Feedback) -> APIRouter:
@@ -91,6 +39,8 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     _add_raters(router, desk)
     _add_dialogues(router, desk)
     _add_invitations(router, desk)
+    add_work(router, desk)
+    add_contestants(router, desk)
     _add_notices(router, desk)
     _add_elo(router, desk)
     return router

@@ -7,96 +7,47 @@ second tab are the same act. After a form the browser is sent to a page: reload 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Form, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from orchestrator.asgi import ApiError
 from orchestrator.deployments import live_deployment
-from orchestrator.notices import NoticeError, current_announcements, report_problem
+from orchestrator.notices import current_announcements
 from orchestrator.queues import EVERYTHING, Offer, offers
 from orchestrator.raters import rater_by_token
-from orchestrator.web import access, dialogues, edits, pairs, view
+from orchestrator.web import access, dialogues, edits, pairs, view, writing
 from orchestrator.web.access import SignedIn
 from orchestrator.web.pages.markdown import render_markdown
+from orchestrator.web.pages.problems import add_problems
+from orchestrator.web.pages.shared import RaterPages, key_of, written
 from orchestrator.web.pages.shell import (
     SESSION_COOKIE,
     PageRoute,
-    check_form,
     check_same_site,
-    error_answer,
     forget_session,
     go_to,
     page,
     set_session,
     text_of,
-    wants_page,
 )
+from orchestrator.web.pages.writing import add_writing
 from orchestrator.web.sampling import PairSampling
-from orchestrator.web.schemas import MAX_MESSAGE_CHARS, AddMessage, AskForPair, BeginDialogue, Compare, Written
+from orchestrator.web.schemas import MAX_MESSAGE_CHARS, AddMessage, AskForPair, BeginDialogue, Compare
 from orchestrator.web.service import Feedback, server_sent_events
 from orchestrator.web.tasks import INSTRUCTIONS, PROMPTS, TASKS, Question, Side, TaskName, warns_about
 
-R = TypeVar("R")
 Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
-DialogueNumber = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 STATIC = Path(__file__).parent / "static"
 # A name that is not here is not served.
 STATIC_TYPES = {"app.css": "text/css", "rater.js": "text/javascript", "icon.svg": "image/svg+xml"}
-
-
-class SignInFirst(Exception):
-    """Nobody is signed in; the page that says how is shown in place of the one asked for."""
-
-
-def sign_in_first(request: Request) -> Response:
-    """The answer to somebody who is not signed in."""
-    if wants_page(request):
-        return page("sign_in.html", status=401, problem=None)
-    return error_answer(request, 401, "no_session", "You are not signed in any more. Open your invitation link again.")
-
-
-class RaterPages:
-    """What the handlers share: who asks, and work in a transaction for them."""
-
-    def __init__(self, feedback: Feedback) -> None:
-        self.feedback = feedback
-
-    def me(self, request: Request) -> SignedIn | None:
-        """Whoever is signed in, or nobody."""
-        token = request.cookies.get(SESSION_COOKIE)
-        return self.feedback.transaction(lambda session: access.signed_in(session, token))
-
-    def for_me(self, request: Request, work: Callable[[Session, SignedIn], R]) -> tuple[SignedIn, R]:
-        """Do `work` for whoever is signed in, in one transaction."""
-        token = request.cookies.get(SESSION_COOKIE)
-
-        def both(session: Session) -> tuple[SignedIn, R]:
-            me = access.signed_in(session, token)
-            if me is None:
-                raise SignInFirst
-            return me, work(session, me)
-
-        return self.feedback.transaction(both)
-
-    async def form(self, request: Request, work: Callable[[Session, SignedIn, FormData], R]) -> tuple[SignedIn, R]:
-        """Do `work` with a form of whoever is signed in; a form from elsewhere is refused."""
-        form = await request.form(max_fields=50)
-
-        def checked(session: Session, me: SignedIn) -> R:
-            check_form(request, form, me)
-            return work(session, me, form)
-
-        return await run_in_threadpool(self.for_me, request, checked)
 
 
 def pages(feedback: Feedback) -> APIRouter:
@@ -109,7 +60,8 @@ def pages(feedback: Feedback) -> APIRouter:
     _add_tasks(router, shared)
     _add_dialogue(router, shared)
     _add_pair(router, shared)
-    _add_problems(router, shared)
+    add_problems(router, shared)
+    add_writing(router, shared)
     return router
 
 
@@ -222,6 +174,7 @@ def _add_home(router: APIRouter, shared: RaterPages) -> None:
                 "work": view.work_of(session, me.rater),
                 "visit": access.visit_state(session, me.rater.id),
                 "live": live_deployment(session) is not None,
+                "num_to_write": writing.num_waiting(session, me.rater),
                 "offers": [(task, question, TASKS[task]) for task, question in offered],
             }
 
@@ -264,7 +217,7 @@ def _add_tasks(router: APIRouter, shared: RaterPages) -> None:
             request = BeginDialogue(
                 task=task,
                 question=asked,  # type: ignore[arg-type]
-                client_key=_key(form),
+                client_key=key_of(form),
             )
             return dialogues.begin_dialogue(session, me.rater, request)[0]
 
@@ -295,10 +248,10 @@ def _add_dialogue(router: APIRouter, shared: RaterPages) -> None:
         """Write a message and ask for its two replies."""
 
         def add(session: Session, me: SignedIn, form: FormData) -> tuple[int, str]:
-            key = _key(form)
+            key = key_of(form)
             parent = text_of(form, "parent_id")
             message = AddMessage(
-                content=_written(text_of(form, "content")),
+                content=written(text_of(form, "content")),
                 parent_id=int(parent) if parent.isdecimal() else None,
                 client_key=key,
             )
@@ -315,7 +268,7 @@ def _add_dialogue(router: APIRouter, shared: RaterPages) -> None:
 
         def leaf(session: Session, me: SignedIn, form: FormData) -> tuple[int | None, str]:
             shown = view.dialogue_view(session, me.rater, dialogue_id)
-            return (shown.leaf_id if shown.awaits_pair else None), _key(form)
+            return (shown.leaf_id if shown.awaits_pair else None), key_of(form)
 
         me, (message_id, key) = await shared.form(request, leaf)
         if message_id is not None:
@@ -347,7 +300,7 @@ def _add_dialogue(router: APIRouter, shared: RaterPages) -> None:
                 return 0
             if not access.has_consented(session, me.rater.id, INSTRUCTIONS["helpful"].version):
                 return None
-            begun = BeginDialogue(task="helpful", client_key=_key(form))
+            begun = BeginDialogue(task="helpful", client_key=key_of(form))
             return dialogues.begin_dialogue(session, me.rater, begun)[0]
 
         _, begun = await shared.form(request, work)
@@ -399,7 +352,7 @@ def _add_pair(router: APIRouter, shared: RaterPages) -> None:
             side = text_of(form, "side")
             if side not in _SIDE:
                 raise ApiError(422, "unknown_side", f"Side {side!r} is unknown; expected a or b.")
-            edits.edit_reply(session, me.rater, pair_id, _SIDE[side], _written(text_of(form, "content")))
+            edits.edit_reply(session, me.rater, pair_id, _SIDE[side], written(text_of(form, "content")))
             access.visit_state(session, me.rater.id)
             return pair.dialogue_id
 
@@ -413,37 +366,10 @@ def _add_pair(router: APIRouter, shared: RaterPages) -> None:
         return pair
 
 
-def _add_problems(router: APIRouter, shared: RaterPages) -> None:
-    @router.get("/problem")
-    def ask(request: Request, dialogue: DialogueNumber = None, sent: bool = False) -> HTMLResponse:
-        """The form to report a problem; from a dialogue it says which."""
-        me, _ = shared.for_me(request, lambda session, me: _own_dialogue(session, me, dialogue))
-        return page("problem.html", me=me, dialogue_id=dialogue, sent=sent, key=secrets.token_urlsafe(12))
-
-    @router.post("/problem")
-    async def report(request: Request) -> Response:
-        """Keep what the rater reports."""
-
-        def work(session: Session, me: SignedIn, form: FormData) -> int | None:
-            about = text_of(form, "dialogue")
-            dialogue_id = int(about) if about.isdecimal() and len(about) <= 18 else None
-            _own_dialogue(session, me, dialogue_id)
-            try:
-                report_problem(session, me.rater.id, text_of(form, "content"), _key(form), dialogue_id)
-            except NoticeError as error:
-                raise ApiError(422, "unusable", str(error)) from None
-            return dialogue_id
-
-        _, dialogue_id = await shared.form(request, work)
-        return go_to("/problem?sent=1" + (f"&dialogue={dialogue_id}" if dialogue_id else ""))
-
-    def _own_dialogue(session: Session, me: SignedIn, dialogue_id: int | None) -> None:
-        if dialogue_id is not None and dialogues.owner_of(session, dialogue_id) != me.rater.id:
-            raise dialogues.not_yours("dialogue", dialogue_id)
-
-
 def _dialogue_page(me: SignedIn, shown: view.DialogueView, sampling: PairSampling | None) -> HTMLResponse:
-    pair = shown.pair.shown(sampling.texts if sampling else None) if shown.pair else None
+    pair = None
+    if shown.pair is not None:
+        pair = shown.pair.shown() if sampling is None else sampling.shown(shown.pair)
     return page(
         "dialogue.html",
         me=me,
@@ -457,25 +383,6 @@ def _dialogue_page(me: SignedIn, shown: view.DialogueView, sampling: PairSamplin
         key=secrets.token_urlsafe(12),
         max_chars=MAX_MESSAGE_CHARS,
     )
-
-
-def _key(form: FormData) -> str:
-    """The form's client key: the same form sent twice is one act."""
-    key = text_of(form, "key")
-    if not 1 <= len(key) <= 100 or not key.isascii() or not key.isprintable():
-        raise ApiError(422, "no_key", "This form is incomplete. Reload the page and try again.")
-    return key
-
-
-_WRITTEN: TypeAdapter[str] = TypeAdapter(Written)
-
-
-def _written(text: str) -> str:
-    try:
-        return _WRITTEN.validate_python(text)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ApiError(422, "unusable_text", f"Your text {problem}." if problem[0].islower() else problem) from None
 
 
 _SIDE: dict[str, Side] = {"a": "a", "b": "b"}

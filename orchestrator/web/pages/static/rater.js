@@ -127,6 +127,7 @@ function stream() {
   const complete = new Set();
   // A connection that was lost is made again and tells everything from the beginning.
   source.onopen = () => {
+    say("");
     complete.clear();
     for (const side of ["a", "b"]) byId("reply-" + side).querySelector(".text").textContent = "";
   };
@@ -135,6 +136,11 @@ function stream() {
     if (event.error) {
       source.close();
       say(event.error.message);
+      if (event.error.code === "being_written") {
+        // A person writes one of the replies. Looked after now and then, for whoever stays on the page.
+        setTimeout(stream, 20000);
+        return;
+      }
       const again = document.createElement("button");
       again.textContent = "Try again";
       again.addEventListener("click", () => location.reload());

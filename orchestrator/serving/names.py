@@ -1,0 +1,49 @@
+"""From what a request calls an artifact to its digest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterable
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from orchestrator.asgi import ApiError
+from orchestrator.deployments import digests_of
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
+
+
+async def full_digest(database: Engine, name: str, kinds: tuple[str, ...], what: str, held: Iterable[str]) -> str:
+    """The digest of the one artifact of these kinds that begins so; those `held` in memory need no look-up.
+
+    Raises:
+        ApiError: 404, there is none; 400, more than one; 503, the database does not answer.
+    """
+    if not _PREFIX.fullmatch(name):
+        raise ApiError(
+            404, "model_not_found", f"There is no {what} {name!r}; expected a digest (sha256:...) or its beginning."
+        )
+    prefix = "sha256:" + name.removeprefix("sha256:")
+    found = [digest for digest in held if digest.startswith(prefix)]
+    if len(found) != 1:
+        try:
+            found = await asyncio.to_thread(_find, database, prefix, kinds)
+        except SQLAlchemyError as error:
+            logger.warning("looking up %s: %s", prefix, error)
+            raise ApiError(503, "database_unavailable", "The database does not answer.", retry_after_s=2) from None
+    if not found:
+        raise ApiError(404, "model_not_found", f"There is no {what} with a digest that begins {prefix}.")
+    if len(found) > 1:
+        raise ApiError(400, "ambiguous_model", f"More than one {what} begins {prefix}; give more digits.")
+    return found[0]
+
+
+def _find(database: Engine, prefix: str, kinds: tuple[str, ...]) -> list[str]:
+    with Session(database) as session:
+        return digests_of(session, prefix, kinds)
