@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from models.chat import ChatFormat
+from models.fingerprint import write_fingerprint
 
 # Bars of transformers fill a job's log file with half-drawn lines.
 transformers_logging.disable_progress_bar()
@@ -58,6 +59,8 @@ def embedding_table(model: PreTrainedModel) -> torch.Tensor:
 def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, card: str) -> None:
     """Write a model's folder: config.json, model.safetensors, tokenizer files, chat.json and README.md.
 
+    A model that generates also gets its fingerprint (`models/fingerprint.py`).
+
     The end-of-turn and pad ids of the chat format go into the configs, so that `generate` and the classes of
     transformers agree with us.
     """
@@ -73,6 +76,8 @@ def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, car
         )
     model.save_pretrained(str(folder), max_shard_size="1000GB")
     chat.copy_to(folder)
+    if model.can_generate():
+        write_fingerprint(model, chat, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

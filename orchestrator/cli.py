@@ -31,6 +31,7 @@ COMMANDS = {
     "pairing": ("orchestrator.commands.pairing", "the pairing table: which contestants meet in a task"),
     "announce": ("orchestrator.commands.announce", "tell every rater something above their tasks"),
     "problem": ("orchestrator.commands.problem", "what raters reported"),
+    "key": ("orchestrator.commands.key", "API keys, by which programs reach the policy server"),
     "elo": ("orchestrator.commands.elo", "where every contestant that raters compared stands"),
     "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),
     "migrate": ("orchestrator.commands.migrate", "bring the database to the newest schema"),

@@ -6,7 +6,7 @@ cycles, artifacts, lineage and deployments. The migrations in `migrations/` must
 compares the two.
 """
 
-from db.tables.access import Consent, Invitation, InvitationUse, RaterSession, Study, Visit
+from db.tables.access import ApiKey, Consent, Invitation, InvitationUse, RaterSession, Study, Visit
 from db.tables.base import Base
 from db.tables.contestants import Contestant, Pairing
 from db.tables.dialogues import (
@@ -36,6 +36,7 @@ from db.tables.queues import GroupMembership, Queue, RaterGroup
 
 __all__ = [
     "Announcement",
+    "ApiKey",
     "Artifact",
     "Base",
     "Candidate",

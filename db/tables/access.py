@@ -109,3 +109,24 @@ class Visit(Base):
     rater_id: Mapped[int] = mapped_column(ForeignKey("raters.id"))
     created_at: Mapped[CreatedAt]
     completed_at: Mapped[datetime | None]
+
+
+class ApiKey(Base):
+    """A program's way to the policy server. Written by `orchestrator key add`; only `ended_at` is set later."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        UniqueConstraint("name"),
+        UniqueConstraint("key_digest"),
+        CheckConstraint("requests_per_minute > 0", name="requests_per_minute"),
+    )
+
+    id: Mapped[Id]
+    name: Mapped[str]
+    """Which program has it; never used twice, so that logs stay unambiguous."""
+    key_digest: Mapped[str]
+    """SHA-256 (hex) of the key; the key itself is shown once and never stored."""
+    requests_per_minute: Mapped[int | None]
+    """NULL: what the policy server allows by default."""
+    created_at: Mapped[CreatedAt]
+    ended_at: Mapped[datetime | None]

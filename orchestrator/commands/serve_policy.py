@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 
+from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
 
 DEFAULT_PORT = 8001
@@ -14,6 +16,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument(
+        "--keys",
+        choices=("required", "open"),
+        help="whether programs need an API key (default: required, unless the server listens to this machine only)",
+    )
+    parser.add_argument("--per-minute", type=int, default=600, help="requests a minute of a key without a limit")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
     parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
@@ -21,8 +29,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="how long unneeded ones stay")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
+    if args.per_minute < 1:
+        raise ConfigError(f"--per-minute is {args.per_minute}; expected at least 1.")
     settings = Settings.from_env()
     database_url = settings.require_database_url()
     # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
@@ -43,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         cache=settings.home / "cache",
         limits=SnapshotLimits(torch.device(name), args.max_slots, args.max_context, args.max_snapshots, args.idle),
         admin_token=settings.admin_token,
+        require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
+        requests_per_minute=args.per_minute,
     )
     serve(create_app(config), args.host, args.port, "policy server")
     return 0

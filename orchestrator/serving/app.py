@@ -26,6 +26,7 @@ from models.sampler import SamplingParams
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
 from orchestrator.metrics import CountRequests, Metrics
+from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread, Reply
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
@@ -46,6 +47,10 @@ class PolicyServerConfig:
     limits: SnapshotLimits
     admin_token: str | None = None
     """Without it the admin calls are closed."""
+    require_keys: bool = False
+    """Whether /v1 asks for an API key; else everybody who reaches the server may use it."""
+    requests_per_minute: int = 600
+    """Of each API key that has no limit of its own."""
     max_tokens: int = 4096
     """Longest reply that a request may ask for."""
     max_replies: int = 1024
@@ -63,6 +68,7 @@ class PolicyServer:
         self.database = make_engine(config.database_url)
         store = ArtifactStore(config.artifact_url, config.cache)
         self.snapshots = Snapshots(self.database, store, config.limits)
+        self.callers = Callers(self.database, config.admin_token, config.requests_per_minute)
         self.replies = 0
 
     async def begin(self, request: ChatRequest) -> Completion:
@@ -374,13 +380,24 @@ def _add_public(app: FastAPI, server: PolicyServer) -> None:
             "message": snapshots.trouble,
             "replies": server.replies,
             "snapshots": [
-                {"digest": one.digest, "wanted": snapshots.wanted(one), "requests": one.in_flight}
+                {
+                    "digest": one.digest,
+                    "wanted": snapshots.wanted(one),
+                    "requests": one.in_flight,
+                    "fingerprint": "proven" if one.proven else "none recorded",
+                }
                 for one in snapshots.held()
             ],
             "preference_models": snapshots.scorers.held(),
         }
 
-    @app.get("/v1/models")
+    async def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
+        if server.config.require_keys:
+            await server.callers.check(authorization)
+
+    for_programs = [Depends(allowed)]
+
+    @app.get("/v1/models", dependencies=for_programs)
     async def models() -> dict[str, Any]:
         """Every snapshot in memory, and the alias of the live one."""
         held = [(one.digest, one) for one in snapshots.held()]
@@ -400,7 +417,7 @@ def _add_public(app: FastAPI, server: PolicyServer) -> None:
             ],
         }
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, dependencies=for_programs)
     async def chat_completions(body: ChatRequest, request: Request) -> JSONResponse | StreamingResponse:
         """Sample replies to a dialogue."""
         completion = await server.begin(body)

@@ -19,15 +19,19 @@ logger = logging.getLogger(__name__)
 _PREFIX = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
 
 
-async def full_digest(database: Engine, name: str, kinds: tuple[str, ...], what: str, held: Iterable[str]) -> str:
+async def full_digest(
+    database: Engine, name: str, kinds: tuple[str, ...], what: str, expected: str, held: Iterable[str]
+) -> str:
     """The digest of the one artifact of these kinds that begins so; those `held` in memory need no look-up.
+
+    `what` and `expected` are for the refusals.
 
     Raises:
         ApiError: 404, there is none; 400, more than one; 503, the database does not answer.
     """
     if not _PREFIX.fullmatch(name):
         raise ApiError(
-            404, "model_not_found", f"There is no {what} {name!r}; expected a digest (sha256:...) or its beginning."
+            404, "model_not_found", f"Model {name!r} is unknown; expected {expected} (sha256:...), or its beginning."
         )
     prefix = "sha256:" + name.removeprefix("sha256:")
     found = [digest for digest in held if digest.startswith(prefix)]

@@ -46,7 +46,8 @@ class Scorers:
 
     async def digest_of(self, name: str) -> str:
         """The digest of the one preference model that begins so; ApiError where there is none or more than one."""
-        return await full_digest(self._database, name, ("preference_model",), "preference model", self._held)
+        kinds, what = ("preference_model",), "preference model"
+        return await full_digest(self._database, name, kinds, what, f"the digest of a {what}", self._held)
 
     async def keep(self, digests: frozenset[str]) -> None:
         """Hold these, and no more than one other."""

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models.chat import ChatFormat
+from models.fingerprint import FingerprintMismatch, check_fingerprint
 from models.huggingface import load_causal_lm
 from models.sampler import DecodeEngine
 from orchestrator.artifacts import ArtifactStore
@@ -45,6 +46,8 @@ class Snapshot:
     digest: str
     chat: ChatFormat
     engine: DecodeEngine
+    proven: bool
+    """Whether it said, when it was loaded, what it said when it was saved; False where it has no fingerprint."""
     loaded_at: float = field(default_factory=time.time)
     in_flight: int = 0
     """Requests that hold it; while there is one, it stays."""
@@ -127,7 +130,7 @@ class Snapshots:
 
     async def digest_of(self, name: str) -> str:
         """The digest of the one policy that begins so; ApiError where there is none or more than one."""
-        return await full_digest(self._database, name, POLICIES, "policy", self._held)
+        return await full_digest(self._database, name, POLICIES, "policy", f"{LIVE} or a snapshot digest", self._held)
 
     async def load(self, digest: str) -> Snapshot:
         """The snapshot in memory, fetched, verified and loaded first if need be."""
@@ -215,6 +218,11 @@ class Snapshots:
         except ArtifactError as error:
             self.failed_loads += 1
             raise ApiError(503, "snapshot_unusable", str(error)) from error
+        except FingerprintMismatch as error:
+            logger.error("snapshot %s: %s", digest, error)
+            self.failed_loads += 1
+            message = f"Snapshot {digest} is not what was saved: {error}. It is not served; look at the server's log."
+            raise ApiError(503, "snapshot_unusable", message) from error
         except Exception as error:
             logger.exception("loading %s failed", digest)
             self.failed_loads += 1
@@ -245,7 +253,7 @@ class Snapshots:
         chat = ChatFormat.load(folder)
         model = load_causal_lm(folder, device=self._limits.device)
         engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
-        return Snapshot(digest, chat, engine)
+        return Snapshot(digest, chat, engine, check_fingerprint(engine, chat, folder))
 
     def _read(self) -> tuple[LiveDeployment | None, Served]:
         with Session(self._database) as session:

@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from db.session import make_engine
 from orchestrator import settings
-from orchestrator.asgi import error_body
+from orchestrator.asgi import ApiError, error_body
+from orchestrator.limits import RateLimit
 from orchestrator.raters import RaterIdentity
 from orchestrator.web import dialogues, pairs
 from orchestrator.web.policy import PolicyReplies
@@ -38,6 +39,10 @@ class FeedbackConfig:
     max_body_bytes: int = 1_000_000
     admin_token: str | None = None
     """Opens the desk; without it the desk is closed."""
+    requests_per_minute: int = 3000
+    """Of each rater; far beyond what a person can do, so that it stops programs that run wild."""
+    sign_ins_per_minute: int = 60
+    """Attempts to sign in from one address."""
     policy_key: str | None = None
     """API key for the policy server."""
     secret_of: Callable[[str], str | None] = settings.secret
@@ -51,7 +56,21 @@ class Feedback:
         self.config = config
         self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
         self.policy = PolicyReplies(config.policy_url, config.policy_key)
+        self._requests = RateLimit(config.requests_per_minute)
+        self._sign_ins = RateLimit(config.sign_ins_per_minute)
         self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s, config.secret_of)
+
+    def admit(self, rater: RaterIdentity) -> None:
+        """Count a rater's request; ApiError 429 where there are too many."""
+        self._refuse(self._requests.take(rater.id), f"More than {self.config.requests_per_minute} requests a minute.")
+
+    def admit_sign_in(self, address: str | None) -> None:
+        """Count an attempt to sign in; ApiError 429 where there are too many from one address."""
+        self._refuse(self._sign_ins.take(address), "Too many attempts to sign in from your address.")
+
+    def _refuse(self, wait_s: int | None, why: str) -> None:
+        if wait_s is not None:
+            raise ApiError(429, "rate_limited", f"{why} Wait {wait_s} s; nothing is lost.", retry_after_s=wait_s)
 
     def transaction(self, work: Callable[[Session], R]) -> R:
         """Do `work` in one transaction."""
@@ -64,7 +83,13 @@ class Feedback:
 
     def as_rater(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
         """Do `work` for whoever holds the token, in one transaction."""
-        return self.transaction(lambda session: work(session, dialogues.require_rater(session, token)))
+
+        def admitted(session: Session) -> R:
+            rater = dialogues.require_rater(session, token)
+            self.admit(rater)
+            return work(session, rater)
+
+        return self.transaction(admitted)
 
     async def as_rater_async(self, token: str, work: Callable[[Session, RaterIdentity], R]) -> R:
         """The same from an async handler."""

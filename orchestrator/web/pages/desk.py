@@ -23,7 +23,7 @@ from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_admin_
 from orchestrator.web.pages.desk_contestants import add_contestants
 from orchestrator.web.pages.desk_shared import DESK_COOKIE, ROWS, Desk, Id
 from orchestrator.web.pages.desk_work import add_work
-from orchestrator.web.pages.shell import PageRoute, check_same_site, go_to, is_https, page, text_of
+from orchestrator.web.pages.shell import PageRoute, address_of, check_same_site, go_to, is_https, page, text_of
 from orchestrator.web.reading import dialogues_of, whole_dialogue
 from orchestrator.web.service import Feedback
 from orchestrator.web.tasks import TASKS
@@ -57,6 +57,7 @@ def _add_entrance(router: APIRouter, desk: Desk) -> None:
     def sign_in(request: Request, token: Annotated[str, Form(max_length=1000)]) -> Response:
         """Begin a session of the desk."""
         check_same_site(request)
+        desk.feedback.admit_sign_in(address_of(request))
         if desk.admin_token is None or not is_admin_token(token.strip(), desk.admin_token):
             closed = desk.admin_token is None
             problem = "This is not the admin token."

@@ -30,6 +30,7 @@ from orchestrator.web.pages.shared import RaterPages, key_of, written
 from orchestrator.web.pages.shell import (
     SESSION_COOKIE,
     PageRoute,
+    address_of,
     check_same_site,
     forget_session,
     go_to,
@@ -103,6 +104,7 @@ def _add_entrance(router: APIRouter, shared: RaterPages) -> None:
     def sign_in(request: Request, token: Annotated[str, Form(max_length=500)]) -> Response:
         """Sign in; every session has a new cookie."""
         check_same_site(request)
+        feedback.admit_sign_in(address_of(request))
 
         def work(session: Session) -> str | None:
             rater = rater_by_token(session, token.strip())

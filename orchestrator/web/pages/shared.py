@@ -52,6 +52,7 @@ class RaterPages:
             me = access.signed_in(session, token)
             if me is None:
                 raise SignInFirst
+            self.feedback.admit(me.rater)
             return me, work(session, me)
 
         return self.feedback.transaction(both)

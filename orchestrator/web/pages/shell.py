@@ -63,7 +63,9 @@ def wants_page(request: Request) -> bool:
     return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
 
 
-HEADINGS = {401: "Sign in first", 403: "Not allowed", 404: "Not here", 410: "Over", 503: "In a moment"}
+HEADINGS = {
+    401: "Sign in first", 403: "Not allowed", 404: "Not here", 410: "Over", 429: "A moment, please", 503: "In a moment"
+}  # fmt: skip
 
 
 def error_answer(
@@ -120,6 +122,11 @@ def is_https(request: Request) -> bool:
     """Whether the browser speaks TLS, to us or to a proxy before us."""
     forwarded: str = request.headers.get("x-forwarded-proto", request.url.scheme)
     return forwarded.split(",")[0].strip() == "https"
+
+
+def address_of(request: Request) -> str | None:
+    """Where a request comes from; behind a proxy on this machine, the address that it forwards."""
+    return None if request.client is None else request.client.host
 
 
 def check_same_site(request: Request) -> None:
