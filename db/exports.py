@@ -15,6 +15,7 @@ COMPARISONS = """
            b.truncated as b_truncated,
            c.side, c.reason, c.strength, c.label_kind, r.handle as rater, r.kind as rater_kind, c.source_value,
            exists (select from withdrawals w where w.rater_id = c.rater_id) as withdrawn,
+           exists (select from erased_comparisons e where e.comparison_id = c.id) as erased,
            c.duration_ms, coalesce(c.decided_at, case when c.import_id is null then c.created_at end) as decided_at
     from comparisons c
     join pairs p on p.id = c.pair_id

@@ -125,20 +125,24 @@ def _own_turns(side: str) -> str:
     ) end"""
 
 
-def _reason(any_pinned: bool, all_sources: bool, withdrawn: str) -> str:
+def _reason(any_pinned: bool, all_sources: bool, withdrawn: str, *, erased: bool) -> str:
     """Why a comparison is left out, NULL where it is not; the first that applies counts.
 
-    `withdrawn` is an array of the ids of the raters who withdrew.
+    `withdrawn` is an array of the ids of the raters who withdrew. With `erased` also what lost its text since is left
+    out: a set that is built now can't have it. A set that was built before had it, whatever its text was.
     """
+    is_erased = "exists (select from erased_comparisons gone where gone.comparison_id = comparison.id)"
     pinned = "when pinned_keys.split_key is not null and dialogue.pinned_split is null then 'held_out_elsewhere'"
     return f"""
     case
         when comparison.rater_id = any({withdrawn}) then 'withdrawn'
+        {f"when {is_erased} then 'erased'" if erased else ""}
         when pair.purpose = 'evaluation' then 'evaluation'
         when comparison.side = 'none' then 'none_' || comparison.reason
         when comparison.strength < %(min_strength)s then 'weak'
         when comparison.label_kind <> all(%(label_kinds)s) then comparison.label_kind || '_label'
         {"" if all_sources else "when dialogue.source <> all(%(sources)s) then 'source'"}
+        {"" if erased else f"when {is_erased} then null"}
         when a.text = b.text and a.history is not distinct from b.history then 'identical_replies'
         when dialogue.split_key is null then 'no_opening_message'
         {pinned if any_pinned else ""}
@@ -181,7 +185,7 @@ copy (
                 greatest({_own_turns("a")}, {_own_turns("b")}) as own_turns,
                 {_history("a")} as history_a,
                 {_history("b")} as history_b,
-                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]")} as reason
+                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]", erased=True)} as reason
             from comparisons comparison
             join pairs pair on pair.id = comparison.pair_id
             join dialogues dialogue on dialogue.id = pair.dialogue_id
@@ -225,7 +229,7 @@ def membership_query(
         narrowed += " and comparison.id = %(comparison_id)s"
     if rater_id is not None:
         narrowed += " and comparison.rater_id = %(rater_id)s"
-    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})")
+    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})", erased=False)
     statement = f"""
 with pinned_keys as (select distinct split_key from ({PINNED}) pinned)
 select comparison.rater_id, array_agg(comparison.id order by comparison.id)

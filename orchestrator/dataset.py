@@ -94,6 +94,8 @@ def previous_comparison_set(session: Session, freeze_id: int, section: Compariso
         .where(t.Artifact.kind == "comparison_set")
         .where(settings.op("-")("freeze_id").op("-")("freeze") == section.model_dump())
         .where(settings["freeze_id"].as_integer() < freeze_id)
+        # What was erased since must not come back with a shard.
+        .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))
         .order_by(settings["freeze_id"].as_integer().desc(), t.Artifact.id.desc())
         .limit(1)
     )

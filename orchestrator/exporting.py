@@ -133,6 +133,8 @@ def _record(row: dict[str, Any], format_name: str) -> tuple[dict[str, Any] | Non
     """The record of a comparison, or None and why it has none."""
     if row["withdrawn"]:
         return None, "withdrawn"
+    if row["erased"]:
+        return None, "erased"
     if format_name == "own":
         return own_record(row), ""
     if row["purpose"] == "evaluation":

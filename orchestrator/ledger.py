@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -105,6 +105,45 @@ def record_evaluation(
     session.add(row)
     session.flush()
     return row
+
+
+def not_reproducible(session: Session, digests: list[str]) -> str | None:
+    """Why artifacts can't be made or read again, for those of which text was erased; None where all are whole."""
+    rows = session.execute(
+        select(t.ErasedArtifact.digest, func.sum(t.ErasedArtifact.num_comparisons))
+        .where(t.ErasedArtifact.digest.in_(digests))
+        .group_by(t.ErasedArtifact.digest)
+    ).all()
+    if not rows:
+        return None
+    # The comparison set counts its comparisons; what was made of it only has texts that were blanked.
+    number = max(int(count) for _, count in rows)
+    return f"not reproducible: {number} comparisons erased" if number else "not reproducible: texts were erased"
+
+
+def check_whole(session: Session, artifacts: list[t.Artifact]) -> None:
+    """Refuse artifacts of which text was erased.
+
+    Raises:
+        ArtifactError: one of them; it says how many comparisons are gone.
+    """
+    for artifact in artifacts:
+        why = not_reproducible(session, [artifact.digest])
+        if why is not None:
+            raise ArtifactError(
+                f"Artifact {artifact.id} ({artifact.kind}, {artifact.digest[:19]}) is {why}. "
+                "A cycle that needs it can't be run again; what it made before stays."
+            )
+
+
+def cycle_not_reproducible(session: Session, cycle_id: int) -> str | None:
+    """Why a cycle can't be run again with the same result; None where it can."""
+    digests = session.scalars(
+        select(t.Artifact.digest)
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .where(t.Stage.cycle_id == cycle_id)
+    ).all()
+    return not_reproducible(session, list(digests))
 
 
 def resolve(session: Session, reference: str | int) -> t.Artifact:

@@ -60,6 +60,8 @@ def create_rater(
     """
     if not _HANDLE.fullmatch(handle):
         raise RaterError(f"Handle {handle!r} is not usable: give 1 to 100 letters, digits or any of . @ + - _.")
+    if handle.startswith("erased-"):
+        raise RaterError(f"Handle {handle!r} is kept for raters who were erased. Choose another.")
     if kind not in KINDS:
         raise RaterError(f"Kind {kind!r} is unknown; expected {' or '.join(KINDS)}.")
     if session.execute(select(t.Rater.id).where(t.Rater.handle == handle)).first() is not None:

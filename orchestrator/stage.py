@@ -102,7 +102,10 @@ class StageContext:
 
     def fetch(self, artifact_id: int) -> Path:
         """The artifact's directory, verified."""
-        return self.store.fetch(self.artifact(artifact_id).digest)
+        artifact = self.artifact(artifact_id)
+        with self.session() as session:
+            ledger.check_whole(session, [artifact])
+        return self.store.fetch(artifact.digest)
 
     def results(self, artifact_id: int) -> dict[str, Any]:
         """The numbers an artifact was published with."""
@@ -142,10 +145,11 @@ def build(
 ) -> int:
     """The artifact with this kind, settings and inputs: found in the ledger, or written now and published."""
     with context.session() as session:
-        digests = {role: session.get_one(t.Artifact, id_).digest for role, id_ in inputs.items()}
+        digests = _digests(session, inputs)
         fingerprint = ledger.fingerprint(kind, settings, digests)
         found = None if fresh else ledger.find(session, fingerprint)
         if found is not None:
+            ledger.check_whole(session, [found])
             context.built(found.id, fingerprint, found=True)
             return found.id
     work = work_directory(context, fingerprint, fresh)
@@ -173,10 +177,11 @@ def run_job_stage(
     """
     asked = {"job": job, "seed": context.config.seed, "settings": settings}
     with context.session() as session:
-        digests = {role: session.get_one(t.Artifact, id_).digest for role, id_ in inputs.items()}
+        digests = _digests(session, inputs)
         fingerprint = ledger.fingerprint(kind, asked, digests)
         found = None if fresh else ledger.find(session, fingerprint)
         if found is not None:
+            ledger.check_whole(session, [found])
             context.built(found.id, fingerprint, found=True)
             return found.id
     context.working_on(fingerprint)
@@ -195,6 +200,13 @@ def run_job_stage(
     artifact_id = _publish(context, kind, fingerprint, run.result, asked, results, inputs)
     shutil.rmtree(run.result)
     return artifact_id
+
+
+def _digests(session: Session, inputs: dict[str, int]) -> dict[str, str]:
+    """The digest of the input in each role; ArtifactError where text of one was erased."""
+    artifacts = {role: session.get_one(t.Artifact, id_) for role, id_ in inputs.items()}
+    ledger.check_whole(session, list(artifacts.values()))
+    return {role: artifact.digest for role, artifact in artifacts.items()}
 
 
 def work_directory(context: StageContext, fingerprint: str, fresh: bool) -> Path:

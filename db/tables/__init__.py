@@ -1,9 +1,9 @@
 """Every table of the product, grouped by who writes its rows.
 
-`people` raters and imports; `access` how people come in; `queues` who may do what; `notices` what the desk and
-raters tell each other; `dialogues` what raters wrote, saw and chose; `contestants` who can answer them; `ledger`
-cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly these tables; a test
-compares the two.
+`people` raters and imports; `erasures` who was forgotten; `access` how people come in; `queues` who may do what;
+`notices` what the desk and raters tell each other; `dialogues` what raters wrote, saw and chose; `contestants` who can
+answer them; `ledger` cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly
+these tables; a test compares the two.
 """
 
 from db.tables.access import ApiKey, Consent, Invitation, InvitationUse, RaterSession, Study, Visit
@@ -21,6 +21,7 @@ from db.tables.dialogues import (
     Pair,
     Prompt,
 )
+from db.tables.erasures import ErasedArtifact, ErasedComparison, Erasure
 from db.tables.ledger import (
     Artifact,
     Cycle,
@@ -47,6 +48,9 @@ __all__ = [
     "Decision",
     "Deployment",
     "Dialogue",
+    "ErasedArtifact",
+    "ErasedComparison",
+    "Erasure",
     "Evaluation",
     "Freeze",
     "FreshComparison",

@@ -105,6 +105,7 @@ def _show(args: argparse.Namespace) -> int:
 
     from db import tables as t
     from orchestrator.cycles import database
+    from orchestrator.ledger import cycle_not_reproducible
     from orchestrator.report import cycle_numbers, to_markdown
 
     with database() as session:
@@ -112,11 +113,16 @@ def _show(args: argparse.Namespace) -> int:
     if cycle_id is None:
         raise CycleError(f"There is no cycle {args.number}. `orchestrator cycle list` shows those there are.")
     numbers = cycle_numbers(cycle_id)
+    with database() as session:
+        erased = cycle_not_reproducible(session, cycle_id)
     if args.json:
+        numbers["not_reproducible"] = erased
         json.dump(numbers, sys.stdout, indent=2, default=str)
         print()
     else:
         print(to_markdown(numbers), end="")
+        if erased:
+            print(f"\nThis cycle is {erased}.")
     return 0
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from db.session import session
+from db.session import make_engine, session
 from orchestrator import raters, withdrawal
 from orchestrator.commands.printing import print_table
 from orchestrator.settings import Settings
@@ -33,15 +34,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     withdraw.add_argument("handle")
     withdraw.add_argument("--note", default="", help="who asked for it and how")
+    erase = actions.add_parser(
+        "erase", help="withdraw a rater and blank what they wrote and who they are, everywhere; can't be undone"
+    )
+    erase.add_argument("handle")
+    erase.add_argument("--yes", action="store_true", help="it is meant; without it nothing is changed")
+    erase.add_argument("--note", default="", help="who asked for it and how, without naming the person")
     touched = actions.add_parser("touched", help="what a rater's comparisons went into")
     touched.add_argument("handle")
     listing = actions.add_parser("list", help="raters and how many comparisons each made")
-    for action in (add, token, status, withdraw, touched, listing):
+    for action in (add, token, status, withdraw, erase, touched, listing):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
+    if args.action == "erase":
+        return _erase(args)
     with session(Settings.from_env().require_database_url()) as database:
         if args.action == "add":
             rater, token = raters.create_rater(database, args.handle, kind=args.kind, platform=args.platform)
@@ -67,6 +76,39 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(f"{key}: {value}" for key, value in shown.items()))
         if "token" in shown:
             print("The token is not stored and can't be shown again.")
+    return 0
+
+
+def _erase(args: argparse.Namespace) -> int:
+    from orchestrator.artifacts import ArtifactStore
+    from orchestrator.erasure import erase
+
+    settings = Settings.from_env()
+    url = settings.require_database_url()
+    if not args.yes:
+        with session(url) as database:
+            found = withdrawal.touched(database, raters.get_rater(database, args.handle).id)
+        print(
+            f"Nothing was changed. {args.handle} made {found.comparisons} comparisons; "
+            f"{len(found.artifacts)} artifacts, "
+            f"{len(found.deployments)} deployments and {len(found.reply_ids)} served replies came of them: see "
+            "`orchestrator rater touched`. "
+            "Erasing can't be undone: say --yes."
+        )
+        return 1
+    engine = make_engine(url)
+    try:
+        done = erase(engine, ArtifactStore(settings.artifact_url, settings.home / "cache"), args.handle, args.note)
+    finally:
+        engine.dispose()
+    if args.json:
+        print(json.dumps(asdict(done), indent=2))
+        return 0
+    print(f"erased: rater {done.rater_id}, now erased-{done.rater_id}")
+    print(f"{done.comparisons} comparisons, {done.messages} messages, {done.replies} replies")
+    for digest in done.artifacts:
+        print(f"written anew: {digest}")
+    print("Weights that were trained on them stay. Workers' work/ and cache/, and backups: see docs/raters.md.")
     return 0
 
 
