@@ -1,4 +1,4 @@
-"""Take the pictures of the rater's pages that docs/raters.md shows: python docs/screenshots.py [FOLDER]
+"""Take the pictures of every page, the rater's and the desk's, for docs/raters.md: python docs/screenshots.py [FOLDER]
 
 The pages are the real ones over a real Postgres; replies come from a stand-in. Needs Chromium and playwright.
 """
@@ -14,14 +14,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web")]
 
+import httpx  # noqa: E402
 import stand_in  # noqa: E402
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from rating import ask, ok, pair_of  # noqa: E402
 from running import add_artifact, deploy, running  # noqa: E402
-from sqlalchemy import create_engine  # noqa: E402
+from sqlalchemy import create_engine, select  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 
+from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
+from orchestrator import contestants, notices, queues  # noqa: E402
 from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.raters import create_rater  # noqa: E402
 from orchestrator.web import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
 
@@ -68,6 +73,84 @@ def walk(context: BrowserContext, link: str, folder: Path, size: str) -> None:
     shoot(page, folder, f"ended-{size}")
 
 
+ADMIN_TOKEN = "a token for the pictures"
+DESK = {
+    "raters": "/desk",
+    "rater": "/desk/raters/1",
+    "touched": "/desk/raters/1/touched",
+    "dialogue": "/desk/dialogues/1",
+    "invitations": "/desk/invitations",
+    "work": "/desk/work",
+    "pairings": "/desk/pairings",
+    "notices": "/desk/notices",
+    "elo": "/desk/elo",
+}
+
+
+def set_scene(session: Session) -> str:
+    """Contestants, queues, groups and notices, and what the desk would find after a while; gives a writer's session."""
+    initial = add_artifact(session, "initial", kind="initial_policy")
+    live = session.scalars(select(t.Artifact).where(t.Artifact.kind == "snapshot")).one()
+    judge = add_artifact(session, "judge", kind="preference_model", results={"held_out": {"by_rater": AGREEMENT}})
+    queues.add_group(session, "writers")
+    wil, _ = create_rater(session, "wil")
+    queues.join_group(session, "writers", "wil")
+    best = contestants.add_best_of(session, "best of 16", live.digest, judge.digest, 16)
+    contestants.add_endpoint(session, "big model", "https://models.example/v1", "big-1", "BIG_MODEL_KEY")
+    people = contestants.add_writer(session, "our writers", "writers")
+    policy, first = (contestants.policy(session, one.id) for one in (live, initial))
+    contestants.open_pairing(session, "model_comparison", policy.id, first.id)
+    contestants.open_pairing(session, "model_comparison", best.id, first.id, weight=0.5)
+    contestants.open_pairing(session, "red_team_choose_best", people.id, policy.id)
+    for offer in queues.EVERYTHING:
+        queues.add_queue(session, *offer, goal=500 if offer[0] == "helpful" else None)
+    notices.announce(session, "On **Friday** there is no work. Thank you all!")
+    return access.begin_session(session, wil.id)
+
+
+AGREEMENT = {"1": {"accuracy": 0.71, "ci": [0.45, 0.88], "n": 14}, "2": {"accuracy": 0.5, "ci": [0.22, 0.78], "n": 8}}
+
+
+def work_a_while(url: str, tokens: list[str]) -> None:
+    """Let raters compare, so that the desk has something to show."""
+    openings = ("How do I boil an egg?", "What rhymes with month?", "Plan my weekend.", "Why is the sky blue?")
+    for place, token in enumerate(tokens):
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=20) as client:
+            for number, opening in enumerate(openings[: 4 - place]):
+                _, message_id = ask(client, task="model_comparison" if number % 2 else "helpful", content=opening)
+                answer = {
+                    "side": "ab"[(place + number) % 2],
+                    "strength": 1 + number,
+                    "duration_ms": 4000 + 1500 * number,
+                }
+                ok(client.post(f"/api/pairs/{pair_of(client, message_id)['pair_id']}/comparison", json=answer))
+            # One of these is answered by a person.
+            pair_of(client, ask(client, task="red_team_choose_best", content="How do I pick a lock?")[1], wait=False)
+
+
+def look_after(context: BrowserContext, folder: Path, size: str) -> None:
+    """Every page of the desk."""
+    page = context.new_page()
+    page.goto("/desk/sign-in")
+    shoot(page, folder, f"desk-sign-in-{size}")
+    page.get_by_label("Admin token").fill(ADMIN_TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Raters")).to_be_visible()
+    for name, path in DESK.items():
+        page.goto(path)
+        shoot(page, folder, f"desk-{name}-{size}")
+
+
+def write_and_report(context: BrowserContext, cookie: str, url: str, folder: Path, size: str) -> None:
+    """The pages of somebody who writes replies, and the one on which problems are reported."""
+    context.add_cookies([{"name": "orchestrator_session", "value": cookie, "url": url}])
+    page = context.new_page()
+    page.goto("/write")
+    shoot(page, folder, f"reply-{size}")
+    page.goto("/problem")
+    shoot(page, folder, f"problem-{size}")
+
+
 def main() -> int:
     """Take every picture, wide and on a phone."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
@@ -83,17 +166,31 @@ def main() -> int:
         with Session(engine) as session, session.begin():
             deploy(session, add_artifact(session, "live"))
             link = f"/join/{access.create_invitation(session, 'pictures')[1]}"
+            tokens = [create_rater(session, handle)[1] for handle in ("ann", "berta", "carl")]
         with (
             running(stand_in.StandIn().app()) as policy_url,
-            running(create_app(FeedbackConfig(postgres.url, policy_url))) as url,
+            running(create_app(FeedbackConfig(postgres.url, policy_url, admin_token=ADMIN_TOKEN))) as url,
             sync_playwright() as playwright,
         ):
             sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
             browser = playwright.chromium.launch(executable_path=path, args=sandbox)
-            wide = browser.new_context(base_url=url, viewport={"width": 1000, "height": 700})
-            walk(wide, link, folder, "wide")
-            phone = {"width": 375, "height": 740}
-            walk(browser.new_context(base_url=url, viewport=phone, color_scheme="dark"), link, folder, "phone")
+
+            def context(size: str) -> BrowserContext:
+                if size == "wide":
+                    return browser.new_context(base_url=url, viewport={"width": 1000, "height": 700})
+                phone = {"width": 375, "height": 740}
+                return browser.new_context(base_url=url, viewport=phone, color_scheme="dark")
+
+            for size in ("wide", "phone"):
+                walk(context(size), link, folder, size)
+            with Session(engine) as session, session.begin():
+                writer = set_scene(session)
+            work_a_while(url, tokens)
+            with Session(engine) as session, session.begin():
+                notices.report_problem(session, 1, "The left reply was cut off in mid-sentence.", "k", 1)
+            for size in ("wide", "phone"):
+                look_after(context(size), folder, size)
+                write_and_report(context(size), writer, url, folder, size)
             browser.close()
         engine.dispose()
     return 0

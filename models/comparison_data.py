@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class TokenPair:
     prefix_ids: array[int]  # the longest common beginning; may reach into the replies
     better_ids: array[int]  # what follows the prefix on the better side, at least the end-of-context id
     worse_ids: array[int]
+    rater: str | None = None  # id of whoever chose; None where the record does not say
 
     @property
     def better_tokens(self) -> int:
@@ -58,7 +59,7 @@ class TokenPair:
 
     def swapped(self) -> TokenPair:
         """The same pair with the other side better; only the shuffled-labels control asks for this."""
-        return TokenPair(self.id, self.source, self.question, self.prefix_ids, self.worse_ids, self.better_ids)
+        return replace(self, better_ids=self.worse_ids, worse_ids=self.better_ids)
 
 
 @dataclass
@@ -180,6 +181,7 @@ def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
         prefix_ids=array("i", better[:shared]),
         better_ids=array("i", better[shared:]),
         worse_ids=array("i", worse[shared:]),
+        rater=record.get("rater"),
     )
 
 

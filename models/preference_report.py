@@ -29,6 +29,7 @@ class ScoredPair:
     better_score: float
     worse_score: float
     length_difference: int  # tokens(better) − tokens(worse)
+    rater: str | None = None
 
     @property
     def gap(self) -> float:
@@ -44,7 +45,7 @@ def score_pairs(model: PreferenceModel, pairs: Sequence[TokenPair]) -> list[Scor
     """Both scores of every pair, in the order given."""
     better, worse = model.score_pairs(pairs)
     return [
-        ScoredPair(pair.id, pair.source, pair.question, better[i], worse[i], pair.length_difference)
+        ScoredPair(pair.id, pair.source, pair.question, better[i], worse[i], pair.length_difference, pair.rater)
         for i, pair in enumerate(pairs)
     ]
 
@@ -59,7 +60,7 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Accuracy of the preference model, of "the longer reply wins", and of the scores without length.
 
     Each has an overall figure and one per source; the model's own also one per
-    question. Where length is regressed out, each source has its own slope, since
+    question and per rater. Where length is regressed out, each source has its own slope, since
     raters may like length for one question and dislike it for another; the
     overall figure fits one slope to all pairs.
     """
@@ -70,6 +71,7 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         "loss": mean_loss,
         "by_source": _grouped(pairs, lambda pair: pair.source, _model_accuracy),
         "by_question": _grouped(pairs, lambda pair: pair.question, _model_accuracy),
+        "by_rater": _grouped([p for p in pairs if p.rater is not None], lambda p: p.rater or "", _model_accuracy),
         "longer_wins": {
             **_longer_wins(pairs),
             "by_source": _grouped(pairs, lambda pair: pair.source, _longer_wins),

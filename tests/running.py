@@ -48,14 +48,21 @@ def digest_of(name: str) -> str:
     return "sha256:" + hashlib.sha256(name.encode()).hexdigest()
 
 
-def add_artifact(session: Session, name: str, *, kind: str = "snapshot", digest: str | None = None) -> t.Artifact:
+def add_artifact(
+    session: Session,
+    name: str,
+    *,
+    kind: str = "snapshot",
+    digest: str | None = None,
+    results: dict[str, Any] | None = None,
+) -> t.Artifact:
     """An artifact's row; its digest is of `name` unless it has files with one."""
     artifact = t.Artifact(
         kind=kind,
         fingerprint=hashlib.sha256(f"fingerprint of {name}".encode()).hexdigest(),
         digest=digest or digest_of(name),
         settings={},
-        results={},
+        results=results or {},
         num_bytes=1,
     )
     session.add(artifact)

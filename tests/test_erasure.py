@@ -154,9 +154,7 @@ def test_what_is_left_of_an_artifact_has_the_other_records_unchanged(week: Week)
     before = {record["id"]: record for record in records(week.store.fetch(week.digest(week.set_id)))}
     week.erase()
     with Session(week.engine) as session:
-        places = dict(
-            session.execute(select(t.ErasedArtifact.digest, t.ErasedArtifact.rewritten_digest)).tuples().all()
-        )
+        places = dict(session.execute(select(t.ErasedArtifact.digest, t.ErasedArtifact.rewritten_digest)).all())
     left = week.store.fetch(places[week.digest(week.set_id)])
     after = {record["id"]: record for record in records(left)}
     assert after[str(week.other)] == before[str(week.other)]

@@ -114,6 +114,31 @@ def figures_of(session: Session, rater_id: int) -> RaterFigures | None:
     return None if row is None else RaterFigures(*row)
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How often a preference model scored higher what a rater chose, of the rater's comparisons it never trained on."""
+
+    accuracy: float
+    ci: tuple[float, float]
+    n: int
+
+
+def agreement(session: Session) -> dict[int, Agreement]:
+    """The newest preference model's agreement with each rater, by rater id; raters without held-out choices are absent.
+
+    Shown beside the dialogues, to be read: low agreement is as often a harder topic as a careless rater.
+    """
+    results = session.scalar(
+        select(t.Artifact.results).where(t.Artifact.kind == "preference_model").order_by(t.Artifact.id.desc()).limit(1)
+    )
+    found = ((results or {}).get("held_out") or {}).get("by_rater") or {}
+    return {
+        int(rater): Agreement(entry["accuracy"], (entry["ci"][0], entry["ci"][1]), entry["n"])
+        for rater, entry in found.items()
+        if entry["n"]
+    }
+
+
 def repeated_openings(session: Session, rater_id: int) -> list[tuple[str, int]]:
     """Openings that the rater wrote more than once, case and white space aside, with how often; most first."""
     opening = func.min(t.Message.content)

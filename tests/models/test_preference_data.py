@@ -60,6 +60,9 @@ def test_shared_beginning_is_stored_once_and_may_reach_into_the_replies():
     assert list(pair.better_ids) == [ord("d"), ord("e"), END]
     assert list(pair.worse_ids) == [ord("f"), END]
     assert (pair.better_tokens, pair.worse_tokens, pair.length_difference) == (6, 5, 1)
+    assert pair.rater is None
+    of_a_rater = token_pair(record(1, "ab", "cde", "cf") | {"rater": "7"}, LetterChat())
+    assert (of_a_rater.rater, of_a_rater.swapped().rater) == ("7", "7")
 
 
 def test_end_of_context_id_is_never_shared():

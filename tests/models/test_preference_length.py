@@ -73,11 +73,13 @@ def test_regression_of_nothing_is_an_error():
 
 def test_report_by_hand():
     pairs = [
-        ScoredPair("1", "x", "helpful", better_score=2.0, worse_score=0.0, length_difference=2),
+        ScoredPair("1", "x", "helpful", better_score=2.0, worse_score=0.0, length_difference=2, rater="7"),
         ScoredPair("2", "x", "helpful", better_score=1.0, worse_score=0.0, length_difference=-1),
-        ScoredPair("3", "y", "harmless", better_score=0.0, worse_score=1.0, length_difference=-2),
+        ScoredPair("3", "y", "harmless", better_score=0.0, worse_score=1.0, length_difference=-2, rater="7"),
     ]
     report = held_out_report(pairs)
+    # Of rater 7's two comparisons one is scored right; the second pair names nobody.
+    assert {rater: (entry["accuracy"], entry["n"]) for rater, entry in report["by_rater"].items()} == {"7": (0.5, 2)}
     assert (report["accuracy"], report["n"]) == (2 / 3, 3)
     assert report["by_source"]["x"]["accuracy"] == 1.0
     assert report["by_question"]["harmless"]["accuracy"] == 0.0

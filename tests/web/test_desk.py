@@ -10,7 +10,7 @@ import httpx
 import pytest
 from browsing import Browser, forms
 from rating import ask, ok, pair_of
-from running import running
+from running import add_artifact, running
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -225,6 +225,33 @@ def test_figures_of_a_rater_by_hand(new_rater: Callable[[str], httpx.Client], li
         assert found.position_bias == wilson_interval(2, 3)
         assert [times for _, times in repeated_openings(session, rater_id)] == [4]
         assert figures_of(session, 999) is None
+
+
+def test_agreement_is_that_of_the_newest_preference_model(
+    admin: Browser, new_rater: Callable[[str], httpx.Client], database: Database
+) -> None:
+    for handle in ("ann", "ben"):
+        new_rater(handle)
+    with database() as session, session.begin():
+        ids = {rater.handle: rater.id for rater in session.scalars(select(t.Rater))}
+        for name, correct in (("old", 0.1), ("new", 0.75)):
+            entry = {"accuracy": correct, "ci": [0.3, 0.95], "n": 4}
+            artifact = add_artifact(
+                session,
+                name,
+                kind="preference_model",
+                results={
+                    "held_out": {
+                        "by_rater": {str(ids["ann"]): entry, str(ids["ben"]): entry | {"n": 0, "accuracy": None}}
+                    }
+                },
+            )
+            assert artifact.id
+    listed = admin.get("/desk").text
+    assert listed.count("0.75 <small>[0.30, 0.95], 4</small>") == 1
+    assert "0.10" not in listed
+    assert "0.75, n = 4" in admin.get(f"/desk/raters/{ids['ann']}").text
+    assert "0.75" not in admin.get(f"/desk/raters/{ids['ben']}").text
 
 
 def test_the_wilson_interval_by_hand() -> None:

@@ -91,7 +91,8 @@ def _add_raters(router: APIRouter, desk: Desk) -> None:
 
         def work(session: Session) -> dict[str, Any]:
             rows = figures.raters_by_volume(session, ROWS + 1, (number - 1) * ROWS)
-            return {"raters": rows[:ROWS], "number": number, "more": len(rows) > ROWS}
+            agreement = figures.agreement(session)
+            return {"raters": rows[:ROWS], "agreement": agreement, "number": number, "more": len(rows) > ROWS}
 
         return desk.show(request, "raters.html", work)
 
@@ -106,6 +107,7 @@ def _add_raters(router: APIRouter, desk: Desk) -> None:
             rows = dialogues_of(session, rater_id, ROWS + 1, (number - 1) * ROWS)
             return {
                 "rater": found,
+                "agreement": figures.agreement(session).get(rater_id),
                 "statuses": raters.STATUSES,
                 "repeats": figures.repeated_openings(session, rater_id),
                 "dialogues": rows[:ROWS],
