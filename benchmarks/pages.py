@@ -30,7 +30,12 @@ from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
 from orchestrator.web import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
 
-FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+# The browser writes the entry a moment after the paint itself.
+FIRST_PAINT = """() => new Promise((resolve) => {
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntriesByName("first-contentful-paint")) resolve(entry.startTime);
+  }).observe({ type: "paint", buffered: true });
+})"""
 # From the click to the moment at which the server's word about it is there.
 ACKNOWLEDGED = """() => new Promise((resolve) => {
   const ask = window.fetch;
