@@ -7,7 +7,7 @@ import ipaddress
 import os
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, secret
 
 DEFAULT_PORT = 8001
 
@@ -22,6 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="whether programs need an API key (default: required, unless the server listens to this machine only)",
     )
     parser.add_argument("--per-minute", type=int, default=600, help="requests a minute of a key without a limit")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an OpenAI-compatible engine (vLLM and the like) that decodes in place of the built-in one, as "
+        "http://host:8000/v1; may be given several times. Its key, if any: ORCHESTRATOR_ENGINE_KEY",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
     parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
@@ -61,7 +69,15 @@ def run(args: argparse.Namespace) -> int:
         database_url=database_url,
         artifact_url=settings.artifact_url,
         cache=settings.home / "cache",
-        limits=SnapshotLimits(torch.device(name), args.max_slots, args.max_context, args.max_snapshots, args.idle),
+        limits=SnapshotLimits(
+            torch.device(name),
+            args.max_slots,
+            args.max_context,
+            args.max_snapshots,
+            args.idle,
+            tuple(args.engine),
+            secret("ORCHESTRATOR_ENGINE_KEY"),
+        ),
         admin_token=settings.admin_token,
         require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
         requests_per_minute=args.per_minute,

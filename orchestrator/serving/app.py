@@ -10,7 +10,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_bod
 from orchestrator.metrics import CountRequests, Metrics
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread, Reply
+from orchestrator.serving.engines import OutsideEngine, OutsideReply
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
 from orchestrator.serving.text import TextStream
@@ -99,8 +100,8 @@ class PolicyServer:
         seed = request.seed if request.seed is not None else secrets.randbits(_SEED_BITS)
         seeds = range(seed, seed + request.n * k)
         params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
-        choice = None if judge is None else BestOf(k, judge, messages)
-        return Completion(self, snapshot, prompt_ids, params, request, choice)
+        choice = None if judge is None else BestOf(k, judge)
+        return Completion(self, snapshot, prompt_ids, messages, params, request, choice)
 
     def _max_tokens(self, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:
         asked = request.max_completion_tokens or request.max_tokens
@@ -120,11 +121,37 @@ class PolicyServer:
         return asked or min(room, self.config.max_tokens)
 
 
+class TokenText:
+    """The text of a reply of our own as it grows, whole characters at a time."""
+
+    def __init__(self, reply: Reply, decode: Callable[[Sequence[int]], str]) -> None:
+        self._reply = reply
+        self._stream = TextStream(decode)
+
+    def piece(self, *, last: bool) -> str:
+        """What came since."""
+        return self._stream.push(self._reply.ids, last=last)
+
+
+class OutsideText:
+    """The text of an outside engine's reply as it grows."""
+
+    def __init__(self, reply: OutsideReply) -> None:
+        self._reply = reply
+        self._sent = 0
+
+    def piece(self, *, last: bool) -> str:
+        """What came since."""
+        new = self._reply.content[self._sent :]
+        self._sent += len(new)
+        return new
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A reply of the answer, and what is told beside it."""
 
-    reply: Reply
+    reply: Reply | OutsideReply
     text: str
     told: dict[str, Any]
 
@@ -135,7 +162,6 @@ class BestOf:
 
     k: int
     preference_model: str
-    messages: list[Message]
 
 
 class Completion:
@@ -146,6 +172,7 @@ class Completion:
         server: PolicyServer,
         snapshot: Snapshot,
         prompt_ids: list[int],
+        messages: list[Message],
         params: list[SamplingParams],
         request: ChatRequest,
         best_of: BestOf | None,
@@ -157,8 +184,14 @@ class Completion:
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._changed = asyncio.Event()
         self._prompt_tokens = len(prompt_ids)
+        self._messages = messages
         grows = request.stream and best_of is None
-        self._replies = [Reply(prompt_ids, one, self._changed, every_token=grows) for one in params]
+        self._replies: list[Reply | OutsideReply] = [
+            OutsideReply(one, self._changed, every_token=grows)
+            if isinstance(snapshot.engine, OutsideEngine)
+            else Reply(prompt_ids, one, self._changed, every_token=grows)
+            for one in params
+        ]
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -169,10 +202,10 @@ class Completion:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """The time in which the replies are decoded; leaving it early frees their slots."""
-        server, engine = self._server, self._snapshot.engine
+        server = self._server
         with self._snapshot.held():
             server.replies += len(self._replies)
-            server.decoding.submit(engine, self._replies)
+            stop = self._start()
             try:
                 async with asyncio.timeout(server.config.request_timeout_s):
                     yield
@@ -183,7 +216,24 @@ class Completion:
             finally:
                 server.replies -= len(self._replies)
                 if not all(reply.ended for reply in self._replies):
-                    server.decoding.cancel(engine, self._replies)
+                    stop()
+
+    def _start(self) -> Callable[[], None]:
+        """Begin to decode, here or at the outside engine; gives what stops it."""
+        engine, decoding = self._snapshot.engine, self._server.decoding
+        if isinstance(engine, OutsideEngine):
+            outside = [reply for reply in self._replies if isinstance(reply, OutsideReply)]
+            # Closing the connection is how an engine learns that nobody waits any more.
+            tasks = [asyncio.create_task(engine.run(self._messages, reply)) for reply in outside]
+
+            def stop() -> None:
+                for task in tasks:
+                    task.cancel()
+
+            return stop
+        own = [reply for reply in self._replies if isinstance(reply, Reply)]
+        decoding.submit(engine, own)
+        return lambda: decoding.cancel(engine, own)
 
     async def whole(self, request: Request) -> JSONResponse:
         """The answer in one piece; given up when the client goes away."""
@@ -200,7 +250,7 @@ class Completion:
                 "index": index,
                 "message": {"role": "assistant", "content": chosen.text},
                 "finish_reason": chosen.reply.finished,
-                "reply_tokens": len(chosen.reply.ids),
+                "reply_tokens": chosen.reply.num_tokens(self._snapshot.chat),
                 **chosen.told,
             }
             for index, chosen in enumerate(await self._chosen())
@@ -209,13 +259,11 @@ class Completion:
 
     async def _chosen(self) -> list[Chosen]:
         """The replies of the answer: all that were sampled, or of each k the one that the preference model prefers."""
-        texts = [self._snapshot.chat.decode(reply.ids) for reply in self._replies]
+        texts = [reply.text(self._snapshot.chat) for reply in self._replies]
         if self._best_of is None:
             return [Chosen(reply, text, {}) for reply, text in zip(self._replies, texts, strict=True)]
         k, judge = self._best_of.k, self._best_of.preference_model
-        judged: list[list[Message]] = [
-            [*self._best_of.messages, {"role": "assistant", "content": text}] for text in texts
-        ]
+        judged: list[list[Message]] = [[*self._messages, {"role": "assistant", "content": text}] for text in texts]
         try:
             scores = await self._server.snapshots.scorers.score(judge, judged)
         except ChatFormatError as error:
@@ -259,11 +307,16 @@ class Completion:
         self._raise_failure()
         for index, chosen in enumerate(await self._chosen()):
             delta = {"role": "assistant", "content": chosen.text}
-            yield self._chunk(index, delta, chosen.reply.finished, len(chosen.reply.ids), chosen.told)
+            tokens = chosen.reply.num_tokens(self._snapshot.chat)
+            yield self._chunk(index, delta, chosen.reply.finished, tokens, chosen.told)
 
     async def _growing(self) -> AsyncGenerator[str]:
         """The replies as they grow."""
-        texts = [TextStream(self._snapshot.chat.decode) for _ in self._replies]
+        chat = self._snapshot.chat
+        texts = [
+            OutsideText(reply) if isinstance(reply, OutsideReply) else TokenText(reply, chat.decode)
+            for reply in self._replies
+        ]
         growing = set(range(len(self._replies)))
         async with self._running():
             for index in growing:
@@ -276,11 +329,11 @@ class Completion:
                     reply = self._replies[index]
                     # Read before the ids, which grow until it is set.
                     finished = reply.finished
-                    piece = texts[index].push(reply.ids, last=finished is not None)
+                    piece = texts[index].piece(last=finished is not None)
                     if finished is not None:
                         growing.discard(index)
                         delta = {"content": piece} if piece else {}
-                        yield self._chunk(index, delta, finished, len(reply.ids))
+                        yield self._chunk(index, delta, finished, reply.num_tokens(chat))
                     elif piece:
                         yield self._chunk(index, {"content": piece})
 
@@ -314,7 +367,7 @@ class Completion:
         return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', **fields})}\n\n"
 
     def _usage(self) -> dict[str, int]:
-        reply_tokens = sum(len(reply.ids) for reply in self._replies)
+        reply_tokens = sum(reply.num_tokens(self._snapshot.chat) for reply in self._replies)
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": reply_tokens,
@@ -337,7 +390,7 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
         following = asyncio.create_task(server.snapshots.follow())
         yield
         following.cancel()
-        server.snapshots.close()
+        await server.snapshots.close()
         await asyncio.to_thread(server.decoding.stop)
         server.database.dispose()
 

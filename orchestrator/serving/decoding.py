@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from models.chat import ChatFormat
 from models.sampler import DecodeEngine, Finished, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,14 @@ class Reply:
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.finished is not None or self.failure is not None
+
+    def text(self, chat: ChatFormat) -> str:
+        """The reply so far."""
+        return chat.decode(self.ids)
+
+    def num_tokens(self, chat: ChatFormat) -> int:
+        """Its tokens, the end-of-turn token included."""
+        return len(self.ids)
 
 
 class DecodeThread:

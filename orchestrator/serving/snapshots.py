@@ -31,6 +31,7 @@ from orchestrator.asgi import ApiError
 from orchestrator.contestants import Served, served
 from orchestrator.deployments import POLICIES, LiveDeployment, live_deployment
 from orchestrator.errors import ArtifactError
+from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
 from orchestrator.serving.scorers import Scorers
 
@@ -45,7 +46,7 @@ class Snapshot:
 
     digest: str
     chat: ChatFormat
-    engine: DecodeEngine
+    engine: DecodeEngine | OutsideEngine
     proven: bool
     """Whether it said, when it was loaded, what it said when it was saved; False where it has no fingerprint."""
     loaded_at: float = field(default_factory=time.time)
@@ -77,6 +78,9 @@ class SnapshotLimits:
     """Snapshots in memory; one more is refused while none of them can be let go."""
     idle_s: float = 30.0
     """How long a snapshot that nothing needs stays after its last request."""
+    engines: tuple[str, ...] = ()
+    """Base URLs of outside engines that decode in place of the built-in one."""
+    engine_key: str | None = field(default=None, repr=False)
     follow_s: float = 2.0
     """How often the database is asked what is live and paired."""
 
@@ -88,6 +92,7 @@ class Snapshots:
         self._database = database
         self._store = store
         self._limits = limits
+        self._engines = Engines(limits.engines, limits.engine_key)
         self.scorers = Scorers(database, store, limits.device)
         self._held: dict[str, Snapshot] = {}
         self._loading: dict[str, asyncio.Task[Snapshot]] = {}
@@ -204,8 +209,9 @@ class Snapshots:
                 logger.warning("%s", trouble)
             self.trouble = trouble
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Start no more loading."""
+        await self._engines.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         self.scorers.close()
 
@@ -214,7 +220,12 @@ class Snapshots:
         began = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
-            snapshot = await loop.run_in_executor(self._loader, self._read_weights, digest)
+            if self._engines.urls:
+                folder = await loop.run_in_executor(self._loader, self._store.fetch, digest)
+                engine = await self._engines.find(digest, folder)
+                snapshot = Snapshot(digest, ChatFormat.load(folder), engine, proven=False)
+            else:
+                snapshot = await loop.run_in_executor(self._loader, self._read_weights, digest)
         except ArtifactError as error:
             self.failed_loads += 1
             raise ApiError(503, "snapshot_unusable", str(error)) from error

@@ -53,7 +53,7 @@ def serve(database_url: str, policies: Policies) -> Serve:
 
     @contextmanager
     def start(**fields: Any) -> Iterator[Served]:
-        names = ("max_slots", "max_context", "max_snapshots", "idle_s", "follow_s")
+        names = ("max_slots", "max_context", "max_snapshots", "idle_s", "follow_s", "engines", "engine_key")
         limits = {name: fields.pop(name) for name in names if name in fields}
         config = PolicyServerConfig(
             database_url,
