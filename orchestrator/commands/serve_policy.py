@@ -30,6 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an OpenAI-compatible engine (vLLM and the like) that decodes in place of the built-in one, as "
         "http://host:8000/v1; may be given several times. Its key, if any: ORCHESTRATOR_ENGINE_KEY",
     )
+    parser.add_argument("--gate", metavar="DIGEST", help="detector (artifact of kind ood_detector) of far requests")
+    parser.add_argument(
+        "--gate-action",
+        choices=("log", "flag", "refuse"),
+        default="log",
+        help="what becomes of a request far from what the policy was trained to answer (default: log)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
     parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from orchestrator.asgi import serve
     from orchestrator.serving.app import PolicyServerConfig, create_app
+    from orchestrator.serving.gate import GateConfig
     from orchestrator.serving.snapshots import SnapshotLimits
 
     torch.set_num_threads(args.threads)
@@ -81,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         admin_token=settings.admin_token,
         require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
         requests_per_minute=args.per_minute,
+        gate=None if args.gate is None else GateConfig(args.gate, args.gate_action),
     )
     serve(create_app(config), args.host, args.port, "policy server")
     return 0

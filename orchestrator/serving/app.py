@@ -29,6 +29,7 @@ from orchestrator.metrics import CountRequests, Metrics
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread, Reply
 from orchestrator.serving.engines import OutsideEngine, OutsideReply
+from orchestrator.serving.gate import Gate, GateConfig
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
 from orchestrator.serving.text import TextStream
@@ -52,6 +53,8 @@ class PolicyServerConfig:
     """Whether /v1 asks for an API key; else everybody who reaches the server may use it."""
     requests_per_minute: int = 600
     """Of each API key that has no limit of its own."""
+    gate: GateConfig | None = None
+    """The detector that judges each request, and what becomes of those far from home."""
     max_tokens: int = 4096
     """Longest reply that a request may ask for."""
     max_replies: int = 1024
@@ -69,6 +72,8 @@ class PolicyServer:
         self.database = make_engine(config.database_url)
         store = ArtifactStore(config.artifact_url, config.cache)
         self.snapshots = Snapshots(self.database, store, config.limits)
+        gate = config.gate
+        self.gate = None if gate is None else Gate(gate, self.database, store, config.limits.device)
         self.callers = Callers(self.database, config.admin_token, config.requests_per_minute)
         self.replies = 0
 
@@ -101,7 +106,8 @@ class PolicyServer:
         seeds = range(seed, seed + request.n * k)
         params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
         choice = None if judge is None else BestOf(k, judge)
-        return Completion(self, snapshot, prompt_ids, messages, params, request, choice)
+        told = {} if self.gate is None else await self.gate.judge(messages)
+        return Completion(self, snapshot, prompt_ids, messages, params, request, choice, told)
 
     def _max_tokens(self, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:
         asked = request.max_completion_tokens or request.max_tokens
@@ -176,6 +182,7 @@ class Completion:
         params: list[SamplingParams],
         request: ChatRequest,
         best_of: BestOf | None,
+        told: dict[str, Any],
     ) -> None:
         self._server = server
         self._best_of = best_of
@@ -197,6 +204,7 @@ class Completion:
             "created": int(time.time()),
             "model": snapshot.digest,
             "system_fingerprint": snapshot.digest,
+            **told,
         }
 
     @asynccontextmanager
@@ -391,6 +399,8 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
         yield
         following.cancel()
         await server.snapshots.close()
+        if server.gate is not None:
+            server.gate.close()
         await asyncio.to_thread(server.decoding.stop)
         server.database.dispose()
 
@@ -408,6 +418,10 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
         counters={
             "reply_tokens": ("Tokens decoded", lambda: server.decoding.tokens),
             "swaps": ("How often another snapshot became the live one", lambda: snapshots.swaps),
+            "far_requests": (
+                "Requests that the gate found far from home",
+                lambda: server.gate.far if server.gate else 0,
+            ),
             "failed_loads": ("Snapshots that could not be loaded", lambda: snapshots.failed_loads),
         },
     )

@@ -1,0 +1,86 @@
+"""A detector at the gate: what is far from home is logged, flagged or refused; without the detector nothing passes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import add_artifact
+from sqlalchemy.orm import Session
+from tiny_policies import Policies, Serve, Served, code_of
+
+from models.chat import ChatFormat, Message
+from models.huggingface import load_causal_lm
+from models.ood import fit_detector
+from orchestrator.serving.gate import GateConfig
+
+NEAR, FAR = "hello 3", "]]]]{{{{####"
+Guarded = Callable[[str], AbstractContextManager[Served]]
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory, policies: Policies) -> str:
+    source, folder = policies.store.fetch(policies.digests[0]), tmp_path_factory.mktemp("detector")
+    home: list[list[Message]] = [[{"role": "user", "content": f"hello {number}"}] for number in range(40)]
+    fit_detector(load_causal_lm(source), ChatFormat.load(source), home, folder, layer=1, quantile=1.0)
+    return policies.store.publish(folder).digest
+
+
+@pytest.fixture
+def guarded(serve: Serve, live: str, detector: str, database: Callable[[], Session]) -> Guarded:
+    with database() as session, session.begin():
+        add_artifact(session, detector, digest=detector, kind="ood_detector")
+
+    @contextmanager
+    def start(action: Any) -> Iterator[Served]:
+        with serve(gate=GateConfig(detector[:20], action)) as server:
+            server.wait_for(lambda health: health["live"] == live)
+            yield server
+
+    return start
+
+
+def test_far_requests_are_refused_and_near_ones_answered(guarded: Guarded) -> None:
+    with guarded("refuse") as server:
+        assert code_of(server.chat(content=FAR)) == (403, "out_of_distribution")
+        assert code_of(server.chat(content=FAR, stream=True)) == (403, "out_of_distribution")
+        near = server.chat(content=NEAR)
+        assert near.status_code == 200
+        assert "ood" not in near.json()
+        assert "policy_server_far_requests_total 2.0" in server.client.get("/metrics").text
+
+
+def test_answers_are_flagged(guarded: Guarded) -> None:
+    with guarded("flag") as server:
+        far, near = (server.chat(content=content).json()["ood"] for content in (FAR, NEAR))
+        assert far["flagged"]
+        assert not near["flagged"]
+        assert near["score"] <= near["threshold"] == far["threshold"] < far["score"]
+        assert '"flagged": true' in server.chat(content=FAR, stream=True).text
+
+
+def test_far_requests_are_logged_without_their_text(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    with guarded("log") as server, caplog.at_level(logging.INFO):
+        answer = server.chat(content=FAR)
+        assert answer.status_code == 200
+        assert "ood" not in answer.json()
+        assert server.chat(content=NEAR).status_code == 200
+    assert caplog.text.count("far from home") == 1
+    assert FAR not in caplog.text
+
+
+def test_a_gate_without_its_detector_lets_nothing_pass(
+    serve: Serve, live: str, policies: Policies, database: Callable[[], Session], tmp_path: Path
+) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    broken = policies.store.publish(tmp_path).digest
+    with database() as session, session.begin():
+        add_artifact(session, broken, digest=broken, kind="ood_detector")
+    for digest, expected in ((broken, (503, "detector_unusable")), ("sha256:" + "0" * 64, (404, "model_not_found"))):
+        with serve(gate=GateConfig(digest, "log")) as server:
+            server.wait_for(lambda health: health["live"] == live)
+            assert code_of(server.chat()) == expected
