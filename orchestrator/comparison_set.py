@@ -218,7 +218,11 @@ def _write_shard(
         cursor.execute("create temporary table pinned_keys (split_key text primary key) on commit drop")
         cursor.execute("insert into pinned_keys select unnest(%s)", (pinned_keys,))
     blocks = [block for run in plan.runs for block in _blocks(*run)]
-    statement, parameters = copy_statement(section, blocks, any_pinned=bool(pinned_keys), withdrawn=withdrawn)
+    cursor.execute("select exists (select from erased_comparisons)")
+    (any_erased,) = cursor.fetchone()
+    statement, parameters = copy_statement(
+        section, blocks, any_pinned=bool(pinned_keys), any_erased=any_erased, withdrawn=withdrawn
+    )
     sink = _ShardSink(out, plan.name)
     try:
         cursor.copy_expert(cursor.mogrify(statement, parameters).decode(), sink.rows)

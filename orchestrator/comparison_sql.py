@@ -6,7 +6,7 @@ The lines are made in Postgres because there they never become objects: a millio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from db.split import HASH_DIGITS, held_out_threshold
 from orchestrator.config import ComparisonsSection
@@ -125,24 +125,24 @@ def _own_turns(side: str) -> str:
     ) end"""
 
 
-def _reason(any_pinned: bool, all_sources: bool, withdrawn: str, *, erased: bool) -> str:
+def _reason(any_pinned: bool, all_sources: bool, withdrawn: str, erased: Literal["none", "left out", "had"]) -> str:
     """Why a comparison is left out, NULL where it is not; the first that applies counts.
 
-    `withdrawn` is an array of the ids of the raters who withdrew. With `erased` also what lost its text since is left
-    out: a set that is built now can't have it. A set that was built before had it, whatever its text was.
+    `withdrawn` is an array of the ids of the raters who withdrew. What was erased is "left out" of a set that is built
+    now; a set that was built before "had" it, whatever is left of its text; "none" where nobody was erased.
     """
     is_erased = "exists (select from erased_comparisons gone where gone.comparison_id = comparison.id)"
     pinned = "when pinned_keys.split_key is not null and dialogue.pinned_split is null then 'held_out_elsewhere'"
     return f"""
     case
         when comparison.rater_id = any({withdrawn}) then 'withdrawn'
-        {f"when {is_erased} then 'erased'" if erased else ""}
+        {f"when {is_erased} then 'erased'" if erased == "left out" else ""}
         when pair.purpose = 'evaluation' then 'evaluation'
         when comparison.side = 'none' then 'none_' || comparison.reason
         when comparison.strength < %(min_strength)s then 'weak'
         when comparison.label_kind <> all(%(label_kinds)s) then comparison.label_kind || '_label'
         {"" if all_sources else "when dialogue.source <> all(%(sources)s) then 'source'"}
-        {"" if erased else f"when {is_erased} then null"}
+        {f"when {is_erased} then null" if erased == "had" else ""}
         when a.text = b.text and a.history is not distinct from b.history then 'identical_replies'
         when dialogue.split_key is null then 'no_opening_message'
         {pinned if any_pinned else ""}
@@ -150,7 +150,12 @@ def _reason(any_pinned: bool, all_sources: bool, withdrawn: str, *, erased: bool
 
 
 def copy_statement(
-    section: ComparisonsSection, blocks: list[tuple[int, int]], *, any_pinned: bool, withdrawn: list[int]
+    section: ComparisonsSection,
+    blocks: list[tuple[int, int]],
+    *,
+    any_pinned: bool,
+    any_erased: bool,
+    withdrawn: list[int],
 ) -> tuple[str, dict[str, Any]]:
     """A COPY that gives one row per block of comparison ids, and its parameters.
 
@@ -158,6 +163,8 @@ def copy_statement(
     out. With `any_pinned` it reads the pinned split keys from the temporary table `pinned_keys`; comparisons of the
     raters `withdrawn` are left out.
     """
+    # Asked for each comparison only where there is an answer.
+    erased: Literal["none", "left out"] = "left out" if any_erased else "none"
     held_out = f"('x' || left(dialogue.split_key, {HASH_DIGITS}))::bit({4 * HASH_DIGITS})::bigint < %(threshold)s"
     join_pinned = "left join pinned_keys on pinned_keys.split_key = dialogue.split_key" if any_pinned else ""
     statement = f"""
@@ -185,7 +192,7 @@ copy (
                 greatest({_own_turns("a")}, {_own_turns("b")}) as own_turns,
                 {_history("a")} as history_a,
                 {_history("b")} as history_b,
-                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]", erased=True)} as reason
+                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]", erased)} as reason
             from comparisons comparison
             join pairs pair on pair.id = comparison.pair_id
             join dialogues dialogue on dialogue.id = pair.dialogue_id
@@ -229,7 +236,7 @@ def membership_query(
         narrowed += " and comparison.id = %(comparison_id)s"
     if rater_id is not None:
         narrowed += " and comparison.rater_id = %(rater_id)s"
-    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})", erased=False)
+    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})", "had")
     statement = f"""
 with pinned_keys as (select distinct split_key from ({PINNED}) pinned)
 select comparison.rater_id, array_agg(comparison.id order by comparison.id)
