@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from in_chromium import PHONE, begin, choose, chromium, join, link, new_context, serious_barriers, write
 from playwright.sync_api import BrowserContext, Page, expect
 from scene import DESK, set_scene, work_a_while
 from sqlalchemy.orm import Session
-from test_browser import PHONE, begin, choose, chromium, join, link, new_context, write
 
 from db import tables as t
 from orchestrator import contestants, notices
@@ -58,15 +57,7 @@ def test_no_page_has_a_serious_barrier(
     new_context: Callable[..., BrowserContext], every_page: Callable[..., Iterator[str]], scheme: str
 ) -> None:
     page = new_context(color_scheme=scheme).new_page()
-    axe, found = Axe(), {}
-    for name in every_page(page):
-        serious = [
-            f"{violation['id']}: {[node['target'] for node in violation['nodes']]}"
-            for violation in axe.run(page).response["violations"]
-            if violation["impact"] in ("serious", "critical")
-        ]
-        if serious:
-            found[name] = serious
+    found = {name: barriers for name in every_page(page) if (barriers := serious_barriers(page))}
     assert found == {}
 
 
