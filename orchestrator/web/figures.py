@@ -115,6 +115,30 @@ def figures_of(session: Session, rater_id: int) -> RaterFigures | None:
 
 
 @dataclass(frozen=True)
+class TaskTime:
+    """How long a rater took for the choices of one task."""
+
+    task: str
+    comparisons: int
+    median_s: float | None
+
+
+def times_by_task(session: Session, rater_id: int) -> list[TaskTime]:
+    """A rater's median time per task, the task with most comparisons first; edits are no choices and left out."""
+    number = func.count()
+    rows = session.execute(
+        select(t.Dialogue.task, number, func.percentile_cont(0.5).within_group(t.Comparison.duration_ms) / 1000)
+        .select_from(t.Comparison)
+        .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
+        .join(t.Dialogue, t.Dialogue.id == t.Pair.dialogue_id)
+        .where(t.Comparison.rater_id == rater_id, t.Pair.edit_of_id.is_(None))
+        .group_by(t.Dialogue.task)
+        .order_by(number.desc(), t.Dialogue.task)
+    )
+    return [TaskTime(task, n, None if median is None else float(median)) for task, n, median in rows]
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How often a preference model scored higher what a rater chose, of the rater's comparisons it never trained on."""
 

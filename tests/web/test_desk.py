@@ -19,7 +19,7 @@ from orchestrator.raters import create_rater
 from orchestrator.web import access
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
-from orchestrator.web.figures import figures_of, repeated_openings, wilson_interval
+from orchestrator.web.figures import figures_of, repeated_openings, times_by_task, wilson_interval
 from tests.db.rows import add_comparison
 
 Database = Callable[[], Session]
@@ -205,7 +205,9 @@ def test_an_invitation_made_at_the_desk_works_and_is_shown_once(
     assert httpx.get(link.group(0)).status_code == 410
 
 
-def test_figures_of_a_rater_by_hand(new_rater: Callable[[str], httpx.Client], live: str, database: Database) -> None:
+def test_figures_of_a_rater_by_hand(
+    admin: Browser, new_rater: Callable[[str], httpx.Client], live: str, database: Database
+) -> None:
     rater = new_rater("ann")
     answers = [
         {"side": "a", "strength": 1, "duration_ms": 1000},
@@ -224,6 +226,15 @@ def test_figures_of_a_rater_by_hand(new_rater: Callable[[str], httpx.Client], li
         assert found.median_s == 3.0  # of 1, 3 and 9 s; the fourth measured none
         assert found.position_bias == wilson_interval(2, 3)
         assert [times for _, times in repeated_openings(session, rater_id)] == [4]
+        assert [(row.task, row.comparisons, row.median_s) for row in times_by_task(session, rater_id)] == [
+            ("helpful", 4, 3.0)
+        ]
+    _, message_id = ask(rater, "model_comparison")
+    answer = {"side": "a", "duration_ms": 500}
+    ok(rater.post(f"/api/pairs/{pair_of(rater, message_id)['pair_id']}/comparison", json=answer))
+    shown = admin.get(f"/desk/raters/{rater_id}").text
+    assert re.search(r"Compare models</td><td>1</td><td>0\.5 s</td>", shown)
+    with database() as session:
         assert figures_of(session, 999) is None
 
 

@@ -18,16 +18,22 @@ from stand_in import StandIn
 
 from db import tables as t
 from orchestrator import contestants
+from orchestrator.keys import create_key
 from orchestrator.queues import add_group, join_group
 from orchestrator.raters import create_rater, set_status
 from orchestrator.web import access
 from orchestrator.web.app import FeedbackConfig, create_app
+from orchestrator.web.desk_access import desk_cookie
 from orchestrator.web.tasks import INSTRUCTIONS
 
 Database = Callable[[], Session]
 
+ADMIN_TOKEN = "the admin's token"  # of the fixture `config`
 NOBODY, RATER, BANNED, OTHER = "nobody", "rater", "banned rater", "other rater"
+ADMIN, KEY = "admin", "API key"
 CALLERS = (NOBODY, RATER, BANNED, OTHER)
+OUTSIDERS = (ADMIN, KEY)
+"""Neither opens what is a rater's: each gets what nobody gets, but for the metrics."""
 
 # The statuses, in the order of CALLERS. What is another rater's is 404, as if it were not there.
 OPEN = (200, 200, 200, 200)
@@ -87,13 +93,21 @@ class Callers:
     def __init__(self, url: str, database: Database) -> None:
         self.browsers: dict[str, Browser] = {}
         self.tokens: dict[str, str] = {}
-        self.csrf: dict[str, str] = {NOBODY: "0"}
-        for caller in CALLERS:
+        self.csrf: dict[str, str] = {}
+        for caller in CALLERS + OUTSIDERS:
             browser = self.browsers[caller] = Browser(url)
             browser.client.follow_redirects = False
             # As the page's script asks: a form that worked answers 200 and says where to go.
             browser.client.headers["Accept"] = "application/json"
-            if caller == NOBODY:
+            self.csrf[caller] = "0"
+            if caller == ADMIN:
+                browser.client.cookies.set("orchestrator_desk", desk_cookie(ADMIN_TOKEN))
+                self.tokens[caller] = ADMIN_TOKEN
+            if caller == KEY:
+                with database() as session, session.begin():
+                    self.tokens[caller] = create_key(session, "a program")
+                browser.client.headers["Authorization"] = f"Bearer {self.tokens[caller]}"
+            if caller == NOBODY or caller in OUTSIDERS:
                 continue
             with database() as session, session.begin():
                 rater, self.tokens[caller] = create_rater(session, caller.replace(" ", "-"))
@@ -113,6 +127,13 @@ def callers(feedback_url: str, database: Database, live: str) -> Iterator[Caller
     callers = Callers(feedback_url, database)
     yield callers
     callers.close()
+
+
+def expected_of(caller: str, path: str, statuses: tuple[int, int, int, int]) -> int:
+    """What the table says that a caller gets."""
+    if path == "/metrics" and caller in OUTSIDERS:
+        return 200 if caller == ADMIN else 403  # a token, but not the admin's
+    return statuses[0] if caller in OUTSIDERS else statuses[CALLERS.index(caller)]
 
 
 def test_every_route_is_in_the_table(config: FeedbackConfig) -> None:
@@ -158,7 +179,7 @@ def things(callers: Callers, feedback_url: str, database: Database) -> dict[str,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("caller", CALLERS + OUTSIDERS)
 def test_the_pages_answer_each_caller_as_the_table_says(
     callers: Callers, feedback_url: str, database: Database, stand_in: StandIn, caller: str
 ) -> None:
@@ -187,7 +208,7 @@ def test_the_pages_answer_each_caller_as_the_table_says(
         if path.endswith("/edit") and answer.status_code == 200:
             leaf = _leaf(database)
         answers[f"{method} {path}"] = answer.status_code
-        expected[f"{method} {path}"] = statuses[CALLERS.index(caller)]
+        expected[f"{method} {path}"] = expected_of(caller, path, statuses)
     assert answers == expected
 
 
@@ -196,7 +217,7 @@ def _leaf(database: Database) -> str:
         return str(session.scalar(select(func.max(t.Message.id))))
 
 
-@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("caller", CALLERS + OUTSIDERS)
 def test_the_api_answers_each_caller_as_the_table_says(
     callers: Callers, feedback_url: str, database: Database, caller: str
 ) -> None:
@@ -212,7 +233,7 @@ def test_the_api_answers_each_caller_as_the_table_says(
             given = None if body is None else {k: leaf if v == "leaf" else v for k, v in body.items()}
             answer = client.request(method, where, json=given, headers=headers)
             answers[f"{method} {path}"] = answer.status_code
-            status = statuses[CALLERS.index(caller)]
+            status = expected_of(caller, path, statuses)
             # The choice was made above: the rater's is the same one again.
             same = path.endswith("/comparison") and caller == RATER
             expected[f"{method} {path}"] = 200 if same else status

@@ -109,6 +109,7 @@ def _add_raters(router: APIRouter, desk: Desk) -> None:
                 "rater": found,
                 "agreement": figures.agreement(session).get(rater_id),
                 "statuses": raters.STATUSES,
+                "times": figures.times_by_task(session, rater_id),
                 "repeats": figures.repeated_openings(session, rater_id),
                 "dialogues": rows[:ROWS],
                 "number": number,
