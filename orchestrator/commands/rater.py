@@ -16,6 +16,9 @@ from orchestrator import raters, withdrawal
 from orchestrator.commands.printing import print_table
 from orchestrator.settings import Settings
 
+_DIALOGUES = 50
+"""How many of a rater's dialogues are listed, the newest."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -42,8 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     erase.add_argument("--note", default="", help="who asked for it and how, without naming the person")
     touched = actions.add_parser("touched", help="what a rater's comparisons went into")
     touched.add_argument("handle")
+    show = actions.add_parser("show", help="a rater in figures: time per task, agreement, repeats, dialogues")
+    show.add_argument("handle")
+    read = actions.add_parser("read", help="a dialogue with every pair and choice, as JSON")
+    read.add_argument("dialogue", type=int, help="its id, from `rater show`")
+    sign_out = actions.add_parser("sign-out", help="end every session of a rater in a browser")
+    sign_out.add_argument("handle")
     listing = actions.add_parser("list", help="raters and how many comparisons each made")
-    for action in (add, token, status, withdraw, erase, touched, listing):
+    for action in (add, token, status, withdraw, erase, touched, show, read, sign_out, listing):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -59,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
             shown = {"handle": args.handle, "token": raters.renew_token(database, args.handle)}
         elif args.action == "status":
             shown = {"handle": args.handle, "status": raters.set_status(database, args.handle, args.status).status}
+        elif args.action == "show":
+            shown = _figures(database, raters.get_rater(database, args.handle).id)
+        elif args.action == "read":
+            shown = _dialogue(database, args.dialogue)
+        elif args.action == "sign-out":
+            from orchestrator.web.access import end_sessions_of
+
+            end_sessions_of(database, raters.get_rater(database, args.handle).id)
+            shown = {"signed out": args.handle}
         elif args.action in ("withdraw", "touched"):
             if args.action == "withdraw":
                 withdrawal.withdraw(database, args.handle, args.note)
@@ -66,12 +84,14 @@ def run(args: argparse.Namespace) -> int:
             shown = {"handle": args.handle} | found.to_json()
         else:
             shown = _listing(database)
-    if args.json:
-        print(json.dumps(shown, indent=2))
+    if args.json or args.action == "read":
+        print(json.dumps(shown, indent=2, default=str, ensure_ascii=False))
     elif isinstance(shown, list):
         print_table(shown, "No raters yet. Add one with `orchestrator rater add HANDLE`.")
     elif "artifacts" in shown:
         _print_touched(shown)
+    elif args.action == "show":
+        _print_figures(shown)
     else:
         print("\n".join(f"{key}: {value}" for key, value in shown.items()))
         if "token" in shown:
@@ -121,6 +141,44 @@ def _listing(database: Session) -> list[dict[str, Any]]:
         .order_by(count.desc(), t.Rater.id)
     )
     return [dict(row._mapping) for row in rows]
+
+
+def _figures(database: Session, rater_id: int) -> dict[str, Any]:
+    """What the desk shows of a rater."""
+    from orchestrator.web import figures
+    from orchestrator.web.reading import dialogues_of
+
+    found = figures.figures_of(database, rater_id)
+    agreement = figures.agreement(database).get(rater_id)
+    assert found is not None
+    return {
+        "figures": asdict(found) | {"position_bias": found.position_bias},
+        "agreement": None if agreement is None else asdict(agreement),
+        "times": [asdict(row) for row in figures.times_by_task(database, rater_id)],
+        "repeats": [{"times": times, "opening": text} for text, times in figures.repeated_openings(database, rater_id)],
+        "dialogues": [asdict(row) for row in dialogues_of(database, rater_id, _DIALOGUES, 0)],
+    }
+
+
+def _dialogue(database: Session, dialogue_id: int) -> dict[str, Any]:
+    from orchestrator.web.reading import whole_dialogue
+
+    found = whole_dialogue(database, dialogue_id)
+    if found is None:
+        raise raters.RaterError(
+            f"There is no dialogue {dialogue_id}. `orchestrator rater show HANDLE` lists a rater's."
+        )
+    return asdict(found)
+
+
+def _print_figures(shown: dict[str, Any]) -> None:
+    for name, value in shown["figures"].items():
+        print(f"{name}: {value}")
+    agreement = shown["agreement"]
+    print("agreement: " + ("-" if agreement is None else f"{agreement['accuracy']:.2f} of {agreement['n']}"))
+    for title in ("times", "repeats", "dialogues"):
+        print(f"\n{title}")
+        print_table(shown[title], "None.")
 
 
 def _print_touched(shown: dict[str, Any]) -> None:

@@ -7,9 +7,12 @@ import re
 
 import pytest
 
+from db import tables as t
 from db.session import session as open_session
 from orchestrator import cli
+from orchestrator.raters import create_rater
 from orchestrator.web import access
+from tests.db.rows import add_comparison
 
 
 @pytest.fixture
@@ -64,3 +67,25 @@ def test_a_study_is_added_counted_and_ended(command, database_url: str) -> None:
     assert (status, "no open study 'abc'" in errors) == (2, True)
     status, _, errors = command("study", "add", "prolific", "abc", "--code", "C")
     assert (status, "is there already" in errors) == (2, True)
+
+
+def test_a_rater_is_shown_read_and_signed_out(command, database_url: str) -> None:
+    with open_session(database_url) as session:
+        rater, _ = create_rater(session, "ann")
+        comparison = add_comparison(session, "Why is the sky blue?", rater=rater)
+        dialogue = session.get_one(t.Dialogue, session.get_one(t.Pair, comparison.pair_id).dialogue_id)
+        cookie = access.begin_session(session, rater.id)
+        dialogue_id = dialogue.id
+    status, printed, _ = command("rater", "show", "ann")
+    assert status == 0
+    assert "comparisons: 1" in printed
+    assert "agreement: -" in printed
+    shown = json.loads(command("rater", "show", "ann", "--json")[1])
+    assert (shown["figures"]["decided"], shown["times"][0]["comparisons"]) == (1, 1)
+    read = json.loads(command("rater", "read", str(dialogue_id))[1])
+    assert read["messages"][0]["content"] == "Why is the sky blue?"
+    assert [pair["chosen"] for pair in read["messages"][0]["pairs"]] == [comparison.side]
+    assert "signed out: ann" in command("rater", "sign-out", "ann")[1]
+    with open_session(database_url) as session:
+        assert access.signed_in(session, cookie) is None
+    assert command("rater", "show", "nobody")[0] == command("rater", "read", "999")[0] == 2
