@@ -1,14 +1,15 @@
 """Many raters at once on the pages, in open loop; and what becomes of it when processes are killed in the middle.
 
-    python benchmarks/raters_load.py [--raters 500] [--seconds 120] [--pause 5 10] [--p99-ms 150] [--kill]
+    python benchmarks/raters_load.py [--raters 500] [--seconds 120] [--pause 5 10] [--p99-ms 150] [--kill] [--policy]
 
 The feedback app runs as a process of its own over the embedded Postgres; replies come from a stub of the policy server,
-in this benchmark alone. Every rater sends a request every 5 to 10 s, at times fixed beforehand: a slow answer does not
-make the next request later, and latency counts from the intended time. The load generator shares the machine.
+in this benchmark alone, or with `--policy` from the real one over a policy of the demo's size. Every rater sends a
+request every 5 to 10 s, at times fixed beforehand: a slow answer does not make the next request later, and latency
+counts from the intended time. The load generator shares the machine.
 
-With `--kill` the feedback app, the stub and Postgres are each ended by SIGKILL in the middle and started again; raters
-send again until they have an answer, as the page's script does. Afterwards every acknowledged choice must be in the
-database exactly once, and no other. Exits with 1 where something is missing, counted twice, failed or too slow.
+With `--kill` the feedback app, the policy server and Postgres are each ended by SIGKILL in the middle and started
+again; raters send again until they have an answer, as the page's script does. Afterwards every acknowledged choice must
+be in the database exactly once, and no other. Exits with 1 where something is missing, counted twice, failed or slow.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web"), str(ROOT / "benchmarks")]
 
 import httpx  # noqa: E402
 from sqlalchemy import create_engine, select  # noqa: E402
@@ -40,6 +41,7 @@ from sqlalchemy.orm import Session  # noqa: E402
 
 from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
+from orchestrator.artifacts import ArtifactStore  # noqa: E402
 from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
 from orchestrator.ports import free_port  # noqa: E402
 from orchestrator.web import access  # noqa: E402
@@ -54,6 +56,7 @@ uvicorn.run(StandIn().app(), host="127.0.0.1", port=int(sys.argv[1]), log_level=
 """
 START_TIMEOUT_S = 60.0
 TURNS = 3
+REPLY_TOKENS = 40
 
 
 @dataclass
@@ -183,14 +186,31 @@ def _found(pattern: str, page: str, group: int = 1) -> str:
     return found.group(group)
 
 
+def publish_policy(home: Path, url: str) -> None:
+    """A policy of the demo's size with random weights, live."""
+    from feedback_throughput import put_live, write_policy
+
+    store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
+    put_live(url, store.publish(write_policy(home / "policy")).digest, REPLY_TOKENS, 0)
+
+
 @contextmanager
-def services(postgres: EmbeddedPostgres) -> Iterator[tuple[Service, Service]]:
-    """The stub and the feedback app, as processes."""
+def services(postgres: EmbeddedPostgres, home: Path, *, policy: bool) -> Iterator[tuple[Service, Service]]:
+    """What answers in the policy server's place, or itself, and the feedback app, as processes."""
     stub_port, app_port = free_port(), free_port()
     stub_url, app_url = f"http://127.0.0.1:{stub_port}", f"http://127.0.0.1:{app_port}"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "DATABASE_URL": postgres.url, "ORCHESTRATOR_POLICY_URL": stub_url}
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": postgres.url,
+        "ORCHESTRATOR_POLICY_URL": stub_url,
+        "ORCHESTRATOR_HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+    }
     code = STUB.format(paths=[str(ROOT / "tests"), str(ROOT / "tests" / "web")])
-    stub = Service([sys.executable, "-c", code, str(stub_port)], env, f"{stub_url}/")
+    command = [sys.executable, "-c", code, str(stub_port)]
+    if policy:
+        command = [sys.executable, "-m", "orchestrator.cli", "serve-policy", "--port", str(stub_port)]
+    stub = Service(command, env, f"{stub_url}/health")
     serve = [sys.executable, "-m", "orchestrator.cli", "serve-feedback", "--port", str(app_port)]
     app = Service(serve, env, f"{app_url}/health")
     try:
@@ -202,14 +222,15 @@ def services(postgres: EmbeddedPostgres) -> Iterator[tuple[Service, Service]]:
         stub.kill()
 
 
-def sign_in(url: str, raters: int) -> list[str]:
+def sign_in(url: str, raters: int, *, policy: bool) -> list[str]:
     """Raters who have agreed to the instructions, with a session each; their cookies."""
     from running import add_artifact, deploy
 
     engine = create_engine(url)
     cookies = []
     with Session(engine) as session, session.begin():
-        deploy(session, add_artifact(session, "live"))
+        if not policy:
+            deploy(session, add_artifact(session, "live"))
         for number in range(raters):
             rater = t.Rater(handle=f"load-{number}", kind="human")
             session.add(rater)
@@ -307,12 +328,15 @@ def main() -> int:
     parser.add_argument("--p99-ms", type=float, default=150)
     parser.add_argument("--at-least", type=float, default=50, help="requests per second to be achieved")
     parser.add_argument("--kill", action="store_true", help="end each process in the middle; latency is not judged")
+    parser.add_argument("--policy", action="store_true", help="replies from the real policy server")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder) / "postgres") as postgres:
         upgrade(postgres.url)
-        cookies = sign_in(postgres.url, args.raters)
-        with services(postgres) as (stub, app):
+        if args.policy:
+            publish_policy(Path(folder), postgres.url)
+        cookies = sign_in(postgres.url, args.raters, policy=args.policy)
+        with services(postgres, Path(folder), policy=args.policy) as (stub, app):
             faults = Faults(stub, app, postgres, args.seconds) if args.kill else None
             app_url = app.health.removesuffix("/health")
             tally = asyncio.run(load(app_url, cookies, args, faults.start if faults else None))
