@@ -41,6 +41,8 @@ class TokenPair:
     better_ids: array[int]  # what follows the prefix on the better side, at least the end-of-context id
     worse_ids: array[int]
     rater: str | None = None  # id of whoever chose; None where the record does not say
+    tranche: str | None = None  # what produced the replies; None where the record does not say
+    turn: int | None = None  # 1 for a reply to the opening message; None where the record does not say
 
     @property
     def better_tokens(self) -> int:
@@ -182,6 +184,8 @@ def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
         better_ids=array("i", better[shared:]),
         worse_ids=array("i", worse[shared:]),
         rater=record.get("rater"),
+        tranche=record.get("tranche"),
+        turn=record.get("turn"),
     )
 
 

@@ -23,7 +23,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
         raise ValueError(f"{successes} successes of {n}: expected a number from 0 to {n}")
     if n == 0:
         return 0.0, 1.0
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     share = successes / n
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
@@ -73,7 +73,7 @@ def student_quantile(confidence: float, degrees: int) -> float:
         return 1 / math.tan(tail * math.pi / 2)
     if degrees == 2:
         return math.sqrt(2 / (tail * (2 - tail)) - 2)
-    t = _normal_quantile(confidence)
+    t = normal_quantile(confidence)
     if degrees > 1000:
         return t
     # From the left, where the distribution function is concave, Newton cannot overshoot.
@@ -86,7 +86,8 @@ def student_quantile(confidence: float, degrees: int) -> float:
     return t
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """Two-sided normal quantile: half-width of the interval in standard errors, 1.96 for 0.95."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence}: expected a share between 0 and 1, such as 0.95")
     return NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -6,15 +6,12 @@ the rater's own taste for length, and the preference model's accuracy with lengt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.logistic import logistic_slope
 from models.preference_loss import count_correct
 
-# Newton's method on a concave function of one variable; it converges in fewer than ten steps or diverges.
-NEWTON_STEPS = 50
-NEWTON_TOLERANCE = 1e-10
 # A residual this small beside its gap is rounding, that is a tie: without this a model that only measures
 # length would be judged by the sign of its last bit.
 RESIDUAL_ROUNDING = 1e-9
@@ -46,25 +43,8 @@ def length_log_odds(length_differences: Sequence[float]) -> float | None:
 
     Worked example: d = 1, 1, 1, −1 gives sigmoid(a) = 3/4, so a = log 3 = 1.0986.
     """
-    nonzero = [d for d in length_differences if d != 0]
-    if not any(d > 0 for d in nonzero) or not any(d < 0 for d in nonzero):
-        return None
-    # In units of the root mean square difference, so that the first Newton step is of a sensible size.
-    scale = math.sqrt(sum(d * d for d in nonzero) / len(nonzero))
-    scaled = [d / scale for d in nonzero]
-    coefficient = 0.0
-    for _ in range(NEWTON_STEPS):
-        wins = [_sigmoid(coefficient * d) for d in scaled]
-        gradient = sum(d * (1.0 - p) for d, p in zip(scaled, wins, strict=True))
-        curvature = sum(d * d * p * (1.0 - p) for d, p in zip(scaled, wins, strict=True))
-        if curvature == 0.0:
-            break
-        # A step is at most 1: far from the maximum the curvature is nearly 0 and a full step overshoots.
-        step = max(-1.0, min(1.0, gradient / curvature))
-        coefficient += step
-        if abs(step) < NEWTON_TOLERANCE:
-            break
-    return coefficient / scale
+    found = logistic_slope(length_differences)
+    return None if found is None else found[0]
 
 
 def regress_out_length(gaps: Sequence[float], length_differences: Sequence[float]) -> LengthRegression:
@@ -96,9 +76,3 @@ def regress_out_length(gaps: Sequence[float], length_differences: Sequence[float
         residual = gap - slope * difference
         residuals.append(0.0 if abs(residual) <= RESIDUAL_ROUNDING * abs(gap) else residual)
     return LengthRegression(slope, residuals, count_correct(residuals))
-
-
-def _sigmoid(x: float) -> float:
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    return math.exp(x) / (1.0 + math.exp(x))

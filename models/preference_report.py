@@ -1,6 +1,6 @@
 """What a preference model's scores say about the held-out comparisons: accuracies with intervals, by group.
 
-Read next: `models/length_regression.py`.
+Read next: `models/preference_curves.py` and `models/length_regression.py`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from models.intervals import wilson
 from models.length_regression import count_longer_wins, length_log_odds, regress_out_length
+from models.preference_curves import (
+    accuracy_entry,
+    confident_mistakes,
+    histogram,
+    histogram_edges,
+    reliability,
+    threshold_curve,
+)
 from models.preference_loss import count_correct
 
 if TYPE_CHECKING:
     from models.comparison_data import TokenPair
     from models.preference import PreferenceModel
+
+Entry = TypeVar("Entry")
+
+# Few dialogues go on for longer; the later turns share one group.
+LAST_TURN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,8 @@ class ScoredPair:
     worse_score: float
     length_difference: int  # tokens(better) − tokens(worse)
     rater: str | None = None
+    tranche: str | None = None
+    turn: int | None = None
 
     @property
     def gap(self) -> float:
@@ -45,33 +59,43 @@ def score_pairs(model: PreferenceModel, pairs: Sequence[TokenPair]) -> list[Scor
     """Both scores of every pair, in the order given."""
     better, worse = model.score_pairs(pairs)
     return [
-        ScoredPair(pair.id, pair.source, pair.question, better[i], worse[i], pair.length_difference, pair.rater)
+        ScoredPair(
+            pair.id,
+            pair.source,
+            pair.question,
+            better[i],
+            worse[i],
+            pair.length_difference,
+            pair.rater,
+            pair.tranche,
+            pair.turn,
+        )
         for i, pair in enumerate(pairs)
     ]
 
 
-def accuracy_entry(num_correct: float, n: int) -> dict[str, Any]:
-    """A share with its Wilson 95% interval and its count; accuracy is None where nothing was counted."""
-    low, high = wilson(num_correct, n)
-    return {"accuracy": num_correct / n if n else None, "ci": [low, high], "n": n}
-
-
 def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Accuracy of the preference model, of "the longer reply wins", and of the scores without length.
+    """Accuracy of the preference model, of "the longer reply wins", and of the scores without length; and the curves.
 
     Each has an overall figure and one per source; the model's own also one per
-    question and per rater. Where length is regressed out, each source has its own slope, since
+    question, tranche, turn and rater. Where length is regressed out, each source has its own slope, since
     raters may like length for one question and dislike it for another; the
-    overall figure fits one slope to all pairs.
+    overall figure fits one slope to all pairs. `mean_score` is over better and worse
+    replies alike: thresholds and histograms are relative to it.
     """
     gaps = [pair.gap for pair in pairs]
+    scores = [score for pair in pairs for score in (pair.better_score, pair.worse_score)]
     mean_loss = math.fsum(_softplus(-gap) for gap in gaps) / len(gaps) if gaps else None
+    mean_score = math.fsum(scores) / len(scores) if scores else 0.0
     return {
         **_model_accuracy(pairs),
         "loss": mean_loss,
+        "mean_score": mean_score,
         "by_source": _grouped(pairs, lambda pair: pair.source, _model_accuracy),
         "by_question": _grouped(pairs, lambda pair: pair.question, _model_accuracy),
-        "by_rater": _grouped([p for p in pairs if p.rater is not None], lambda p: p.rater or "", _model_accuracy),
+        "by_tranche": _grouped(pairs, lambda pair: pair.tranche, _model_accuracy),
+        "by_turn": _grouped(pairs, _turn, _model_accuracy),
+        "by_rater": _grouped(pairs, lambda pair: pair.rater, _model_accuracy),
         "longer_wins": {
             **_longer_wins(pairs),
             "by_source": _grouped(pairs, lambda pair: pair.source, _longer_wins),
@@ -80,6 +104,49 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
             **_length_regressed(pairs),
             "by_source": _grouped(pairs, lambda pair: pair.source, _length_regressed),
         },
+        "calibration": {
+            **_calibration(pairs),
+            "by_tranche": _grouped(pairs, lambda pair: pair.tranche, _calibration),
+            "by_question": _grouped(pairs, lambda pair: pair.question, _calibration),
+        },
+        "threshold_curve": {
+            "all": _thresholds(pairs, mean_score),
+            "by_tranche": _grouped(pairs, lambda pair: pair.tranche, lambda group: _thresholds(group, mean_score)),
+        },
+        "histograms": _histograms(pairs, mean_score),
+        "mistakes": confident_mistakes(pairs),
+    }
+
+
+def _turn(pair: ScoredPair) -> str | None:
+    if pair.turn is None:
+        return None
+    return str(pair.turn) if pair.turn < LAST_TURN else f"{LAST_TURN} or later"
+
+
+def _calibration(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    return reliability([pair.gap for pair in pairs])
+
+
+def _thresholds(pairs: Sequence[ScoredPair], mean_score: float) -> list[dict[str, Any]]:
+    return threshold_curve([pair.better_score for pair in pairs], [pair.worse_score for pair in pairs], mean_score)
+
+
+def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> dict[str, Any]:
+    """Counts of better and of worse scores, less the mean, in the same bins for all pairs, tranches and questions."""
+    edges = histogram_edges([s - mean_score for pair in pairs for s in (pair.better_score, pair.worse_score)])
+
+    def counts(group: Sequence[ScoredPair]) -> dict[str, list[int]]:
+        return {
+            "better": histogram([pair.better_score - mean_score for pair in group], edges),
+            "worse": histogram([pair.worse_score - mean_score for pair in group], edges),
+        }
+
+    return {
+        "edges": edges,
+        "all": counts(pairs),
+        "by_tranche": _grouped(pairs, lambda pair: pair.tranche, counts),
+        "by_question": _grouped(pairs, lambda pair: pair.question, counts),
     }
 
 
@@ -102,13 +169,14 @@ def _length_regressed(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 
 def _grouped(
-    pairs: Sequence[ScoredPair],
-    key: Callable[[ScoredPair], str],
-    entry: Callable[[Sequence[ScoredPair]], dict[str, Any]],
-) -> dict[str, dict[str, Any]]:
+    pairs: Sequence[ScoredPair], key: Callable[[ScoredPair], str | None], entry: Callable[[Sequence[ScoredPair]], Entry]
+) -> dict[str, Entry]:
+    """An entry per group, in the order of their names; pairs that name no group are in none."""
     groups: dict[str, list[ScoredPair]] = {}
     for pair in pairs:
-        groups.setdefault(key(pair), []).append(pair)
+        name = key(pair)
+        if name is not None:
+            groups.setdefault(name, []).append(pair)
     return {name: entry(groups[name]) for name in sorted(groups)}
 
 

@@ -1,11 +1,14 @@
-"""The report of a cycle: what went in, what was measured, what was decided, in Markdown and JSON.
+"""The report of a cycle: what went in, what was measured, what was decided, in Markdown, JSON and pictures.
 
-Elo comes from people's comparisons alone; where nobody compared, it is null and the report says so.
+Elo comes from people's comparisons alone; where nobody compared, it is null and the report says so. The pictures are
+in `orchestrator/pictures.py`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,29 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.cycles import database
+from orchestrator.evaluations import replies
+from orchestrator.pictures import Picture, draw_all
 from orchestrator.stage import StageContext, build
 
 NOT_JUDGED = "not judged by people"
 
 
 def write_report(cycle_id: int) -> tuple[int, str]:
-    """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown."""
+    """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown, its pictures inline."""
     with StageContext(cycle_id, "write_report") as context:
         numbers = cycle_numbers(cycle_id)
-        markdown = to_markdown(numbers)
+        pictures = draw_all(numbers | {"policy_scores": _policy_scores(context)})
+        # The Prefect UI shows PNG as data URIs and strips inline SVG.
+        markdown = to_markdown(numbers, [(picture, _data_uri(picture.png)) for picture in pictures])
         # Times stay out of the artifact, so that the same cycle gives the same report.
         lasting = {key: value for key, value in numbers.items() if key != "stages"}
 
         def write(out: Path) -> dict[str, Any]:
             (out / "report.json").write_text(json.dumps(lasting, indent=1, sort_keys=True))
-            (out / "report.md").write_text(to_markdown(lasting))
+            beside = [(picture, f"{picture.name}.png") for picture in pictures]
+            (out / "report.md").write_text(to_markdown(lasting, beside))
+            for picture, name in beside:
+                (out / name).write_bytes(picture.png)
             return {"cycle": numbers["cycle"], "decision": numbers["decision"]}
 
         inputs = {role: id_ for role, id_ in numbers["artifact_ids"].items() if id_ is not None}
@@ -76,8 +86,8 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
     return numbers
 
 
-def to_markdown(numbers: dict[str, Any]) -> str:
-    """The report as an operator reads it in the Prefect UI."""
+def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
+    """The report as an operator reads it in the Prefect UI; each picture comes with where it is."""
     lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
     decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
@@ -85,6 +95,9 @@ def to_markdown(numbers: dict[str, Any]) -> str:
         lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
+    for picture, place in pictures:
+        lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
+    lines += _mistakes(numbers)
     if numbers.get("stages"):
         lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
         for stage in numbers["stages"]:
@@ -113,8 +126,14 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     if numbers["preference_model"]:
         held_out = numbers["preference_model"]["held_out"]
         rows.append(("PM held-out accuracy", _with_interval(held_out.get("accuracy"), held_out.get("ci"))))
-        for source, part in sorted(held_out.get("by_source", {}).items()):
-            rows.append((f"… {source}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
+        for grouping in ("by_source", "by_question", "by_tranche"):
+            groups = held_out.get(grouping, {})
+            # A single question or tranche says what the overall figure says.
+            if len(groups) > 1 or grouping == "by_source":
+                for name, part in sorted(groups.items()):
+                    rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
+        if held_out.get("calibration", {}).get("n"):
+            rows.append(("PM calibration", _calibration(held_out["calibration"])))
     if numbers["orientation"]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
@@ -133,6 +152,50 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _calibration(found: dict[str, Any]) -> str:
+    error = f"error {found['expected_calibration_error']:.3f} ({found['error_by_chance']:.3f} by chance)"
+    if found["slope"] is None:
+        return error
+    low, high = found["slope_ci"]
+    verdict = "over-confident" if high < 1 else "under-confident" if low > 1 else "calibrated within the interval"
+    return f"{verdict}: slope {_with_interval(found['slope'], found['slope_ci'], 2)}, {error}"
+
+
+def _mistakes(numbers: dict[str, Any]) -> list[str]:
+    """The pairs that the preference model is most surely wrong about, by id; their texts are in the comparison set."""
+    mistakes = ((numbers["preference_model"] or {}).get("held_out") or {}).get("mistakes")
+    if not mistakes:
+        return []
+    lines = ["", "## Most confident mistakes of the preference model", ""]
+    lines += ["| comparison | source | question | better | worse | gap |", "|---|---|---|---|---|---|"]
+    for pair in mistakes:
+        scores = " | ".join(f"{pair[name]:.2f}" for name in ("better_score", "worse_score", "gap"))
+        lines.append(f"| {pair['id']} | {pair['source']} | {pair['question']} | {scores} |")
+    return lines
+
+
+def _policy_scores(context: StageContext) -> dict[str, dict[str, list[float]]]:
+    """The scores of the snapshot's and the initial policy's replies to the held-out prompts, by kind."""
+    with context.session() as session:
+        artifacts = _newest_artifacts(session, context.cycle_id)
+        subjects = {"snapshot": artifacts.get("snapshot"), "initial": artifacts.get("initial_policy")}
+        folders = {}
+        for who, subject in subjects.items():
+            found = _evaluation_row(session, context.cycle_id, "policy", subject.id) if subject is not None else None
+            if found is not None and found.artifact_id is not None:
+                folders[who] = session.get_one(t.Artifact, found.artifact_id).digest
+    scores: dict[str, dict[str, list[float]]] = {}
+    for who, digest in folders.items():
+        by_kind = scores.setdefault(who, {})
+        for record in replies(context.store.fetch(digest)):
+            by_kind.setdefault(record["kind"], []).append(record["score"])
+    return scores
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
 def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
     """By kind, the artifact that the cycle's latest finished stage of that kind ended with."""
     kinds = ("initial_policy", "comparison_set", "preference_model", "prompt_set", "snapshot")
@@ -146,11 +209,15 @@ def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
 
 
 def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> dict[str, Any] | None:
+    found = _evaluation_row(session, cycle_id, kind, subject_id)
+    return found.numbers if found else None
+
+
+def _evaluation_row(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> t.Evaluation | None:
     query = select(t.Evaluation).where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind)
     if subject_id is not None:
         query = query.where(t.Evaluation.subject_id == subject_id)
-    found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
-    return found.numbers if found else None
+    return session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
 
 
 def _initial_evaluation(session: Session, cycle_id: int, snapshot: t.Artifact | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from db import tables as t
 from db.session import make_engine
 from flows.cycle import turn
 from flows.running import InProcess, Outcome
+from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.importing import ImportRequest, import_file
 from orchestrator.report import cycle_numbers
@@ -85,7 +87,7 @@ def rows(url: str, table: type[t.Base]) -> list[Any]:
 @pytest.mark.parametrize(
     "family", ["llama without template", pytest.param("qwen2 without pad token", marks=pytest.mark.slow)]
 )
-def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, tmp_path):
+def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, tmp_path):
     model = tmp_path / "model"
     if family.startswith("llama"):
         write_llama(model, template=None)
@@ -112,6 +114,12 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, tmp_pat
     assert numbers["initial_evaluation"]["kl_nats"] == 0
     assert numbers["elo"] is None
     assert "not judged by people" in said[-1]
+    assert "](data:image/png;base64," in said[-1]
+    (report,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]
+    files = ArtifactStore(f"file://{home}/artifacts", home / "cache").fetch(report.digest)
+    shown = re.findall(r"\]\((\w+\.png)\)", (files / "report.md").read_text())
+    assert {"reliability.png", "score_histograms.png", "policy_scores.png"} <= set(shown)
+    assert {path.name for path in files.glob("*.png")} == set(shown)
     assert {stage.state for stage in rows(instance, t.Stage)} == {"done"}
 
 
