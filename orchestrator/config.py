@@ -149,7 +149,22 @@ class EvaluationSection(Section):
     temperature: float = Field(1.0, gt=0)
     best_of: int = Field(16, ge=1, description="Best-of-n of the initial policy, as a yardstick; 1 turns it off")
     best_of_prompts: int = Field(256, ge=1, description="Prompts for the yardstick, which costs n replies each")
+    best_of_points: tuple[int, ...] = Field(
+        (),
+        description="Best of these k too, each at most best_of, from the same replies: points for the √KL picture; "
+        "the paper: 1, 4, 16, 64",
+    )
     threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _points_within(self) -> Self:
+        for k in self.best_of_points:
+            if not 1 <= k <= self.best_of:
+                raise ValueError(
+                    f"best_of_points asks for the best of {k}; expected 1 to best_of = {self.best_of}. Raise best_of "
+                    "(and lower best_of_prompts: each costs best_of replies), or leave that point out"
+                )
+        return self
 
 
 class GatesSection(Section):

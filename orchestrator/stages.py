@@ -185,9 +185,11 @@ def evaluate_policy(
     name = "evaluate_policy" if best_of == 1 else f"evaluate_best_of_{best_of}"
     with StageContext(cycle_id, name) as context:
         section = context.config.evaluation
-        settings = section.model_dump(exclude={"best_of", "best_of_prompts"}) | {"best_of": best_of}
+        settings = section.model_dump(exclude={"best_of", "best_of_prompts", "best_of_points"}) | {"best_of": best_of}
         if best_of > 1:
             settings["num_prompts"] = min(section.num_prompts, section.best_of_prompts)
+            if section.best_of_points:
+                settings["best_of_points"] = list(section.best_of_points)
         evaluation_id = run_job_stage(
             context,
             kind="evaluation",

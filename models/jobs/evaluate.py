@@ -18,6 +18,7 @@ from models.huggingface import load_causal_lm
 from models.intervals import mean_interval_json
 from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
 from models.jobs.runtime import Job, JobError, main, settings_from
+from models.kl_law import expected_best_of
 from models.policy import Policy
 from models.ppo import best_of_n_kl
 from models.prompts import KINDS, Prompt
@@ -34,13 +35,18 @@ BATCH_REPLIES = 512
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Which replies are judged. With `best_of` n, the reply that the PM likes best of n stands for its prompt."""
+    """Which replies are judged. With `best_of` n, the reply that the PM likes best of n stands for its prompt.
+
+    `best_of_points` asks for the expected score of the best of k as well, for each of these k up to n, from the same n
+    replies: points for the picture of score against KL.
+    """
 
     num_prompts: int = 256
     split: Literal["held_out", "train"] = "held_out"
     max_reply_tokens: int = 128
     temperature: float = 1.0
     best_of: int = 1
+    best_of_points: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "max_reply_tokens", "best_of"):
@@ -48,6 +54,9 @@ class EvaluationSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; expected 0 or more.")
+        for k in self.best_of_points:
+            if not 1 <= k <= self.best_of:
+                raise ValueError(f"best_of_points asks for {k} of {self.best_of} replies; expected 1 to best_of.")
 
 
 def run(job: Job) -> None:
@@ -76,6 +85,8 @@ def run(job: Job) -> None:
         records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed))
     job.progress(len(prompts), len(prompts), "evaluate")
     results = summary(records, settings.best_of) | {"prompts_too_long": found.num_too_long, "split": settings.split}
+    if settings.best_of_points:
+        results["best_of_points"] = best_of_points(records, settings.best_of_points)
     if "base_evaluation" in job.inputs:
         results["gain"] = paired_gain(records, job.input("base_evaluation"))
 
@@ -109,7 +120,7 @@ def judge(
     columns = zip(
         prompts, rollout.texts, rollout.scores.tolist(), kls, rollout.completions, entropies.tolist(), strict=True
     )
-    return [
+    records = [
         {
             "prompt_id": prompt.id,
             "kind": prompt.kind,
@@ -123,6 +134,25 @@ def judge(
         }
         for prompt, text, score, kl, completion, entropy in columns
     ]
+    if settings.best_of_points:
+        for i, record in enumerate(records):
+            record["scores"] = scores[i * n : (i + 1) * n]
+    return records
+
+
+def best_of_points(records: Sequence[dict[str, Any]], ks: Sequence[int]) -> list[dict[str, Any]]:
+    """For each k the expected score of the best of k, from the `scores` of all n replies to each prompt.
+
+    The estimate is unbiased for every k up to n, and its interval is over prompts. `kl_nats` is log k − (k − 1)/k, the
+    distance of the best of k to the policy that wrote the k: where that is the initial policy, the whole distance.
+    """
+    points = []
+    for k in ks:
+        score, ci = mean_interval_json([expected_best_of(record["scores"], k) for record in records])
+        points.append(
+            {"k": k, "kl_nats": best_of_n_kl(k), "pm_score": score, "pm_score_ci": ci, "num_prompts": len(records)}
+        )
+    return points
 
 
 def summary(records: Sequence[dict[str, Any]], best_of: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The evaluate job: exact zero for identical weights, best of n, intervals, paired gain."""
 
+import itertools
 import json
 
 import pytest
@@ -114,6 +115,31 @@ def test_best_of_n_takes_the_best_and_says_how_far_it_went(judge):
     assert four["kl_nats"] == pytest.approx(0.636294, abs=1e-6)
     assert four["best_of"] == 4
     assert four["num_prompts"] == 12
+
+
+def test_points_of_best_of_k_come_from_the_same_replies(judge):
+    plain, _, folder = judge("plain", best_of=4)
+    results, records, _ = judge("points", best_of=4, best_of_points=[1, 2, 4])
+    points = {point["k"]: point for point in results.pop("best_of_points")}
+    # Everything else is as without them.
+    assert results == plain
+    assert "best_of_points" not in json.loads((folder / "results.json").read_text())
+    assert [max(record["scores"]) for record in records] == pytest.approx([r["score"] for r in records], abs=1e-6)
+    # k = n is the maximum, and the mean over prompts is what the evaluation says anyway.
+    assert points[4]["pm_score"] == pytest.approx(plain["pm_score"], abs=1e-9)
+    assert points[4]["pm_score_ci"] == pytest.approx(plain["pm_score_ci"], abs=1e-9)
+    # k = 1 is the mean of all four, k = 2 the mean over the six pairs of the four.
+    mean = sum(sum(record["scores"]) / 4 for record in records) / 12
+    assert points[1]["pm_score"] == pytest.approx(mean, abs=1e-9)
+    pairs = sum(max(pair) for record in records for pair in itertools.combinations(record["scores"], 2)) / 6 / 12
+    assert points[2]["pm_score"] == pytest.approx(pairs, abs=1e-9)
+    # log k - (k - 1) / k
+    assert [points[k]["kl_nats"] for k in (1, 2, 4)] == pytest.approx([0.0, 0.193147, 0.636294], abs=1e-6)
+
+
+def test_more_points_than_replies_are_refused(judge):
+    with pytest.raises(JobError, match="best_of_points asks for 8 of 4 replies"):
+        judge("a", best_of=4, best_of_points=[1, 8])
 
 
 def test_gain_is_paired_by_prompt(judge, other_policy_dir):
