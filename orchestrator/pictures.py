@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.logistic import sigmoid
+from orchestrator import kl_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,5 +276,6 @@ PICTURES: dict[str, tuple[str, Draw]] = {
     ),
     "score_histograms": ("Preference model: scores of better and worse held-out replies.", score_histograms),
     "policy_scores": ("The policy's scores over those of the preference model's data.", policy_scores),
+    "kl_law": (kl_picture.CAPTION, kl_picture.kl_law),
 }
 """Every picture of the report by the stem of its file's name, in its order: a caption, and what draws it."""

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.cycles import database
 from orchestrator.evaluations import replies
+from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, draw_all
 from orchestrator.stage import StageContext, build
 
@@ -67,6 +68,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
             "training": snapshot.results if snapshot else None,
+            "kl_law": law_numbers(snapshot.results.get("curve") or []) if snapshot else None,
             "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
             "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
@@ -145,6 +147,8 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     if numbers["best_of_n"]:
         found = numbers["best_of_n"]
         rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {_number(found['pm_score'])}"))
+        rows += best_of_rows(found)
+    rows += law_rows((numbers.get("training") or {}).get("curve") or [])
     if numbers["elo"]:
         rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
     else:

@@ -39,6 +39,7 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
     return {
         "preference_model": {"held_out": held_out_report(pairs)},
         "policy_scores": {"snapshot": scores, "initial": scores},
+        "training": {"curve": [{"samples": i, "kl_nats": i * i, "score": i + i % 2} for i in range(12)]},
     }
 
 
