@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.preference_batches import chunks_by_length, right_padded
+
+if TYPE_CHECKING:
+    from models.critic import Critic
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Policy:
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, chunk.positions), logits
 
     @torch.no_grad()
-    def read(self, chunks: Sequence[ReplyChunk], shape: tuple[int, int], critic: ValueHead | None = None) -> Reading:
+    def read(self, chunks: Sequence[ReplyChunk], shape: tuple[int, int], critic: Critic | None = None) -> Reading:
         """Everything about all reply tokens as (B, R) tensors, without gradients."""
         device = self.model.device
         reading = Reading(*(torch.zeros(shape, device=device) for _ in range(3)))
@@ -103,30 +106,8 @@ class Policy:
             reading.logps.view(-1)[chunk.places] = logps
             reading.entropies.view(-1)[chunk.places] = entropies
             if critic is not None:
-                reading.values.view(-1)[chunk.places] = critic(states)
+                reading.values.view(-1)[chunk.places] = critic(chunk, states)
         return reading
-
-
-class ValueHead(nn.Module):
-    """The critic's head: predicts from a hidden state what the rest of the reply will earn.
-
-    One hidden layer; its last layer starts at zero, so that every value starts at `bias`.
-    """
-
-    def __init__(self, hidden_size: int, seed: int = 0) -> None:
-        super().__init__()
-        self.inner = nn.Linear(hidden_size, hidden_size)
-        self.outer = nn.Linear(hidden_size, 1)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.inner.weight.copy_(torch.randn(hidden_size, hidden_size, generator=generator) * hidden_size**-0.5)
-            self.inner.bias.zero_()
-            self.outer.weight.zero_()
-            self.outer.bias.zero_()
-
-    def forward(self, states: Tensor) -> Tensor:
-        """States (N, D) to values (N,)."""
-        return self.outer(torch.tanh(self.inner(states)))[:, 0]
 
 
 class _SelectedLogps(torch.autograd.Function):

@@ -6,12 +6,22 @@ that nothing is ever computed on padding. The job in models/jobs/train_policy.py
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+KLEstimator = Literal["k1", "k3", "full"]
+KLPlacement = Literal["per_token", "per_reply", "loss"]
 
-def token_rewards(scores: Tensor, log_ratios: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
+
+def token_rewards(
+    scores: Tensor,
+    token_kl: Tensor,
+    response_mask: Tensor,
+    kl_coef: float,
+    placement: KLPlacement = "per_token",
+) -> Tensor:
     """Reward of every token: the KL penalty everywhere, the score on the last real token.
 
     The sum over a row is `score - kl_coef * KL`, with KL estimated on the sampled tokens.
@@ -19,9 +29,10 @@ def token_rewards(scores: Tensor, log_ratios: Tensor, response_mask: Tensor, kl_
 
     Args:
         scores: (B,) PM score of each reply, raw.
-        log_ratios: (B, R) log pi(token) - log pi_0(token), in nats.
+        token_kl: (B, R) an estimate of KL(pi, pi_0) at each token, in nats; `k1_kl` for the paper's.
         response_mask: (B, R) True on reply tokens, which are contiguous from column 0.
         kl_coef: penalty per nat; raising it keeps the policy closer to the initial one.
+        placement: `per_token` where it arises, `per_reply` its sum beside the score, `loss` nothing here.
 
     Returns:
         (B, R) rewards, 0 outside the mask.
@@ -29,10 +40,51 @@ def token_rewards(scores: Tensor, log_ratios: Tensor, response_mask: Tensor, kl_
     Source: arXiv:2204.05862 §4.1, eq. (4.1).
     """
     lengths = _reply_lengths(response_mask)
-    rewards = torch.where(response_mask, -kl_coef * log_ratios, torch.zeros_like(log_ratios))
     rows = torch.arange(len(scores), device=scores.device)
+    penalties = torch.where(response_mask, -kl_coef * token_kl, torch.zeros_like(token_kl))
+    rewards = penalties if placement == "per_token" else torch.zeros_like(penalties)
+    if placement == "per_reply":
+        rewards[rows, lengths - 1] = penalties.sum(dim=1)
     rewards[rows, lengths - 1] += scores.to(rewards.dtype)
     return rewards
+
+
+def k1_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """KL at each sampled token as log pi/pi_0, in nats: unbiased, noisy, negative at times."""
+    return logps - ref_logps
+
+
+def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """KL at each sampled token as pi_0/pi - 1 - log pi_0/pi, in nats: unbiased and never negative.
+
+    As a number it estimates KL(pi, pi_0) with less noise than k1. Its gradients are other ones: in the reward
+    it pulls by grad KL(pi, pi_0) - grad KL(pi_0, pi), and in the loss, at ratio 1, by grad KL(pi_0, pi).
+
+    Source: Schulman 2020, "Approximating KL divergence"; in the loss as Shao et al. 2024, arXiv:2402.03300, eq. (4).
+    """
+    change = ref_logps - logps
+    return torch.expm1(change) - change
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(pi, pi_0) of each row exactly, summed over the vocabulary, (N,), in nats; carries its true gradient.
+
+    Args:
+        logits, ref_logits: (N, V), finite.
+    """
+    logps, ref_logps = (torch.log_softmax(x.float(), dim=-1) for x in (logits, ref_logits))
+    return (logps.exp() * (logps - ref_logps)).sum(dim=-1)
+
+
+def adapted_kl_coef(kl_coef: float, kl_nats: float, target_nats: float, samples: int, horizon_samples: int) -> float:
+    """The KL coefficient after `samples` more replies, raised where KL is above its target, lowered where below.
+
+    The relative error is cut at 0.2 on both sides, so that one strange rollout can't run away with it.
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. (4); their K is `samples / horizon_samples`.
+    """
+    error = min(max(kl_nats / target_nats - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * samples / horizon_samples)
 
 
 def advantages_and_returns(
@@ -75,10 +127,19 @@ def whiten(values: Tensor) -> Tensor:
     Raises:
         ValueError: no values; the mean would be NaN and poison the optimiser.
     """
+    return (values - values.mean()) * inverse_spread(values)
+
+
+def inverse_spread(values: Tensor) -> Tensor:
+    """One over the standard deviation of the values, (), by which `whiten` scales; finite for equal ones.
+
+    Raises:
+        ValueError: no values.
+    """
     if values.numel() == 0:
         raise ValueError("nothing to whiten: the rollout holds no reply token")
     centred = values - values.mean()
-    return centred * torch.rsqrt((centred * centred).mean() + 1e-8)
+    return torch.rsqrt((centred * centred).mean() + 1e-8)
 
 
 def policy_losses(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_ratio: float) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.chat import ChatFormat
-from models.policy import Policy, ReplyChunk, ValueHead, reply_chunks
+from models.critic import Critic
+from models.policy import Policy, ReplyChunk, reply_chunks
 from models.ppo import reply_kl
 from models.preference import PreferenceModel
 from models.prompts import Prompt
@@ -111,7 +112,7 @@ class RolloutCollector:
         texts: Sequence[str],
         scores: Sequence[float],
         chunks: Sequence[ReplyChunk] | None = None,
-        critic: ValueHead | None = None,
+        critic: Critic | None = None,
     ) -> Rollout:
         """Log-probs of sampled and scored replies, in the layout of `chunks` (by default, all rows together)."""
         mask = self.mask(completions)

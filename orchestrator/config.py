@@ -120,10 +120,27 @@ class PPOSection(Section):
 
     learning_rate: float = Field(1e-4, ge=0)
     kl_coef: float = Field(0.02, ge=0, description="λ of reward = score − λ·KL, per nat; the paper: 0.001")
+    kl_estimator: Literal["k1", "k3", "full"] = Field(
+        "k1", description="KL from the sampled token's log-ratio, its k3 form, or the full vocabulary (slower, exact)"
+    )
+    kl_placement: Literal["per_token", "per_reply", "loss"] = Field(
+        "per_token", description="Penalty in each token's reward, in the last one's, or in the loss (not with k1)"
+    )
+    kl_target_nats: float | None = Field(
+        None, gt=0, description="KL per reply that kl_coef follows up and down from its start; fixed where not given"
+    )
+    kl_horizon_samples: int = Field(
+        640, ge=1, description="Replies in which a KL 20 % off its target moves kl_coef by 20 %; higher is slower"
+    )
     clip_ratio: float = Field(0.2, gt=0)
     discount: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    critic: Literal["shared", "detached"] = Field("shared", description="Value head on the trunk, or beside it")
+    critic: Literal["shared", "detached", "separate", "preference_model"] = Field(
+        "shared",
+        description="Value head on the policy's trunk, on its detached states, or on a trunk of its own that starts as "
+        "the initial policy's or as the preference model's",
+    )
+    critic_warmup_iterations: int = Field(0, ge=0, description="First iterations, in which the critic alone learns")
     value_coef: float = Field(0.1, ge=0)
     value_clip: float | None = Field(None, gt=0)
     epochs: int = Field(2, ge=1, description="K: times each batch of replies is used")
@@ -139,6 +156,19 @@ class PPOSection(Section):
         None, gt=0, description="Stop and keep the last good weights beyond this KL per reply"
     )
     threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator k1 in the loss holds nothing: its gradient is 0 on average; use full or k3")
+        if self.kl_target_nats is not None and self.kl_coef == 0:
+            raise ValueError("kl_target_nats needs a kl_coef above 0 to start from")
+        if self.critic_warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"critic_warmup_iterations is {self.critic_warmup_iterations} of {self.iterations} iterations; "
+                "the policy learns only in those that are left"
+            )
+        return self
 
 
 class EvaluationSection(Section):

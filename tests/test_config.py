@@ -66,6 +66,19 @@ def test_unset_variable_is_named(file, monkeypatch):
         load_config(file, ["prompts.held_out_file='$NOWHERE/p.jsonl'"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ppo.kl_placement=loss"], "ppo: kl_estimator k1 in the loss holds nothing"),
+        (["ppo.kl_target_nats=5", "ppo.kl_coef=0"], "kl_target_nats needs a kl_coef above 0"),
+        (["ppo.iterations=3", "ppo.critic_warmup_iterations=3"], "critic_warmup_iterations is 3 of 3 iterations"),
+    ],
+)
+def test_ppo_settings_that_could_not_learn_are_refused_before_anything_runs(file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, overrides)
+
+
 def test_stored_configuration_reads_back_equal(file):
     config = load_config(file)
     assert parse_config(config.model_dump(mode="json")) == config

@@ -7,23 +7,32 @@ folder. `PolicyTraining.run` is the loop; the maths is in models/ppo.py, samplin
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.chat import ChatFormat
-from models.huggingface import load_causal_lm, model_card, save_model
+from models.critic import Critic, CriticKind
+from models.huggingface import embedding_table, load_causal_lm, model_card, save_model
 from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
 from models.jobs.runtime import Job, JobError, main, settings_from
-from models.policy import Policy, ReplyChunk, ValueHead, selected_logps
+from models.policy import Policy, ReplyChunk, selected_logps
 from models.ppo import (
+    KLEstimator,
+    KLPlacement,
+    adapted_kl_coef,
     advantages_and_returns,
     clipped_tokens,
+    full_kl,
+    inverse_spread,
+    k1_kl,
+    k3_kl,
     policy_losses,
     scheduled_learning_rate,
     token_rewards,
@@ -50,19 +59,25 @@ _SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
 class PPOSettings:
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
-    Not stated in the paper and chosen here: the KL penalty falls on each token, sampling is at temperature 1,
-    the critic is a head on the policy's trunk (`shared`) or on its detached states, advantages are whitened
-    over each rollout, and losses are means over reply tokens.
+    Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
+    coefficient is fixed, sampling is at temperature 1, the critic is a head on the policy's trunk, advantages are
+    whitened over each rollout, and losses are means over reply tokens. docs/ppo.md has the choices, docs/log.md
+    what each of them did.
     """
 
     learning_rate: float = 1e-4
     kl_coef: float = 0.02  # score units per nat; higher stays closer to the initial policy
+    kl_estimator: KLEstimator = "k1"  # log-ratio of the sampled token, its k3 form, or the full vocabulary
+    kl_placement: KLPlacement = "per_token"  # of the penalty: each token's reward, the last one's, or the loss
+    kl_target_nats: float | None = None  # per reply; where given, kl_coef is only the start and follows this target
+    kl_horizon_samples: int = 640  # replies in which a KL 20 % off its target moves the coefficient by 20 %
     clip_ratio: float = 0.2  # how far one rollout may move a token's probability, as a share
     value_clip: float | None = None  # the same for values, in score units; off by default
     discount: float = 1.0
     gae_lambda: float = 0.95  # 1: no bias from the critic; lower: less noise
     value_coef: float = 0.1  # weight of the critic's loss beside the policy's, which shares the trunk
-    critic: Literal["shared", "detached"] = "shared"
+    critic: CriticKind = "shared"  # where it reads: the policy's states, the same detached, or a trunk of its own
+    critic_warmup_iterations: int = 0  # first ones, in which the critic alone learns
     epochs: int = 2  # passes over each rollout (the paper's K)
     iterations: int = 40  # rollouts
     prompts_per_iteration: int = 64  # one reply each
@@ -83,13 +98,38 @@ class PPOSettings:
         for name in ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        for name in ("clip_ratio", "temperature", "value_clip", "max_kl_nats", "halve_every_samples"):
+        for name in (
+            "clip_ratio",
+            "temperature",
+            "value_clip",
+            "max_kl_nats",
+            "halve_every_samples",
+            "kl_target_nats",
+            "kl_horizon_samples",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; expected a number above 0.")
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_placement is 'loss' with kl_estimator 'k1', whose gradient is zero on average: nothing would "
+                "hold the policy. Choose kl_estimator 'full' or 'k3', or place it 'per_token'."
+            )
+        if self.kl_target_nats is not None and self.kl_coef == 0:
+            raise ValueError("kl_coef is 0 with kl_target_nats given; expected a start above 0, which it can multiply.")
+        if not 0 <= self.critic_warmup_iterations < max(1, self.iterations):
+            raise ValueError(
+                f"critic_warmup_iterations is {self.critic_warmup_iterations} of {self.iterations} iterations; "
+                "expected fewer, since the policy learns only in those that are left."
+            )
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term: the exact KL pulls at its own token only through its gradient."""
+        return self.kl_placement == "loss" or self.kl_estimator == "full"
 
 
 def run(job: Job) -> None:
@@ -125,7 +165,6 @@ class PolicyTraining:
         model = load_causal_lm(initial, device=job.device)
         reference = load_causal_lm(initial, device=job.device).requires_grad_(False)
         self.policy = Policy(model)
-        self.critic = ValueHead(model.config.hidden_size, job.seed).to(job.device)
         found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
         self.num_too_long = found.num_too_long
         try:
@@ -137,9 +176,21 @@ class PolicyTraining:
         engine.reserve(longest)
         preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
         self.collector = RolloutCollector(self.policy, Policy(reference), preference_model, chat, engine, job.device)
-        self.trained = [*model.parameters(), *self.critic.parameters()]
+        known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))
+        if known < sayable:
+            raise JobError(
+                f"The preference model knows {known} ids, the policy can say {sayable}. "
+                "Train the preference model from this initial policy."
+            )
+        from_pm = settings.critic == "preference_model"
+        trunk = preference_model.model.base_model if from_pm else reference.base_model
+        self.critic = Critic(settings.critic, trunk, job.seed)
         self.optimiser = torch.optim.AdamW(
-            [{"params": list(model.parameters())}, {"params": list(self.critic.parameters())}],
+            [
+                {"params": list(model.parameters())},
+                {"params": list(self.critic.head.parameters())},
+                *([{"params": self.critic.own_trunk}] if self.critic.own_trunk else []),
+            ],
             lr=settings.learning_rate,
             betas=ADAM_BETAS,
             eps=ADAM_EPS,
@@ -147,6 +198,7 @@ class PolicyTraining:
             fused=True,
         )
         self.optimiser_steps = 0
+        self.kl_coef = settings.kl_coef
         self.curve: list[dict[str, float]] = []
         self.good = self._weights()
         self.stopped: str | None = None
@@ -169,7 +221,7 @@ class PolicyTraining:
                 self.policy.model.load_state_dict(self.good)
                 break
             self.good = self._weights()
-            self._note(rollout)
+            summary = self._note(rollout)
             learned = self._learn(iteration, rollout, first_chunks)
             if learned is None:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
@@ -177,7 +229,7 @@ class PolicyTraining:
                 break
             self.job.log(
                 iteration + 1,
-                **self._summary(rollout),
+                **summary,
                 **learned,
                 episode=(iteration + 1) * settings.prompts_per_iteration,
                 eps=round(settings.prompts_per_iteration / (time.monotonic() - began_s), 1),
@@ -209,8 +261,7 @@ class PolicyTraining:
         flat = [chunk for minibatch in chunks for chunk in minibatch]
         if iteration == 0:
             # Before it has learned anything the critic expects the mean score of the first replies.
-            with torch.no_grad():
-                self.critic.outer.bias.fill_(math.fsum(scores) / len(scores))
+            self.critic.expect(math.fsum(scores) / len(scores))
         return collector.measure(prompts, completions, texts, scores, flat, self.critic), chunks
 
     def _sampling(self, seed: int, count: int) -> list[SamplingParams]:
@@ -230,13 +281,18 @@ class PolicyTraining:
     ) -> dict[str, float] | None:
         """All epochs over one rollout; means over them, or None where a loss was not finite."""
         settings, mask = self.settings, rollout.response_mask
-        rewards = token_rewards(rollout.scores, rollout.logps - rollout.ref_logps, mask, settings.kl_coef)
+        token_kl = self._token_kl(rollout, first_chunks)
+        rewards = token_rewards(rollout.scores, token_kl, mask, self.kl_coef, settings.kl_placement)
         advantages, returns = advantages_and_returns(
             rewards, rollout.values, mask, settings.discount, settings.gae_lambda
         )
+        loss_kl_coef = self.kl_coef if settings.kl_in_loss else 0.0
         if settings.whiten_advantages:
+            # A KL term in the loss weighs against the advantages, and is scaled as they are.
+            loss_kl_coef *= float(inverse_spread(advantages[mask]))
             advantages[mask] = whiten(advantages[mask])
-        old = _OldTokens(*(x.reshape(-1) for x in (rollout.logps, rollout.values, advantages, returns)))
+        kept = (rollout.logps, rollout.ref_logps, rollout.values, advantages, returns)
+        old = _OldTokens(*(x.reshape(-1) for x in kept))
         samples = (iteration + 1) * settings.prompts_per_iteration
         rate = scheduled_learning_rate(
             settings.learning_rate,
@@ -244,8 +300,10 @@ class PolicyTraining:
             warmup_samples=settings.warmup_samples,
             halve_every_samples=settings.halve_every_samples or 0,
         )
-        self.optimiser.param_groups[0]["lr"] = rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
         self.optimiser.param_groups[1]["lr"] = rate * VALUE_HEAD_RATE
+        warming = iteration < settings.critic_warmup_iterations
         steps: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             for number, rows in enumerate(self._minibatches(iteration, epoch, len(mask))):
@@ -254,44 +312,107 @@ class PolicyTraining:
                     if epoch == 0
                     else self.collector.chunks(rollout.completions, rows, mask.shape[1])
                 )
-                step = self._step(chunks, old)
+                step = self._step(chunks, old, loss_kl_coef, warming)
                 if step is None:
                     return None
                 steps.append(step)
         explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
         means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        return means | {
+        learned = means | {
             "val/ratio_first": steps[0]["val/ratio"],
+            "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
             "val/explained_variance": float(explained),
             "lr": rate,
+            "kl_coef": self.kl_coef,
         }
+        if settings.kl_target_nats is not None and not warming:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef,
+                float(rollout.kl_nats.mean()),
+                settings.kl_target_nats,
+                len(mask),
+                settings.kl_horizon_samples,
+            )
+        return learned
 
-    def _step(self, chunks: Sequence[ReplyChunk], old: _OldTokens) -> dict[str, float] | None:
-        """One optimiser step on one minibatch; every reply token weighs the same."""
+    @torch.no_grad()
+    def _token_kl(self, rollout: Rollout, chunks: Sequence[Sequence[ReplyChunk]]) -> Tensor:
+        """(B, R) KL at each token by the estimator of the settings."""
+        if self.settings.kl_estimator == "k1":
+            return k1_kl(rollout.logps, rollout.ref_logps)
+        if self.settings.kl_estimator == "k3":
+            return k3_kl(rollout.logps, rollout.ref_logps)
+        exact = torch.zeros_like(rollout.logps)
+        for chunk in (chunk for minibatch in chunks for chunk in minibatch):
+            logits, ref_logits = (p.states_and_logits(chunk)[1] for p in (self.policy, self.collector.reference))
+            exact.view(-1)[chunk.places] = full_kl(logits, ref_logits)
+        return exact
+
+    def _loss_kl(self, chunk: ReplyChunk, logits: Tensor, logps: Tensor, ref_logps: Tensor) -> Tensor:
+        """(N,) the KL term of the loss, with its gradient."""
+        if self.settings.kl_estimator == "k3":
+            return k3_kl(logps, ref_logps)
+        # Read again in every epoch: keeping (N, V) reference logits of a whole rollout would cost more than time.
+        with torch.no_grad():
+            _, ref_logits = self.collector.reference.states_and_logits(chunk)
+        return full_kl(logits, ref_logits)
+
+    def _step(
+        self, chunks: Sequence[ReplyChunk], old: _OldTokens, loss_kl_coef: float, warming: bool
+    ) -> dict[str, float] | None:
+        """One optimiser step on one minibatch; every reply token weighs the same.
+
+        While the critic warms up, the policy gets no gradient, and neither does a trunk that both share.
+        """
         settings = self.settings
         count = sum(len(chunk.targets) for chunk in chunks)
-        sums = torch.zeros(5, device=self.job.device)
+        sums = torch.zeros(6, device=self.job.device)
         self.optimiser.zero_grad(set_to_none=True)
         for chunk in chunks:
-            states, logits = self.policy.states_and_logits(chunk)
-            logps, _ = selected_logps(logits, chunk.targets)
-            values = self.critic(states.detach() if settings.critic == "detached" else states)
+            with torch.set_grad_enabled(not warming):
+                states, logits = self.policy.states_and_logits(chunk)
+                logps, entropies = selected_logps(logits, chunk.targets)
+            values = self.critic(chunk, states)
             then = old.at(chunk.places)
             policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
             value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
-            (policy_loss + settings.value_coef * value_loss).backward()
+            loss = policy_loss + settings.value_coef * value_loss
+            if loss_kl_coef and not warming:
+                loss = loss + loss_kl_coef * self._loss_kl(chunk, logits, logps, then.ref_logps).sum() / count
+            loss.backward()
             with torch.no_grad():
                 change = logps.detach() - then.logps
                 clipped = clipped_tokens(logps, then.logps, then.advantages, settings.clip_ratio)
                 approximate_kl = 0.5 * (change**2).sum() / count
                 ratio = change.exp().sum() / count
-                sums += torch.stack([policy_loss, value_loss, approximate_kl, clipped.sum() / count, ratio])
+                sums += torch.stack(
+                    [
+                        policy_loss,
+                        value_loss,
+                        approximate_kl,
+                        clipped.sum() / count,
+                        ratio,
+                        entropies.sum() / count,
+                    ]
+                )
         if not bool(torch.isfinite(sums).all()):
             return None
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+        # A critic with a trunk of its own is a model of its own: its gradient must not shrink the policy's.
+        own = self.critic.own_trunk
+        policy, head = (list(model.parameters()) for model in (self.policy.model, self.critic.head))
+        norm = torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)
+        if own:
+            torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM)
         self.optimiser.step()
         self.optimiser_steps += 1
-        names = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio")
+        names = (
+            "loss/policy_avg",
+            "loss/value_avg",
+            "policy/approxkl_avg",
+            "policy/clipfrac_avg",
+            "val/ratio",
+            "policy/entropy_avg",
+        )
         return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
 
     # Watching and stopping
@@ -311,11 +432,12 @@ class PolicyTraining:
         numbers = {
             "objective/kl": kl,
             "objective/scores": score,
-            "objective/non_score_reward": -self.settings.kl_coef * kl,
-            "objective/rlhf_reward": score - self.settings.kl_coef * kl,
+            "objective/non_score_reward": -self.kl_coef * kl,
+            "objective/rlhf_reward": score - self.kl_coef * kl,
             "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
             "reply_tokens": float(rollout.reply_tokens.float().mean()),
             "truncated": sum(rollout.truncated) / len(rollout.truncated),
+            "val/num_eos_tokens": len(rollout.truncated) - sum(rollout.truncated),
         }
         for kind in KINDS:
             rows = [i for i, prompt in enumerate(rollout.prompts) if prompt.kind == kind]
@@ -323,7 +445,7 @@ class PolicyTraining:
                 numbers[f"objective/scores_{kind}"] = float(rollout.scores[rows].mean())
         return numbers
 
-    def _note(self, rollout: Rollout) -> None:
+    def _note(self, rollout: Rollout) -> dict[str, float]:
         summary = self._summary(rollout)
         self.curve.append(
             {
@@ -332,6 +454,7 @@ class PolicyTraining:
                 "score": summary["objective/scores"],
             }
         )
+        return summary
 
     def _measure_final(self) -> dict[str, Any]:
         """Results: the final policy on the first iteration's prompts, with fresh random numbers."""
@@ -358,6 +481,8 @@ class PolicyTraining:
             "reply_tokens": summary["reply_tokens"],
             "truncated": summary["truncated"],
             "stopped": self.stopped,
+            "kl_coef_end": self.kl_coef,
+            "settings": asdict(self.settings),
             "prompts_too_long": self.num_too_long,
             "harmless_share": self.stream.harmless_share,
             "curve": self.curve,
@@ -376,6 +501,7 @@ class PolicyTraining:
                 "critic": self.critic.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "optimiser_steps": self.optimiser_steps,
+                "kl_coef": self.kl_coef,
                 "good": self.good,
                 "curve": self.curve,
             },
@@ -390,6 +516,7 @@ class PolicyTraining:
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
+        self.kl_coef = state["kl_coef"]
         return iteration
 
 
@@ -398,12 +525,14 @@ class _OldTokens:
     """What the rollout knew about each reply token, flat."""
 
     logps: Tensor
+    ref_logps: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
 
     def at(self, places: Tensor) -> _OldTokens:
-        return _OldTokens(*(x[places] for x in (self.logps, self.values, self.advantages, self.returns)))
+        kept = (self.logps, self.ref_logps, self.values, self.advantages, self.returns)
+        return _OldTokens(*(x[places] for x in kept))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from marked_words import write_prompts, write_scorer
+from ppo_runs import run_ppo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -158,6 +160,30 @@ def policy_dir(llama_without_template_dir: Path, tmp_path_factory: pytest.TempPa
 def qwen2_policy_dir(qwen2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2 as an initial policy."""
     return prepare(qwen2_dir, tmp_path_factory.mktemp("qwen2-policy"))
+
+
+@pytest.fixture(scope="session")
+def scorer_dir(policy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preference model that likes marked tokens (marked_words.py)."""
+    return write_scorer(policy_dir, tmp_path_factory.mktemp("scorer"))
+
+
+@pytest.fixture(scope="session")
+def prompts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prompt set of both kinds."""
+    return write_prompts(tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture
+def train(policy_dir: Path, scorer_dir: Path, prompts_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Runs PPO in this process: train(name="run", seed=0, initial=..., **settings) -> its output directory."""
+
+    def start(name="run", *, seed=0, initial=policy_dir, scorer=scorer_dir, **settings):  # type: ignore[no-untyped-def]
+        inputs = {"initial": initial, "preference_model": scorer, "prompts": prompts_dir}
+        return run_ppo(tmp_path / name, inputs, settings, seed)
+
+    yield start
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

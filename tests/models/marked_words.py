@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
 from models.chat import ChatFormat
 
@@ -43,7 +43,8 @@ def write_scorer(initial: Path, folder: Path, *, sign: float = 1.0) -> Path:
     """
     chat = ChatFormat.load(initial)
     config = LlamaConfig(
-        vocab_size=chat.vocab_size,
+        # A policy may have more rows than its tokenizer has ids, and an untrained one says them too.
+        vocab_size=AutoConfig.from_pretrained(initial).vocab_size,
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from models.ppo import (
+    adapted_kl_coef,
     advantages_and_returns,
     best_of_n_kl,
     clipped_tokens,
+    full_kl,
+    k1_kl,
+    k3_kl,
     policy_losses,
     reply_kl,
     scheduled_learning_rate,
@@ -40,6 +44,52 @@ def test_rewards_of_a_reply_sum_to_score_minus_penalty():
     rewards = token_rewards(scores, log_ratios, rows, kl_coef=0.05)
     kl = reply_kl(log_ratios, torch.zeros_like(log_ratios), rows)
     assert torch.allclose(rewards.sum(1), scores - 0.05 * kl, atol=ROUNDING)
+
+
+def test_penalty_may_stand_beside_the_score_or_not_in_the_reward_at_all():
+    # Reply 0: -0.1 * (1 + 2 - 1) = -0.2 beside 5; reply 1: -0.1 * 0.5 = -0.05 beside -3.
+    scores, kl = torch.tensor([5.0, -3.0]), torch.tensor([[1.0, 2.0, -1.0, 9.0], [0.5, 9.0, 9.0, 9.0]])
+    rows = mask(3, 1, width=4)
+    per_reply = token_rewards(scores, kl, rows, 0.1, "per_reply")
+    assert torch.allclose(per_reply, torch.tensor([[0, 0, 4.8, 0], [-3.05, 0, 0, 0]]), atol=ROUNDING)
+    assert torch.equal(token_rewards(scores, kl, rows, 0.1, "loss"), torch.tensor([[0.0, 0, 5, 0], [-3, 0, 0, 0]]))
+
+
+def test_kl_estimators_by_hand():
+    # pi = (1/2, 1/2), pi_0 = (1/4, 3/4). Token 0: k1 = log 2, k3 = 1/2 - 1 + log 2; token 1: k1 = log 2/3,
+    # k3 = 3/2 - 1 + log 2/3. Their means under pi are both the KL, 0.5 * log 4/3 = 0.143841.
+    logps, ref_logps = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    k1, k3 = k1_kl(logps, ref_logps), k3_kl(logps, ref_logps)
+    assert k1.tolist() == pytest.approx([0.693147, -0.405465], abs=ROUNDING)
+    assert k3.tolist() == pytest.approx([0.193147, 0.094535], abs=ROUNDING)
+    full = full_kl(logps[None], ref_logps[None])
+    assert [k1.mean().item(), k3.mean().item(), full.item()] == pytest.approx([0.143841] * 3, abs=ROUNDING)
+    assert k3_kl(logps, logps.clone()).tolist() == [0.0, 0.0]
+
+
+def test_gradients_of_the_kl_estimators_in_the_loss():
+    # By the logit of token 0, with pi = (1/2, 1/2) and pi_0 = (1/4, 3/4):
+    # exact KL(pi, pi_0): pi(0) * (k1(0) - KL) = 0.5 * (0.693147 - 0.143841) = 0.274653.
+    # k3, averaged over tokens drawn from pi: grad KL(pi_0, pi) = pi(0) - pi_0(0) = 0.25. k1: zero.
+    ref_logps = torch.tensor([[0.25, 0.75]]).log()
+    gradients = []
+    for estimate in (
+        lambda logits: full_kl(logits, ref_logps)[0],
+        lambda logits: (0.5 * k3_kl(torch.log_softmax(logits, -1), ref_logps)).sum(),
+        lambda logits: (0.5 * k1_kl(torch.log_softmax(logits, -1), ref_logps)).sum(),
+    ):
+        logits = torch.zeros(1, 2, requires_grad=True)
+        estimate(logits).backward()
+        gradients.append(logits.grad[0, 0].item())
+    assert gradients == pytest.approx([0.274653, 0.25, 0.0], abs=ROUNDING)
+
+
+def test_kl_coefficient_follows_its_target():
+    # 64 of 640 replies: K = 0.1. KL 5.5 of 5 is 10 % too much: 1 + 0.1 * 0.1. Errors are cut at 20 %.
+    assert adapted_kl_coef(0.5, 5.5, 5.0, 64, 640) == pytest.approx(0.505)
+    assert adapted_kl_coef(0.5, 500.0, 5.0, 64, 640) == pytest.approx(0.51)
+    assert adapted_kl_coef(0.5, -1.0, 5.0, 64, 640) == pytest.approx(0.49)
+    assert adapted_kl_coef(0.5, 5.0, 5.0, 64, 640) == 0.5
 
 
 def test_a_reply_without_tokens_is_refused():

@@ -8,60 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from marked_words import marked_share, write_prompts, write_scorer
+from marked_words import marked_share, write_scorer
+from ppo_runs import metrics, results
 from safetensors.torch import load_file
 
 from models.chat import ChatFormat
+from models.critic import ValueHead
 from models.huggingface import load_causal_lm
-from models.jobs import train_policy
-from models.jobs.runtime import Job, JobError
-from models.policy import Policy, ValueHead, reply_chunks, selected_logps
+from models.jobs.runtime import JobError
+from models.policy import Policy, reply_chunks, selected_logps
 from models.preference import PreferenceModel
 from models.prompts import Prompt, PromptSetError, PromptStream, load_prompts
 from models.sampler import DecodeEngine, SamplingParams
 
 ROUNDING = 1e-5
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
-
 LARGER = {"prompts_per_iteration": 64, "minibatch_replies": 32}
-
-
-@pytest.fixture(scope="session")
-def scorer_dir(policy_dir, tmp_path_factory):
-    return write_scorer(policy_dir, tmp_path_factory.mktemp("scorer"))
-
-
-@pytest.fixture(scope="session")
-def prompts_dir(tmp_path_factory):
-    return write_prompts(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture
-def train(policy_dir, scorer_dir, prompts_dir, tmp_path):
-    """Runs the job in this process: train(name="run", seed=0, initial=..., **settings) -> its output directory."""
-
-    def start(name="run", *, seed=0, initial=policy_dir, scorer=scorer_dir, **settings):
-        inputs = {"initial": str(initial), "preference_model": str(scorer), "prompts": str(prompts_dir)}
-        spec = {"job": "train_policy", "inputs": inputs, "settings": QUICK | settings, "seed": seed, "device": "cpu"}
-        out = tmp_path / name
-        out.mkdir(exist_ok=True)
-        (out / "spec.json").write_text(json.dumps(spec))
-        job = Job(spec, out)
-        job.prepare_process()
-        train_policy.run(job)
-        return out
-
-    yield start
-    torch.use_deterministic_algorithms(False)
-
-
-def results(out):
-    return json.loads((out / "result" / "results.json").read_text())
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def share_of_marked_tokens(policy, count=200):
@@ -105,7 +67,7 @@ def test_ppo_avoids_what_the_preference_model_dislikes(train, policy_dir, tmp_pa
     assert results(out)["score_end"] > results(out)["score_start"]
 
 
-@pytest.mark.parametrize("critic", ["shared", "detached"])
+@pytest.mark.parametrize("critic", ["shared", "detached", "separate", "preference_model"])
 def test_training_starts_at_kl_exactly_zero_and_ratio_exactly_one(train, critic):
     first, second = metrics(train(iterations=2, critic=critic))
     assert first["objective/kl"] == 0.0
