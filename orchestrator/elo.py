@@ -1,7 +1,7 @@
 """Elo of policies from comparisons between them: one joint maximum-likelihood fit, the initial policy at 0.
 
 Pure functions of arrays. The model is Bradley-Terry on the Elo scale (paper, appendix B.5):
-P(i beats j) = 1 / (1 + 10^(-(E_i - E_j) / 400)). Intervals resample whole dialogues, never single turns.
+P(i beats j) = 1 / (1 + 10^(-(E_i - E_j) / 400)). Intervals weigh whole dialogues (or raters) anew, never single turns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 ELO_PER_NAT = 400 / np.log(10)  # 173.7: one nat of log-odds on the Elo scale
 MAX_STEPS = 200
 STEP_TOLERANCE = 1e-10  # nats
+RESAMPLE_TOLERANCE = 1e-6  # nats, 0.0002 Elo: enough for the ends of an interval
+# Smaller weights of a prior game lie beyond the interval's ends and only make the fit ill-conditioned.
+LEAST_PRIOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ def win_counts(games: Sequence[Game], players: Sequence[str]) -> NDArray[np.floa
     return wins
 
 
-def fit_elo(wins: NDArray[np.float64], anchor: int = 0, prior_games: float = 1.0) -> NDArray[np.float64]:
+def fit_elo(
+    wins: NDArray[np.float64], anchor: int = 0, prior_games: float = 1.0, tolerance: float = STEP_TOLERANCE
+) -> NDArray[np.float64]:
     """Maximum-likelihood Elo [..., P] for win counts [..., P, P], with `anchor` at exactly 0.
 
     `prior_games` drawn games of every other player against the anchor keep the fit finite where someone won or lost
@@ -88,7 +93,7 @@ def fit_elo(wins: NDArray[np.float64], anchor: int = 0, prior_games: float = 1.0
         # Newton overshoots far from the maximum; one nat (174 Elo) a step is always safe on this concave surface.
         step = np.clip(step, -1.0, 1.0)
         strength[..., others] += step
-        if np.abs(step).max(initial=0.0) < STEP_TOLERANCE:
+        if np.abs(step).max(initial=0.0) < tolerance:
             return strength * ELO_PER_NAT
     raise ValueError(
         "The Elo fit has no finite maximum: some policies never lost to the rest, or never met them. "
@@ -104,12 +109,19 @@ def elo_ratings(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Rating]:
-    """Joint Elo of everyone who played, with 95 % percentile intervals over resampled dialogues.
+    """Joint Elo of everyone who played, with 95 % intervals by the Bayesian bootstrap over dialogues.
+
+    Each resample gives every dialogue a weight of its own, from Gamma(1), and each half of the prior games one from
+    Gamma(prior_games / 2). Drawn with replacement in place of weighed, a clean sweep would win every resample, and a
+    single rater would be drawn each time: both intervals would have no width at all. Between two players whose
+    dialogues hold one game each the weights give just the Beta(wins + 1/2, losses + 1/2) posterior of the share won.
 
     The anchor's rating is 0 with the interval (0, 0). Deterministic for a given seed and order of games.
 
     Raises:
         ValueError: nobody played the anchor; Elo would have no zero.
+
+    Source: Rubin 1981, Ann. Statist. 9, 130 (the Bayesian bootstrap).
     """
     players = [anchor, *sorted({name for game in games for name in (game.first, game.second)} - {anchor})]
     if not any(anchor in (game.first, game.second) for game in games):
@@ -118,13 +130,19 @@ def elo_ratings(
     for game in games:
         by_dialogue.setdefault(game.dialogue, []).append(game)
     wins = np.stack([win_counts(played, players) for played in by_dialogue.values()])  # [dialogues, P, P]
-    num_dialogues = len(wins)
-    weights = np.random.default_rng(seed).multinomial(
-        num_dialogues, np.full(num_dialogues, 1 / num_dialogues), size=num_resamples
-    )
     elo = fit_elo(wins.sum(0), prior_games=prior_games)
-    resampled = fit_elo(np.tensordot(weights, wins, axes=1), prior_games=prior_games)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    random = np.random.default_rng(seed)
+    half = (num_resamples + 1) // 2
+    weighed = np.tensordot(random.standard_gamma(1.0, (half, len(wins))), wins, axes=1)
+    prior = np.maximum(random.standard_gamma(prior_games / 2, (2, half, len(players) - 1)), LEAST_PRIOR)
+    # Each draw counts twice, its prior games once for either side, so that exchanging the players negates the interval.
+    resampled = []
+    for won, lost in (prior, prior[::-1]):
+        weighed_wins = weighed.copy()
+        weighed_wins[:, 1:, 0] += won
+        weighed_wins[:, 0, 1:] += lost
+        resampled.append(fit_elo(weighed_wins, prior_games=0, tolerance=RESAMPLE_TOLERANCE))
+    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
     played = (wins + wins.swapaxes(-1, -2)).sum((0, 2))
     return {
         player: Rating(float(elo[i]), (float(low[i]), float(high[i])), round(float(played[i])))

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.elo import Game, elo_ratings, fit_elo, win_counts
 
 EXACT = 1e-6  # Elo points: the fit's own tolerance
+MONTE_CARLO_ELO = 12.0  # standard error of the 2.5 % quantile of 20,000 draws is about 3
 PUBLISHED_DIGITS = 0.06  # the reference values are rounded to one decimal
 
 
@@ -77,6 +78,20 @@ def test_the_interval_covers_the_truth_about_95_times_of_100() -> None:
         low, high = elo_ratings(games, "initial", num_resamples=200, seed=trial)["new"].ci
         covered += low <= true_elo <= high
     assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_a_clean_sweep_has_the_interval_of_the_beta_posterior() -> None:
+    # 30 wins of 30: Beta(30.5, 0.5) for the share won. Its 2.5 % quantile q solves I_q(30.5, 0.5) = 0.025: q = 0.9203,
+    # and 400 * log10(0.9203 / 0.0797) = 425. Drawn with replacement, every resample would be 30 of 30.
+    games = [Game(f"d{i}", "new", "initial", 1.0) for i in range(30)]
+    low, high = elo_ratings(games, "initial", num_resamples=20_000)["new"].ci
+    assert low == pytest.approx(425, abs=MONTE_CARLO_ELO)
+    assert high > 1000
+
+
+def test_one_dialogue_or_one_rater_says_little_however_many_turns() -> None:
+    low, high = elo_ratings([Game("only", "new", "initial", 1.0)] * 50, "initial")["new"].ci
+    assert low < 300 < 1000 < high  # drawn with replacement it would be the same dialogue each time: no width
 
 
 def test_elo_needs_games_against_the_anchor() -> None:
