@@ -52,6 +52,7 @@ _OFFERED = (
     .order_by(t.Queue.weight.desc(), t.Queue.id)
 )
 _ANY_QUEUE = select(exists().select_from(t.Queue))
+_MODELS_MEET = select(exists().where(t.Pairing.task == "model_comparison", t.Pairing.ended_at.is_(None)))
 
 
 class QueueError(OrchestratorError):
@@ -68,6 +69,17 @@ def offers(session: Session, rater: RaterIdentity) -> list[Offer]:
         return list(EVERYTHING)
     # Two queues may offer the same work to two groups; a rater of both sees it once.
     return list(dict.fromkeys((row.task, row.question) for row in found))
+
+
+def offers_at_home(session: Session, rater: RaterIdentity) -> list[Offer]:
+    """What the home page lists: everything offered, but models for comparison only where some meet.
+
+    Two replies of the one live policy would not say who is better. A queue that asks for them all the same is heeded.
+    """
+    offered = offers(session, rater)
+    if session.execute(_ANY_QUEUE).scalar_one() or session.execute(_MODELS_MEET).scalar_one():
+        return offered
+    return [(task, question) for task, question in offered if task != "model_comparison"]
 
 
 def add_group(session: Session, name: str) -> t.RaterGroup:

@@ -19,11 +19,12 @@ from in_chromium import (
     write,
 )
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Route, expect
-from running import running
+from running import add_artifact, running
 from sqlalchemy import func, select
 from stand_in import StandIn
 
 from db import tables as t
+from orchestrator.contestants import open_pairing, policy
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.tasks import INSTRUCTIONS, TASKS
 
@@ -302,6 +303,10 @@ def test_a_phone_shows_everything_without_sideways_scrolling(
             assert a["y"] + a["height"] <= b["y"]  # one above the other
 
 
-def test_every_task_is_offered_by_name(page: Page) -> None:
+def test_every_task_is_offered_by_name(page: Page, database: Database) -> None:
+    with database() as session, session.begin():
+        one = policy(session, add_artifact(session, "one").id)
+        open_pairing(session, "model_comparison", one.id, one.id)
+    page.reload()
     for task in TASKS.values():
         assert page.get_by_role("heading", name=re.compile(re.escape(task.title))).count() >= 1

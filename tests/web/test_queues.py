@@ -8,9 +8,10 @@ import httpx
 import pytest
 from browsing import Browser
 from rating import ask, ok, pair_of
+from running import add_artifact
 from sqlalchemy.orm import Session
 
-from orchestrator import cli, queues
+from orchestrator import cli, contestants, queues
 from orchestrator.queues import EVERYTHING, QueueError
 from orchestrator.raters import RaterIdentity, create_rater, set_status
 from orchestrator.web import access
@@ -84,6 +85,23 @@ def test_the_home_page_shows_what_is_offered(feedback_url: str, live: str, datab
     with database() as session, session.begin():
         set_status(session, "ann", "select")
     assert "/tasks/red_team/more_harmful" in browser.get("/").text
+    browser.client.close()
+
+
+def test_models_are_offered_for_comparison_only_where_some_meet(
+    feedback_url: str, live: str, database: Callable[[], Session]
+) -> None:
+    browser = Browser(feedback_url)
+    with database() as session, session.begin():
+        rater, _ = create_rater(session, "ann")
+        browser.client.cookies.set("orchestrator_session", access.begin_session(session, rater.id))
+    home = browser.get("/").text
+    assert "/tasks/helpful/helpful" in home
+    assert "/tasks/model_comparison/" not in home
+    with database() as session, session.begin():
+        other = contestants.policy(session, add_artifact(session, "other").id)
+        contestants.open_pairing(session, "model_comparison", other.id, other.id)
+    assert "/tasks/model_comparison/harmless" in browser.get("/").text
     browser.client.close()
 
 

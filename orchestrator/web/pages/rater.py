@@ -20,7 +20,7 @@ from starlette.datastructures import FormData
 from orchestrator.asgi import ApiError
 from orchestrator.deployments import live_deployment
 from orchestrator.notices import current_announcements
-from orchestrator.queues import EVERYTHING, Offer, offers
+from orchestrator.queues import EVERYTHING, Offer, offers, offers_at_home
 from orchestrator.raters import rater_by_token
 from orchestrator.web import access, dialogues, edits, pairs, view, writing
 from orchestrator.web.access import SignedIn
@@ -170,7 +170,7 @@ def _add_home(router: APIRouter, shared: RaterPages) -> None:
         """What there is to do, what is open, what was done."""
 
         def work(session: Session, me: SignedIn) -> dict[str, Any]:
-            offered: list[Offer] = offers(session, me.rater)
+            offered: list[Offer] = offers_at_home(session, me.rater)
             return {
                 "announcements": current_announcements(session),
                 "work": view.work_of(session, me.rater),
