@@ -123,7 +123,7 @@ def main() -> int:
 
             def context(size: str) -> BrowserContext:
                 if size == "wide":
-                    return browser.new_context(base_url=url, viewport={"width": 1000, "height": 700})
+                    return browser.new_context(base_url=url, viewport={"width": 1200, "height": 800})
                 phone = {"width": 375, "height": 740}
                 return browser.new_context(base_url=url, viewport=phone, color_scheme="dark")
 
