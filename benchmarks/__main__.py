@@ -4,8 +4,8 @@
     python -m benchmarks NAME...         these
     python -m benchmarks --list
 
-Each is a module of its own with a command line of its own (`python -m benchmarks.NAME --help`), runs as a process of its
-own, and ends with status 1 where a target is missed; so does this one.
+Each is a module of its own with a command line of its own (`python -m benchmarks.NAME --help`), runs as a process of
+its own, and ends with status 1 where a target is missed; so does this one.
 """
 
 from __future__ import annotations
