@@ -50,16 +50,16 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         trained = await run.on_gpu(
             training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
         )
-        preference_model_id = trained["train_preference_model"]
+        preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
         prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
         trained = await run.on_gpu(
             training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
-            best_of=config.evaluation.best_of, fresh=fresh,
+            watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
         )  # fmt: skip
         snapshot_id = trained["train_policy"]
         await run.on_gpu(
             training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
-            best_of=config.evaluation.best_of, fresh=fresh,
+            watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
         )  # fmt: skip
 
         before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)

@@ -20,12 +20,18 @@ from orchestrator.settings import Settings
 async def train_preference_model(
     cycle_id: int, comparison_set_id: int, initial_id: int, fresh: bool = False
 ) -> dict[str, int]:
-    """Train the preference model and check it: held-out accuracy, and no sign the wrong way round."""
+    """Train the preference model and check it: held-out accuracy, and no sign the wrong way round. Then its twin."""
+    config = await asyncio.to_thread(stages.cycle_config, cycle_id)
     model_id = await asyncio.to_thread(
         stages.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
     )
     await asyncio.to_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
-    return {"train_preference_model": model_id}
+    made = {"train_preference_model": model_id}
+    if config.preference_model.twin != "off":
+        made["train_watcher"] = await asyncio.to_thread(
+            stages.train_watcher, cycle_id, comparison_set_id, initial_id, model_id, fresh=fresh
+        )
+    return made
 
 
 @flow(name="train-policy")
@@ -34,14 +40,15 @@ async def train_policy(
     initial_id: int,
     preference_model_id: int,
     prompt_set_id: int,
+    watcher_id: int | None = None,
     best_of: int = 1,
     fresh: bool = False,
 ) -> dict[str, int]:
-    """PPO from the initial policy against the preference model.
+    """PPO from the initial policy against the preference model, watched by its twin where there is one.
 
     Where `ORCHESTRATOR_JOBS_AT_ONCE` admits more than one job, the initial policy is scored beside it.
     """
-    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id)
+    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     training = policies.train(fresh)
     beside = policies.score_initial(best_of, fresh) if policies.several_at_once else []
     snapshot_id, *_ = await asyncio.gather(training, *beside)
@@ -55,6 +62,7 @@ async def evaluate_policies(
     snapshot_id: int,
     preference_model_id: int,
     prompt_set_id: int,
+    watcher_id: int | None = None,
     best_of: int = 1,
     fresh: bool = False,
 ) -> dict[str, int]:
@@ -63,7 +71,7 @@ async def evaluate_policies(
     One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
     is found.
     """
-    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id)
+    policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
     *_, evaluation_id = await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
     return {"evaluate_policy": evaluation_id}
@@ -72,8 +80,10 @@ async def evaluate_policies(
 class Policies:
     """The jobs on a cycle's policies, as many at once as the machine admits."""
 
-    def __init__(self, cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int) -> None:
-        self.cycle_id, self.initial_id = cycle_id, initial_id
+    def __init__(
+        self, cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int, watcher_id: int | None
+    ) -> None:
+        self.cycle_id, self.initial_id, self.watcher_id = cycle_id, initial_id, watcher_id
         self.preference_model_id, self.prompt_set_id = preference_model_id, prompt_set_id
         at_once = Settings.from_env().jobs_at_once
         self.several_at_once = at_once > 1
@@ -88,6 +98,7 @@ class Policies:
                 self.initial_id,
                 self.preference_model_id,
                 self.prompt_set_id,
+                self.watcher_id,
                 fresh=fresh,
             )
 
@@ -101,6 +112,7 @@ class Policies:
                 self.initial_id,
                 self.preference_model_id,
                 self.prompt_set_id,
+                self.watcher_id,
                 best_of=best_of,
                 fresh=fresh,
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,8 +199,13 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     return shared
 
 
-def load_token_pairs(directory: Path, chat: DialogueEncoder, max_tokens: int) -> dict[str, TokenPairs]:
-    """Verify a comparison set and tokenise it, by split.
+def load_token_pairs(
+    directory: Path,
+    chat: DialogueEncoder,
+    max_tokens: int,
+    wanted: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, TokenPairs]:
+    """Verify a comparison set and tokenise it, by split; only the records that are `wanted`, where that is given.
 
     A pair is left out, and counted, when either side has more than `max_tokens`
     tokens: cutting it would let the preference model judge replies it was never
@@ -212,6 +217,8 @@ def load_token_pairs(directory: Path, chat: DialogueEncoder, max_tokens: int) ->
     manifest = read_manifest(directory)
     splits = {split: TokenPairs() for split in SPLITS}
     for record in stream_records(directory, manifest):
+        if wanted is not None and not wanted(record):
+            continue
         pair = token_pair(record, chat)
         split = splits[record["split"]]
         if max(pair.better_tokens, pair.worse_tokens) > max_tokens:

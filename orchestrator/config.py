@@ -94,6 +94,11 @@ class PreferenceModelSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     harmless_weight: float = Field(1.0, ge=0, description="Loss weight of harmless pairs; the paper's best is 2 to 3")
     shuffle_labels: bool = Field(False, description="Control: train on random labels; accuracy must be at chance")
+    twin: Literal["off", "halves", "holdout"] = Field(
+        "off",
+        description="Whether a second model, trained on comparisons that the first never sees, watches PPO. It gets "
+        "half of the training part (`halves`, for the robustness experiment) or 35 % of it (`holdout`)",
+    )
     threads: int = Field(1, ge=1)
 
 

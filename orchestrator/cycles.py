@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine
-from orchestrator.config import CycleConfig
+from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import CycleError
 from orchestrator.settings import Settings
 from orchestrator.stage import code_revision
@@ -113,6 +113,13 @@ def cycle_number(cycle_id: int) -> int:
     """The number people know a cycle by."""
     with database() as session:
         return session.get_one(t.Cycle, cycle_id).number
+
+
+def cycle_config(cycle_id: int) -> CycleConfig:
+    """What a cycle was told when it was opened."""
+    with database() as session:
+        cycle = session.get_one(t.Cycle, cycle_id)
+        return parse_config(cycle.config, f"the configuration of cycle {cycle.number}")
 
 
 def close_cycle(cycle_id: int, state: str, note: str | None = None) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -30,6 +30,12 @@ def fingerprint(kind: str, settings: dict[str, Any], inputs: dict[str, str]) -> 
     asked = {"kind": kind, "settings": settings, "inputs": inputs}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_watcher() -> ColumnElement[bool]:
+    """Whether an artifact is the twin of a preference model: of its kind, but PPO does not follow it."""
+    part = t.Artifact.settings["settings"]["part"].as_string()
+    return func.coalesce(part, "") == "watcher"
 
 
 def find(session: Session, fingerprint: str) -> t.Artifact | None:

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator import ledger
 from orchestrator.cycles import database
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
@@ -65,6 +66,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "artifact_ids": {kind: artifact.id for kind, artifact in artifacts.items()},
             "comparison_set": comparison_set.results if comparison_set else None,
             "preference_model": model.results if model else None,
+            "watcher": _watcher(session, cycle_id),
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
             "training": snapshot.results if snapshot else None,
@@ -136,6 +138,8 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
                     rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
         if held_out.get("calibration", {}).get("n"):
             rows.append(("PM calibration", _calibration(held_out["calibration"])))
+    if numbers["watcher"]:
+        rows.append(("Twin", _twin(numbers["watcher"])))
     if numbers["orientation"]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
@@ -207,9 +211,21 @@ def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
         select(t.Artifact)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
         .where(t.Stage.cycle_id == cycle_id, t.Stage.state.in_(("done", "found")), t.Artifact.kind.in_(kinds))
+        .where(~ledger.is_watcher())
         .order_by(t.Stage.id)
     )
     return {artifact.kind: artifact for artifact in rows}
+
+
+def _watcher(session: Session, cycle_id: int) -> dict[str, Any] | None:
+    """Results of the preference model's twin, where the cycle trained one."""
+    return session.scalars(
+        select(t.Artifact.results)
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .where(t.Stage.cycle_id == cycle_id, t.Stage.state.in_(("done", "found")), t.Stage.name == "train_watcher")
+        .order_by(t.Stage.id.desc())
+        .limit(1)
+    ).first()
 
 
 def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> dict[str, Any] | None:
@@ -230,6 +246,18 @@ def _initial_evaluation(session: Session, cycle_id: int, snapshot: t.Artifact | 
         query = query.where(t.Evaluation.subject_id != snapshot.id)
     found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
     return found.numbers if found else None
+
+
+def _twin(watcher: dict[str, Any]) -> str:
+    """What the twin saw, how good it is, and what the split costs the model that PPO follows, in points of accuracy."""
+    twin = watcher["twin"]
+    low_high = f" [{100 * twin['cost_ci'][0]:+.1f}, {100 * twin['cost_ci'][1]:+.1f}]" if twin["cost_ci"] else ""
+    accuracy = _with_interval(watcher["held_out"].get("accuracy"), watcher["held_out"].get("ci"))
+    return (
+        f"accuracy {accuracy} on {twin['num_watcher']} comparisons of its own; the PM trained on "
+        f"{twin['num_production']} ({twin['production_share']:.0%}), which costs it "
+        f"{100 * twin['cost']:+.1f}{low_high} points of accuracy ({twin['method']})"
+    )
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -17,6 +17,7 @@ from orchestrator import dataset, initial_policy
 from orchestrator.cycles import (
     anything_live,
     close_cycle,
+    cycle_config,
     cycle_number,
     database,
     fresh_comparisons,
@@ -33,6 +34,7 @@ __all__ = [
     "build_prompts",
     "check_preference_model",
     "close_cycle",
+    "cycle_config",
     "cycle_number",
     "decide_promotion",
     "deploy_initial_policy",
@@ -49,6 +51,7 @@ __all__ = [
     "refusal",
     "train_policy",
     "train_preference_model",
+    "train_watcher",
     "write_report",
 ]
 
@@ -89,6 +92,22 @@ def train_preference_model(cycle_id: int, comparison_set_id: int, initial_id: in
             job="train_preference_model",
             inputs={"initial": initial_id, "comparisons": comparison_set_id},
             settings=context.config.preference_model.model_dump(),
+            fresh=fresh,
+        )
+
+
+def train_watcher(
+    cycle_id: int, comparison_set_id: int, initial_id: int, preference_model_id: int, *, fresh: bool = False
+) -> int:
+    """Train the preference model's twin on the comparisons that were left for it. Returns its artifact."""
+    with StageContext(cycle_id, "train_watcher") as context:
+        section = context.config.preference_model
+        return run_job_stage(
+            context,
+            kind="preference_model",
+            job="train_preference_model",
+            inputs={"initial": initial_id, "comparisons": comparison_set_id, "production": preference_model_id},
+            settings=section.model_dump() | {"part": "watcher"},
             fresh=fresh,
         )
 
@@ -156,16 +175,26 @@ def build_prompts(cycle_id: int, comparison_set_id: int, *, fresh: bool = False)
 
 
 def train_policy(
-    cycle_id: int, initial_id: int, preference_model_id: int, prompt_set_id: int, *, fresh: bool = False
+    cycle_id: int,
+    initial_id: int,
+    preference_model_id: int,
+    prompt_set_id: int,
+    watcher_id: int | None = None,
+    *,
+    fresh: bool = False,
 ) -> int:
-    """PPO from the initial policy against the preference model. Returns the snapshot's artifact."""
+    """PPO from the initial policy against the preference model; its twin, where there is one, watches.
+
+    Returns the snapshot's artifact.
+    """
     with StageContext(cycle_id, "train_policy") as context:
         config = context.config
         return run_job_stage(
             context,
             kind="snapshot",
             job="train_policy",
-            inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id},
+            inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id}
+            | _watched(watcher_id),
             settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
             fresh=fresh,
         )
@@ -177,6 +206,7 @@ def evaluate_policy(
     initial_id: int,
     preference_model_id: int,
     prompt_set_id: int,
+    watcher_id: int | None = None,
     *,
     best_of: int = 1,
     fresh: bool = False,
@@ -199,7 +229,8 @@ def evaluate_policy(
                 "initial": initial_id,
                 "preference_model": preference_model_id,
                 "prompts": prompt_set_id,
-            },
+            }
+            | _watched(watcher_id),
             settings=settings,
             fresh=fresh,
         )
@@ -225,6 +256,11 @@ def evaluations_of(cycle_id: int, *policy_ids: int) -> list[int]:
         )
         found = {row.subject_id: row.artifact_id for row in rows}
     return [found[policy_id] for policy_id in policy_ids]
+
+
+def _watched(watcher_id: int | None) -> dict[str, int]:
+    """The twin's role among a job's inputs, where there is one."""
+    return {} if watcher_id is None else {"watcher": watcher_id}
 
 
 def _interval(ci: list[float]) -> str:

@@ -1,7 +1,8 @@
 """Job: train a preference model on a comparison set, from the initial policy's trunk and a fresh scalar head.
 
-Inputs: `initial` (prepared policy) and `comparisons` (comparison set). The result is a Hugging Face folder for
-`AutoModelForSequenceClassification` with the held-out report in results.json and every held-out score beside it.
+Inputs: `initial` (prepared policy) and `comparisons` (comparison set); for a watcher also `production`, the model
+whose twin it is. The result is a Hugging Face folder for `AutoModelForSequenceClassification` with the held-out report
+in results.json and every held-out score beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from models.preference import (
 )
 from models.preference_batches import chunks_by_length, epoch_order, packed_length, shuffle_labels
 from models.preference_loss import preference_loss, question_weights
-from models.preference_report import held_out_report, score_pairs
+from models.preference_report import ScoredPair, held_out_report, score_pairs
+from models.twins import Part, Twin, cost_of_a_part, gaps_of, part_of
 
 NAME = "train_preference_model"
 ADAM_BETAS = (0.9, 0.98)
@@ -52,6 +54,8 @@ class PreferenceModelSettings:
     weight_decay: float = 0.0
     harmless_weight: float = 1.0
     shuffle_labels: bool = False
+    twin: Twin = "off"  # whether the training part is shared between this model and a watcher
+    part: Part = "production"  # which of the two this is
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class PreferenceModelSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction is {self.warmup_fraction}; expected a share of the steps, 0 to 1.")
+        if self.part == "watcher" and self.twin == "off":
+            raise ValueError("part is 'watcher' and twin is 'off'; a watcher needs twin = 'halves' or 'holdout'.")
 
 
 def run(job: Job) -> None:
@@ -75,7 +81,7 @@ def run(job: Job) -> None:
     chat = ChatFormat.load(job.input("initial"))
     model = fresh_preference_model(job.input("initial"), chat, job.seed, job.device)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
-    splits = _load(job.input("comparisons"), chat, max_tokens)
+    splits = _load(job.input("comparisons"), chat, max_tokens, settings)
     train, held_out = splits["train"].pairs, splits["held_out"].pairs
     if settings.shuffle_labels:
         train = shuffle_labels(train, job.seed)
@@ -97,6 +103,8 @@ def run(job: Job) -> None:
         "held_out": held_out_report(scored),
         "offset": math.fsum(pair.better_score for pair in scored) / len(scored),
     }
+    if settings.twin != "off":
+        results["twin"] = _twin_results(job, settings, len(train), scored)
 
     def write(directory: Path) -> None:
         save_model(model, directory, chat, card(results, settings))
@@ -106,9 +114,20 @@ def run(job: Job) -> None:
     job.publish(write, results)
 
 
-def _load(directory: Path, chat: ChatFormat, max_tokens: int) -> dict[str, TokenPairs]:
+def _load(
+    directory: Path, chat: ChatFormat, max_tokens: int, settings: PreferenceModelSettings
+) -> dict[str, TokenPairs]:
+    def wanted(record: dict[str, Any]) -> bool:
+        if settings.twin == "off" or record["split"] == "held_out":
+            return True
+        if not record.get("split_key"):
+            raise ComparisonSetError(
+                f"Comparison {record['id']} has no split_key, by which twin = {settings.twin!r} splits. Freeze anew."
+            )
+        return part_of(record["split_key"], settings.twin) == settings.part
+
     try:
-        splits = load_token_pairs(directory, chat, max_tokens)
+        splits = load_token_pairs(directory, chat, max_tokens, wanted)
     except ComparisonSetError as error:
         raise JobError(str(error)) from error
     for name, split in splits.items():
@@ -119,6 +138,30 @@ def _load(directory: Path, chat: ChatFormat, max_tokens: int) -> dict[str, Token
                 "Collect more, raise max_tokens, or hold out a larger share."
             )
     return splits
+
+
+def _twin_results(
+    job: Job, settings: PreferenceModelSettings, num_train: int, scored: Sequence[ScoredPair]
+) -> dict[str, Any]:
+    """Which part this model trained on; for a watcher also how the two compare on what neither has seen."""
+    results: dict[str, Any] = {"twin": settings.twin, "part": settings.part}
+    if "production" not in job.inputs:
+        return results
+    production = job.input("production")
+    ours = json.loads((production / "results.json").read_text(encoding="utf-8"))
+    lines = (production / "held_out_scores.jsonl").read_text(encoding="utf-8").splitlines()
+    gaps = gaps_of([json.loads(line) for line in lines])
+    try:
+        cost = cost_of_a_part(gaps, {pair.id: pair.gap for pair in scored}, ours["num_train"], num_train)
+    except ValueError as error:
+        raise JobError(f"{error} Train both on the same comparison set.") from error
+    total = ours["num_train"] + num_train
+    return results | {
+        "num_production": ours["num_train"],
+        "num_watcher": num_train,
+        "production_share": ours["num_train"] / total,
+        **cost,
+    }
 
 
 class Training:

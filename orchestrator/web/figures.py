@@ -15,6 +15,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator import ledger
 from orchestrator.evaluations import Z
 
 
@@ -153,7 +154,10 @@ def agreement(session: Session) -> dict[int, Agreement]:
     Shown beside the dialogues, to be read: low agreement is as often a harder topic as a careless rater.
     """
     results = session.scalar(
-        select(t.Artifact.results).where(t.Artifact.kind == "preference_model").order_by(t.Artifact.id.desc()).limit(1)
+        select(t.Artifact.results)
+        .where(t.Artifact.kind == "preference_model", ~ledger.is_watcher())
+        .order_by(t.Artifact.id.desc())
+        .limit(1)
     )
     found = ((results or {}).get("held_out") or {}).get("by_rater") or {}
     return {

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator import ledger
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.cycles import database
 from orchestrator.evaluations import replies
@@ -155,7 +156,7 @@ def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:
     return session.scalars(
         select(t.Artifact.results)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
-        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == kind)
+        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == kind, ~ledger.is_watcher())
         .order_by(t.Stage.id.desc())
         .limit(1)
     ).one()
