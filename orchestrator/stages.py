@@ -25,6 +25,7 @@ from orchestrator.cycles import (
     open_cycle_id,
 )
 from orchestrator.judging import measure_elo
+from orchestrator.orientation import wrong_signs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
 from orchestrator.report import write_report
 from orchestrator.stage import StageContext, build, run_job_stage
@@ -113,41 +114,43 @@ def train_watcher(
 
 
 def check_preference_model(cycle_id: int, preference_model_id: int, *, fresh: bool = False) -> int | None:
-    """Record the PM's held-out accuracy, and stop the cycle where it orders the orientation set the wrong way round.
+    """Record the PM's held-out accuracy, and stop the cycle where a sign is the wrong way round.
 
-    Returns the evaluation artifact of the orientation check, or None where the configuration names no set.
+    Looked at are the orientation pairs, all and by question, and the held-out comparisons of each source. Returns the
+    evaluation artifact of the orientation check, or None where the configuration names no set.
 
     Raises:
-        CycleError: the interval of the accuracy on the orientation set lies below one half: a sign is wrong.
+        CycleError: an accuracy's interval lies below one half; the message names what is turned round.
     """
     with StageContext(cycle_id, "check_preference_model") as context:
-        context.record_evaluation("preference_model", preference_model_id, context.results(preference_model_id))
+        results = context.results(preference_model_id)
+        context.record_evaluation("preference_model", preference_model_id, results)
         file = context.config.orientation.file
-        if file is None:
-            return None
-        pairs_id = build(
-            context,
-            "orientation_pairs",
-            {"file": dataset.file_digest(Path(file))},
-            {},
-            lambda out: dataset.write_orientation_pairs(Path(file), out),
-            fresh=fresh,
-        )
-        evaluation_id = run_job_stage(
-            context,
-            kind="evaluation",
-            job="check_preference_model",
-            inputs={"preference_model": preference_model_id, "pairs": pairs_id},
-            settings={"threads": context.config.preference_model.threads},
-            fresh=fresh,
-        )
-        numbers = context.results(evaluation_id)
-        context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
-        if numbers["ci"][1] < 0.5:
+        evaluation_id, numbers = None, None
+        if file is not None:
+            pairs_id = build(
+                context,
+                "orientation_pairs",
+                {"file": dataset.file_digest(Path(file))},
+                {},
+                lambda out: dataset.write_orientation_pairs(Path(file), out),
+                fresh=fresh,
+            )
+            evaluation_id = run_job_stage(
+                context,
+                kind="evaluation",
+                job="check_preference_model",
+                inputs={"preference_model": preference_model_id, "pairs": pairs_id},
+                settings={"threads": context.config.preference_model.threads},
+                fresh=fresh,
+            )
+            numbers = context.results(evaluation_id)
+            context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
+        wrong = wrong_signs(results["held_out"], numbers, file)
+        if wrong:
             context.fail(
-                f"The preference model orders {numbers['accuracy']:.0%} of the {numbers['n']} orientation pairs of "
-                f"{file} rightly, interval {_interval(numbers['ci'])}, below one half: a sign is wrong. "
-                "Look at the question and side of the newest comparisons, and at the file; PPO was not started."
+                f"A sign is wrong: {'; '.join(wrong)}. Look at the question and side of the newest comparisons, and at "
+                "the orientation pairs; PPO was not started."
             )
         return evaluation_id
 
@@ -261,7 +264,3 @@ def evaluations_of(cycle_id: int, *policy_ids: int) -> list[int]:
 def _watched(watcher_id: int | None) -> dict[str, int]:
     """The twin's role among a job's inputs, where there is one."""
     return {} if watcher_id is None else {"watcher": watcher_id}
-
-
-def _interval(ci: list[float]) -> str:
-    return f"[{ci[0]:.2f}, {ci[1]:.2f}]"

@@ -1,0 +1,53 @@
+"""Is a sign the wrong way round? What the orientation pairs and the held-out comparisons of each source say.
+
+The paper's red-team task asks for the more harmful reply, so a label that is not turned round, or turned twice, makes
+PPO follow the opposite of what people want. Pure: numbers in, sentences for the operator out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.intervals import wilson
+
+# A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels
+# are turned round lies below it as surely as the others lie above.
+SOURCE_CONFIDENCE = 0.999
+
+
+def wrong_signs(held_out: Mapping[str, Any], orientation: Mapping[str, Any] | None, file: str | None) -> list[str]:
+    """What is ordered the wrong way round, one sentence each; none where nothing is.
+
+    `held_out` is the preference model's own report, `orientation` the result of check_preference_model on `file`. Of
+    the orientation pairs all together are judged, and those of each question that the model was trained on (a
+    helpful-only model orders harmless pairs below chance [56], and that is no mistake).
+    """
+    found = []
+    if orientation is not None:
+        parts = {"": orientation} | {
+            f"{question} ": entry
+            for question, entry in sorted(orientation["by_question"].items())
+            if question in held_out["by_question"]
+        }
+        found += [
+            f"of the {entry['n']} {question}orientation pairs of {file} the preference model orders "
+            f"{entry['accuracy']:.0%} rightly, interval {_interval(entry['ci'])}, below one half"
+            for question, entry in parts.items()
+            if entry["ci"][1] < 0.5
+        ]
+    for source, entry in sorted(held_out["by_source"].items()):
+        if not entry["n"]:
+            continue
+        interval = wilson(entry["accuracy"] * entry["n"], entry["n"], SOURCE_CONFIDENCE)
+        if interval[1] < 0.5:
+            found.append(
+                f"of the {entry['n']} held-out comparisons of source {source!r} it orders {entry['accuracy']:.0%} "
+                f"rightly, interval {_interval(interval)} at {SOURCE_CONFIDENCE:.1%}, below one half: that source "
+                "contradicts the others"
+            )
+    return found
+
+
+def _interval(ci: Any) -> str:
+    return f"[{ci[0]:.2f}, {ci[1]:.2f}]"

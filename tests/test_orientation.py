@@ -1,0 +1,50 @@
+"""When a sign counts as wrong, on numbers worked by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.intervals import wilson
+from orchestrator.orientation import wrong_signs
+
+
+def entry(right: int, n: int) -> dict[str, Any]:
+    return {"accuracy": right / n, "ci": list(wilson(right, n)), "n": n}
+
+
+def held_out(**by_source: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "by_source": {source: entry(*counts) for source, counts in by_source.items()},
+        "by_question": {"helpful": entry(8, 10), "harmless": entry(8, 10)},
+    }
+
+
+def orientation(helpful: tuple[int, int], harmless: tuple[int, int]) -> dict[str, Any]:
+    both = entry(helpful[0] + harmless[0], helpful[1] + harmless[1])
+    return both | {"by_question": {"helpful": entry(*helpful), "harmless": entry(*harmless)}}
+
+
+def test_all_in_order_is_nothing_to_say():
+    assert wrong_signs(held_out(a=(70, 100), b=(55, 100)), orientation((9, 10), (8, 10)), "pairs.jsonl") == []
+    assert wrong_signs(held_out(a=(70, 100)), None, None) == []
+
+
+def test_one_question_the_wrong_way_round_is_seen_though_all_together_are_at_chance():
+    # 10 of 10 and 0 of 10 are 10 of 20 together, interval 0.30 to 0.70; 0 of 10 alone is 0 to 0.28.
+    [found] = wrong_signs(held_out(), orientation((10, 10), (0, 10)), "pairs.jsonl")
+    assert found.startswith("of the 10 harmless orientation pairs of pairs.jsonl")
+    assert "0% rightly, interval [0.00, 0.28]" in found
+
+
+def test_a_question_that_the_model_never_saw_is_not_judged_alone():
+    numbers = held_out()
+    del numbers["by_question"]["harmless"]
+    assert wrong_signs(numbers, orientation((10, 10), (0, 10)), "pairs.jsonl") == []
+
+
+def test_a_source_that_contradicts_the_others_is_named():
+    # 30 of 100 has its 99.9 % interval below one half (to 0.47), 36 of 100 has not (to 0.52), though its 95 % one has.
+    [found] = wrong_signs(held_out(good=(70, 100), turned=(30, 100)), None, None)
+    assert "held-out comparisons of source 'turned' it orders 30% rightly" in found
+    assert wilson(36, 100)[1] < 0.5
+    assert wrong_signs(held_out(good=(70, 100), unlucky=(36, 100)), None, None) == []
