@@ -138,7 +138,7 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
                     rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
         if held_out.get("calibration", {}).get("n"):
             rows.append(("PM calibration", _calibration(held_out["calibration"])))
-    if numbers["watcher"]:
+    if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))
     if numbers["orientation"]:
         found = numbers["orientation"]
