@@ -47,6 +47,7 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
             return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
 
         comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
+        await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
         trained = await run.on_gpu(
             training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
         )

@@ -19,6 +19,7 @@ COMMANDS = {
     "cycle": ("orchestrator.commands.cycle", "run, list and show cycles"),
     "import": ("orchestrator.commands.import_", "import human comparisons from files"),
     "export": ("orchestrator.commands.export", "export comparisons to a file"),
+    "check-data": ("orchestrator.commands.check_data", "find repeats and texts of evaluations in files of comparisons"),
     "artifacts": ("orchestrator.commands.artifacts", "list artifacts"),
     "lineage": ("orchestrator.commands.lineage", "what an artifact, reply or comparison came from and went into"),
     "verify": ("orchestrator.commands.verify", "check every artifact against its digest"),

@@ -303,7 +303,7 @@ def _manifest(freeze_id: int, section: ComparisonsSection, shards: list[dict[str
     return {
         "format": MANIFEST_FORMAT,
         "freeze_id": freeze_id,
-        "settings": section.model_dump(mode="json"),
+        "settings": section.selection(),
         "num_comparisons": num_train + num_held_out,
         "num_train": num_train,
         "num_held_out": num_held_out,

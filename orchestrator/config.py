@@ -80,6 +80,14 @@ class ComparisonsSection(Section):
     min_strength: int = Field(1, ge=1, le=4, description="Weaker comparisons are left out; unknown strength passes")
     label_kinds: list[Literal["human", "model"]] = Field(["human"], description="Model labels are off by default")
     sources: list[str] | None = Field(None, description="Only these sources; all where not given")
+    check_against: list[PathText] = Field(
+        [],
+        description="Evaluation files whose texts are looked for among the comparisons, and reported; none is left out",
+    )
+
+    def selection(self) -> dict[str, Any]:
+        """What decides which comparisons are in the set: all settings but what it is only checked against."""
+        return self.model_dump(mode="json", exclude={"check_against"})
 
 
 class PreferenceModelSection(Section):
@@ -322,7 +330,7 @@ def _absolute(node: Any, base: Path, key: str = "") -> Any:
     """Make the file names in a raw configuration absolute; a model path that is no folder stays a hub name."""
     if isinstance(node, dict):
         return {name: _absolute(value, base, name) for name, value in node.items()}
-    if isinstance(node, list) and key == "files":
+    if isinstance(node, list) and key in ("files", "check_against"):
         return [_absolute(value, base, "file") for value in node]
     if isinstance(node, str) and key in PATH_KEYS and node:
         expanded = Path(os.path.expanduser(os.path.expandvars(node)))

@@ -92,7 +92,7 @@ def previous_comparison_set(session: Session, freeze_id: int, section: Compariso
     query = (
         select(t.Artifact)
         .where(t.Artifact.kind == "comparison_set")
-        .where(settings.op("-")("freeze_id").op("-")("freeze") == section.model_dump())
+        .where(settings.op("-")("freeze_id").op("-")("freeze") == section.selection())
         .where(settings["freeze_id"].as_integer() < freeze_id)
         # What was erased since must not come back with a shard.
         .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))

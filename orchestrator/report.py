@@ -65,6 +65,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "name": cycle.name,
             "artifact_ids": {kind: artifact.id for kind, artifact in artifacts.items()},
             "comparison_set": comparison_set.results if comparison_set else None,
+            "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
             "preference_model": model.results if model else None,
             "watcher": _watcher(session, cycle_id),
             "orientation": _evaluation(session, cycle_id, "orientation", None),
@@ -127,6 +128,7 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         )
         if excluded:
             rows.append(("Left out", excluded))
+    rows += _data_check(numbers.get("data_check"))
     if numbers["preference_model"]:
         held_out = numbers["preference_model"]["held_out"]
         rows.append(("PM held-out accuracy", _with_interval(held_out.get("accuracy"), held_out.get("ci"))))
@@ -157,6 +159,31 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
     else:
         rows.append(("Elo against the initial policy", NOT_JUDGED))
+    return rows
+
+
+def _data_check(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    rows = [
+        (
+            "Repeats",
+            f"{found['repeated_prompts']} of {found['prompts']} prompts stand in several comparisons; "
+            f"{found['repeated_votes']} votes of the same rater on the same replies; "
+            f"{found['contradicted']} pairs of replies decided both ways",
+        ),
+        ("Opening messages in both parts", str(found["openings_in_several_parts"])),
+    ]
+    for overlap in found["against"]:
+        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap["by_part"].items())
+        rows.append(
+            (
+                f"Overlap with {overlap['file']}",
+                f"{overlap['prompts']} prompts, {overlap['comparisons']} comparisons"
+                + (f" ({by_part})" if by_part else "")
+                + f"; {overlap['texts_met']} of its {overlap['texts']} texts",
+            )
+        )
     return rows
 
 
@@ -206,7 +233,7 @@ def _data_uri(png: bytes) -> str:
 
 def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
     """By kind, the artifact that the cycle's latest finished stage of that kind ended with."""
-    kinds = ("initial_policy", "comparison_set", "preference_model", "prompt_set", "snapshot")
+    kinds = ("initial_policy", "comparison_set", "data_check", "preference_model", "prompt_set", "snapshot")
     rows = session.scalars(
         select(t.Artifact)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from db import tables as t
-from orchestrator import dataset, initial_policy
+from orchestrator import data_check, dataset, initial_policy
 from orchestrator.cycles import (
     anything_live,
     close_cycle,
@@ -33,6 +33,7 @@ from orchestrator.stage import StageContext, build, run_job_stage
 __all__ = [
     "anything_live",
     "build_prompts",
+    "check_data",
     "check_preference_model",
     "close_cycle",
     "cycle_config",
@@ -80,8 +81,20 @@ def freeze_comparisons(cycle_id: int, *, fresh: bool = False) -> int:
             return dataset.build_comparison_set(context.engine, freeze_id, section, earlier, out)
 
         # What a freeze holds never changes, so its id stands for its content, within one database.
-        settings = section.model_dump() | {"freeze_id": freeze_id, "freeze": dataset.freeze_digest(frozen)}
+        settings = section.selection() | {"freeze_id": freeze_id, "freeze": dataset.freeze_digest(frozen)}
         return build(context, "comparison_set", settings, {}, write, fresh=fresh)
+
+
+def check_data(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) -> int:
+    """Count repeats in the comparison set, and texts of the configured evaluation files. Returns its artifact."""
+    with StageContext(cycle_id, "check_data") as context:
+        files = [Path(file) for file in context.config.comparisons.check_against]
+        settings = {"against": [[data_check.name_of(file), dataset.file_digest(file)] for file in files]}
+
+        def write(out: Path) -> dict[str, Any]:
+            return data_check.check_comparison_set(context.fetch(comparison_set_id), files, out)
+
+        return build(context, "data_check", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)
 
 
 def train_preference_model(cycle_id: int, comparison_set_id: int, initial_id: int, *, fresh: bool = False) -> int:

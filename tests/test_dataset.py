@@ -286,7 +286,7 @@ def test_an_earlier_set_is_found_only_with_the_same_settings(engine: Engine, tmp
     first, second = frozen(engine), frozen(engine)
     with Session(engine) as session, session.begin():
         row = session.get_one(t.Freeze, first)
-        settings = HALF.model_dump() | {"freeze_id": first, "freeze": dataset.freeze_digest(row)}
+        settings = HALF.selection() | {"freeze_id": first, "freeze": dataset.freeze_digest(row)}
         artifact = add_artifact(session, "comparison_set", settings=settings)
         assert dataset.previous_comparison_set(session, second, HALF) is artifact
         assert dataset.previous_comparison_set(session, first, HALF) is None

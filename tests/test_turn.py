@@ -99,8 +99,11 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
 
+    evaluation = tmp_path / "an evaluation.csv"
+    # The first is the opening message of a comparison, but for case and punctuation; the second is in none.
+    evaluation.write_text("question\ntell me about bread number 0\nTell me about bread number 77777.\n")
     said: list[str] = []
-    outcome = take_turn(configuration(model), said)
+    outcome = take_turn(configuration(model, comparisons={"check_against": [str(evaluation)]}), said)
 
     assert outcome.name in ("Promoted", "Refused")
     (cycle,) = rows(instance, t.Cycle)
@@ -113,6 +116,10 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert numbers["evaluation"]["kl_nats"] > 0
     assert numbers["initial_evaluation"]["kl_nats"] == 0
     assert numbers["elo"] is None
+    (overlap,) = numbers["data_check"]["against"]
+    assert (overlap["comparisons"], overlap["texts_met"], overlap["texts"]) == (1, 1, 2)
+    assert f"| Overlap with {tmp_path.name}/an evaluation.csv | 1 prompts, 1 comparisons" in said[-1]
+    assert "| Opening messages in both parts | 0 |" in said[-1]
     assert "not judged by people" in said[-1]
     assert "](data:image/png;base64," in said[-1]
     (report,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]

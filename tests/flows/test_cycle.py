@@ -26,6 +26,7 @@ Orchestrator = Callable[..., str]
 # What a whole cycle makes, each exactly once; the initial policy was made in week 0.
 ONCE = {
     "freeze_comparisons": 1,
+    "check_data": 1,
     "train_preference_model": 1,
     "build_prompts": 1,
     "train_policy": 1,
