@@ -111,10 +111,13 @@ class PreferenceModelSection(Section):
 
 
 class OrientationSection(Section):
-    """A small hand-made set that the preference model must not order the wrong way round."""
+    """What the preference model must not order the wrong way round: a hand-made set, and no source as a whole."""
 
     file: PathText | None = Field(
         None, description="JSONL of prompt/chosen/rejected; without it the check is skipped and says so"
+    )
+    contradicting_source: Literal["stop", "report"] = Field(
+        "stop", description="A source whose held-out comparisons lie surely below chance: stop, or tell in the report"
     )
 
 

@@ -16,12 +16,15 @@ from models.intervals import wilson
 SOURCE_CONFIDENCE = 0.999
 
 
-def wrong_signs(held_out: Mapping[str, Any], orientation: Mapping[str, Any] | None, file: str | None) -> list[str]:
+def wrong_signs(
+    held_out: Mapping[str, Any], orientation: Mapping[str, Any] | None, file: str | None, *, sources: bool = True
+) -> list[str]:
     """What is ordered the wrong way round, one sentence each; none where nothing is.
 
     `held_out` is the preference model's own report, `orientation` the result of check_preference_model on `file`. Of
     the orientation pairs all together are judged, and those of each question that the model was trained on (a
-    helpful-only model orders harmless pairs below chance [56], and that is no mistake).
+    helpful-only model orders harmless pairs below chance [56], and that is no mistake). Without `sources` those are not
+    judged: a small model with far fewer harmless than helpful comparisons carries the one over to the other.
     """
     found = []
     if orientation is not None:
@@ -36,7 +39,7 @@ def wrong_signs(held_out: Mapping[str, Any], orientation: Mapping[str, Any] | No
             for question, entry in parts.items()
             if entry["ci"][1] < 0.5
         ]
-    for source, entry in sorted(held_out["by_source"].items()):
+    for source, entry in sorted(held_out["by_source"].items()) if sources else ():
         if not entry["n"]:
             continue
         interval = wilson(entry["accuracy"] * entry["n"], entry["n"], SOURCE_CONFIDENCE)
@@ -44,7 +47,7 @@ def wrong_signs(held_out: Mapping[str, Any], orientation: Mapping[str, Any] | No
             found.append(
                 f"of the {entry['n']} held-out comparisons of source {source!r} it orders {entry['accuracy']:.0%} "
                 f"rightly, interval {_interval(interval)} at {SOURCE_CONFIDENCE:.1%}, below one half: that source "
-                "contradicts the others"
+                'contradicts the others (orientation.contradicting_source = "report" lets it pass)'
             )
     return found
 

@@ -159,7 +159,8 @@ def check_preference_model(cycle_id: int, preference_model_id: int, *, fresh: bo
             )
             numbers = context.results(evaluation_id)
             context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
-        wrong = wrong_signs(results["held_out"], numbers, file)
+        judge_sources = context.config.orientation.contradicting_source == "stop"
+        wrong = wrong_signs(results["held_out"], numbers, file, sources=judge_sources)
         if wrong:
             context.fail(
                 f"A sign is wrong: {'; '.join(wrong)}. Look at the question and side of the newest comparisons, and at "

@@ -46,5 +46,6 @@ def test_a_source_that_contradicts_the_others_is_named():
     # 30 of 100 has its 99.9 % interval below one half (to 0.47), 36 of 100 has not (to 0.52), though its 95 % one has.
     [found] = wrong_signs(held_out(good=(70, 100), turned=(30, 100)), None, None)
     assert "held-out comparisons of source 'turned' it orders 30% rightly" in found
+    assert wrong_signs(held_out(good=(70, 100), turned=(30, 100)), None, None, sources=False) == []
     assert wilson(36, 100)[1] < 0.5
     assert wrong_signs(held_out(good=(70, 100), unlucky=(36, 100)), None, None) == []
