@@ -171,6 +171,12 @@ class PPOSection(Section):
     max_kl_nats: float | None = Field(
         None, gt=0, description="Stop and keep the last good weights beyond this KL per reply"
     )
+    snapshots: int = Field(
+        0,
+        ge=0,
+        description="Snapshots of the run beside its result, at even steps of √KL; while it runs they take the disk of "
+        "three times as many",
+    )
     threads: int = Field(1, ge=1)
 
     @model_validator(mode="after")

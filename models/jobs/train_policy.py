@@ -7,9 +7,10 @@ folder. `PolicyTraining.run` is the loop; the maths is in models/ppo.py, samplin
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from models.prompts import KINDS, PromptSetError, PromptStream
 from models.rollout import Rollout, RolloutCollector
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_random import derive_seed, permutation
+from models.snapshots import SnapshotKeeper
 
 NAME = "train_policy"
 ADAM_BETAS = (0.9, 0.95)
@@ -90,12 +92,13 @@ class PPOSettings:
     max_kl_nats: float | None = None  # per reply; beyond it training goes back one iteration and stops
     harmless_weight: float = 1.0  # how often a harmless prompt comes for every time a helpful one does
     checkpoint_every: int = 5  # iterations
+    snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
 
     def __post_init__(self) -> None:
         for name in ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples"):
+        for name in ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples", "snapshots"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         for name in (
@@ -146,8 +149,11 @@ def run(job: Job) -> None:
     def write(folder: Path) -> None:
         facts = {key: value for key, value in results.items() if not isinstance(value, (list, dict))}
         save_model(training.policy.model, folder, chat, model_card("Policy snapshot", CARD, facts, tags=("ppo",)))
+        if settings.snapshots:
+            results["snapshots"] = training.snapshots.copy_chosen(folder / "snapshots")
 
     job.publish(write, results)
+    shutil.rmtree(training.snapshots.folder, ignore_errors=True)
 
 
 CARD = (
@@ -200,6 +206,7 @@ class PolicyTraining:
         self.optimiser_steps = 0
         self.kl_coef = settings.kl_coef
         self.curve: list[dict[str, float]] = []
+        self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
         self.good = self._weights()
         self.stopped: str | None = None
 
@@ -222,6 +229,7 @@ class PolicyTraining:
                 break
             self.good = self._weights()
             summary = self._note(rollout)
+            self.snapshots.offer(self.curve[-1], self._write_snapshot)
             learned = self._learn(iteration, rollout, first_chunks)
             if learned is None:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
@@ -488,6 +496,11 @@ class PolicyTraining:
             "curve": self.curve,
         }
 
+    def _write_snapshot(self, folder: Path, point: Mapping[str, Any]) -> None:
+        """The policy as the newest point of the curve measured it."""
+        card = model_card("Policy snapshot", CARD, point, tags=("ppo",))
+        save_model(self.policy.model, folder, self.chat, card)
+
     # Resume
 
     def _weights(self) -> dict[str, Tensor]:
@@ -504,14 +517,18 @@ class PolicyTraining:
                 "kl_coef": self.kl_coef,
                 "good": self.good,
                 "curve": self.curve,
+                "snapshots": self.snapshots.state_dict(),
             },
         )
+        self.snapshots.settle()
 
     def _resume(self) -> int:
         saved = self.job.load_checkpoint()
         if saved is None:
+            self.snapshots.settle()
             return 0
         iteration, state = saved
+        self.snapshots.load_state_dict(state["snapshots"])
         self.policy.model.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,115 @@
+"""Snapshots of a PPO run at even steps of √KL, chosen while nobody knows how far the run will go.
+
+Weights are written whenever √KL first reaches a new multiple of a step. When that makes too many, the step doubles and
+every other one is given up. At the end those nearest to even steps are taken. Used by models/jobs/train_policy.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# √nat per reply. A KL of 1e-4 nats is what rounding of log-probs may look like; finer steps say nothing.
+FIRST_STEP = 0.01
+# Candidates kept for each snapshot that is asked for: with fewer the chosen ones stand unevenly, more cost disk.
+CANDIDATES_PER_SNAPSHOT = 3
+
+
+class SnapshotKeeper:
+    """Candidates for the snapshots of one run, each a folder below `folder`; resumable with the job's checkpoint.
+
+    A candidate is what `point` says of it: `samples`, `kl_nats`, `score`, and whatever else the curve has.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self.step = FIRST_STEP
+        self.kept: list[dict[str, Any]] = []
+
+    def offer(self, point: Mapping[str, Any], write: Callable[[Path, Mapping[str, Any]], None]) -> None:
+        """Keep the policy as it is now, measured as `point`, if it is the first at its step of √KL.
+
+        `write` fills an empty directory with its weights. Nothing is deleted here: a job that is killed goes on from a
+        checkpoint that still names what was given up since. See `settle`.
+        """
+        if self.count == 0 or self._level(point) <= max((self._level(kept) for kept in self.kept), default=0):
+            return
+        self.kept.append(dict(point))
+        self._write(point, write)
+        while len(self.kept) > CANDIDATES_PER_SNAPSHOT * self.count:
+            self.step *= 2
+            first = {self._level(kept): kept for kept in reversed(self.kept)}
+            self.kept = [kept for level, kept in sorted(first.items()) if level > 0]
+
+    def settle(self) -> None:
+        """Delete the folders that no candidate needs: after a checkpoint was saved, and when a job resumes."""
+        if self.folder.exists():
+            needed = {self.place(kept).name for kept in self.kept}
+            for folder in self.folder.iterdir():
+                if folder.name not in needed:
+                    shutil.rmtree(folder)
+
+    def place(self, point: Mapping[str, Any]) -> Path:
+        """Where a candidate's weights lie."""
+        return self.folder / str(point["samples"])
+
+    def chosen(self) -> list[dict[str, Any]]:
+        """The candidates nearest to even steps of √KL between 0 and the farthest point, at most `count`, by √KL.
+
+        At the two ends are the initial policy and the run's result, which are there anyway.
+        """
+        if not self.kept:
+            return []
+        end = max(_root(kept) for kept in self.kept)
+        found: dict[Any, dict[str, Any]] = {}
+        for place in range(1, self.count + 1):
+            nearest = min(self.kept, key=lambda kept: (abs(_root(kept) - end * place / (self.count + 1)), kept["samples"]))
+            found[nearest["samples"]] = nearest
+        return sorted(found.values(), key=_root)
+
+    def copy_chosen(self, target: Path) -> list[dict[str, Any]]:
+        """Put the chosen ones into `target`/01, /02 … and return what is known of each, with its `folder`.
+
+        The candidates stay: a job that is killed before its result is complete needs them again.
+        """
+        listed = []
+        for number, point in enumerate(self.chosen(), start=1):
+            folder = target / f"{number:02}"
+            shutil.copytree(self.place(point), folder, copy_function=_link)
+            listed.append(point | {"folder": f"{target.name}/{folder.name}"})
+        return listed
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the job's checkpoint; the weights themselves are on disk already."""
+        return {"step": self.step, "kept": self.kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As it was at the checkpoint; what was written since is deleted, and will be written again."""
+        self.step, self.kept = float(state["step"]), [dict(kept) for kept in state["kept"]]
+        self.settle()
+
+    def _level(self, point: Mapping[str, Any]) -> int:
+        return int(_root(point) / self.step)
+
+    def _write(self, point: Mapping[str, Any], write: Callable[[Path, Mapping[str, Any]], None]) -> None:
+        target = self.place(point)
+        # Left over from before the job was killed, perhaps half written.
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        write(target, point)
+
+
+def _root(point: Mapping[str, Any]) -> float:
+    return math.sqrt(max(0.0, float(point["kl_nats"])))
+
+
+def _link(source: str, target: str) -> None:
+    """The same file in two places, or a copy of it where the file system can't do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
