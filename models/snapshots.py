@@ -67,7 +67,9 @@ class SnapshotKeeper:
         end = max(_root(kept) for kept in self.kept)
         found: dict[Any, dict[str, Any]] = {}
         for place in range(1, self.count + 1):
-            nearest = min(self.kept, key=lambda kept: (abs(_root(kept) - end * place / (self.count + 1)), kept["samples"]))
+            nearest = min(
+                self.kept, key=lambda kept: (abs(_root(kept) - end * place / (self.count + 1)), kept["samples"])
+            )
             found[nearest["samples"]] = nearest
         return sorted(found.values(), key=_root)
 

@@ -21,6 +21,9 @@ from orchestrator.errors import ArtifactError
 # Fewer digits of a digest are more likely a typing error than a name.
 MIN_PREFIX = 6
 
+RUN = "run"
+"""The role of a PPO run in the lineage of the snapshots that it kept on its way."""
+
 
 def fingerprint(kind: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
     """SHA-256 (hex) of what is asked for: kind, settings, and the digest of the input in each role.

@@ -21,6 +21,7 @@ from orchestrator.cycles import database
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, draw_all
+from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
 
 NOT_JUDGED = "not judged by people"
@@ -30,7 +31,7 @@ def write_report(cycle_id: int) -> tuple[int, str]:
     """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown, its pictures inline."""
     with StageContext(cycle_id, "write_report") as context:
         numbers = cycle_numbers(cycle_id)
-        pictures = draw_all(numbers | {"policy_scores": _policy_scores(context)})
+        pictures = draw_all(numbers | {"policy_scores": _policy_scores(context, cycle_id)})
         # The Prefect UI shows PNG as data URIs and strips inline SVG.
         markdown = to_markdown(numbers, [(picture, _data_uri(picture.png)) for picture in pictures])
         # Times stay out of the artifact, so that the same cycle gives the same report.
@@ -71,6 +72,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
             "training": snapshot.results if snapshot else None,
+            "snapshots": [described(kept) for kept in snapshots_of(session, snapshot.id)] if snapshot else [],
             "kl_law": law_numbers(snapshot.results.get("curve") or []) if snapshot else None,
             "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
             "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
@@ -154,6 +156,9 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         found = numbers["best_of_n"]
         rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {_number(found['pm_score'])}"))
         rows += best_of_rows(found)
+    for kept in numbers.get("snapshots") or []:
+        what = f"PM score {_number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
+        rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
     rows += law_rows((numbers.get("training") or {}).get("curve") or [])
     if numbers["elo"]:
         rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
@@ -209,14 +214,14 @@ def _mistakes(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _policy_scores(context: StageContext) -> dict[str, dict[str, list[float]]]:
+def _policy_scores(context: StageContext, cycle_id: int) -> dict[str, dict[str, list[float]]]:
     """The scores of the snapshot's and the initial policy's replies to the held-out prompts, by kind."""
     with context.session() as session:
-        artifacts = _newest_artifacts(session, context.cycle_id)
+        artifacts = _newest_artifacts(session, cycle_id)
         subjects = {"snapshot": artifacts.get("snapshot"), "initial": artifacts.get("initial_policy")}
         folders = {}
         for who, subject in subjects.items():
-            found = _evaluation_row(session, context.cycle_id, "policy", subject.id) if subject is not None else None
+            found = _evaluation_row(session, cycle_id, "policy", subject.id) if subject is not None else None
             if found is not None and found.artifact_id is not None:
                 folders[who] = session.get_one(t.Artifact, found.artifact_id).digest
     scores: dict[str, dict[str, list[float]]] = {}

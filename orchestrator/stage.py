@@ -29,26 +29,35 @@ Write = Callable[[Path], dict[str, Any]]
 """Fills a directory with an artifact's files and returns its results."""
 
 
+Occasion = int | CycleConfig
+"""What a stage is taken for: a cycle, by its id, or an experiment, which is no cycle and has a configuration alone."""
+
+
 class StageContext:
     """One attempt at one stage: settings, configuration, database and store, and its row in `stages`.
 
-    As a context manager it writes the row as running, and at the end whether the stage was done, found or failed.
+    As a context manager it writes the row as running, and at the end whether the stage was done, found or failed. An
+    experiment's stages have no row: what they make is found again by its fingerprint all the same.
     """
 
-    def __init__(self, cycle_id: int, name: str) -> None:
-        self.cycle_id = cycle_id
+    def __init__(self, occasion: Occasion, name: str) -> None:
+        self.cycle_id: int | None = None if isinstance(occasion, CycleConfig) else occasion
         self.name = name
         self.settings = Settings.from_env()
         self.engine: Engine = make_engine(self.settings.require_database_url())
         self.store = ArtifactStore(self.settings.artifact_url, self.settings.home / "cache")
         self.config: CycleConfig
+        if isinstance(occasion, CycleConfig):
+            self.config = occasion
         self.job_seconds = 0.0
         self._artifact_id: int | None = None
         self._fingerprint: str | None = None
         self._built = False
-        self._stage_id: int
+        self._stage_id: int | None = None
 
     def __enter__(self) -> Self:
+        if self.cycle_id is None:
+            return self
         with self.session() as session:
             cycle = session.get(t.Cycle, self.cycle_id)
             if cycle is None:
@@ -62,6 +71,8 @@ class StageContext:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
+            if self._stage_id is None:
+                return
             with self.session() as session:
                 stage = session.get_one(t.Stage, self._stage_id)
                 stage.ended_at = datetime.now(UTC)
@@ -124,8 +135,9 @@ class StageContext:
 
     def working_on(self, fingerprint: str) -> None:
         """Say what the stage is making before it is made: its work directory, and the job's log, bear this name."""
-        with self.session() as session:
-            session.get_one(t.Stage, self._stage_id).fingerprint = fingerprint
+        if self._stage_id is not None:
+            with self.session() as session:
+                session.get_one(t.Stage, self._stage_id).fingerprint = fingerprint
 
     def built(self, artifact_id: int, fingerprint: str, *, found: bool) -> None:
         """Remember which artifact the stage ends with."""
@@ -215,9 +227,9 @@ def work_directory(context: StageContext, fingerprint: str, fresh: bool) -> Path
     return context.settings.home / "work" / name
 
 
-def fresh_name(fingerprint: str, cycle_id: int) -> str:
+def fresh_name(fingerprint: str, cycle_id: int | None) -> str:
     """Name of the work directory of a stage that is to find nothing."""
-    return f"{fingerprint}-fresh-{cycle_id}"
+    return f"{fingerprint}-fresh-{'experiment' if cycle_id is None else cycle_id}"
 
 
 def _publish(

@@ -28,6 +28,7 @@ from orchestrator.judging import measure_elo
 from orchestrator.orientation import wrong_signs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
 from orchestrator.report import write_report
+from orchestrator.snapshots import publish_snapshots
 from orchestrator.stage import StageContext, build, run_job_stage
 
 __all__ = [
@@ -202,11 +203,11 @@ def train_policy(
 ) -> int:
     """PPO from the initial policy against the preference model; its twin, where there is one, watches.
 
-    Returns the snapshot's artifact.
+    Returns the snapshot's artifact. Those that the run kept on its way (`ppo.snapshots`) become artifacts too.
     """
     with StageContext(cycle_id, "train_policy") as context:
         config = context.config
-        return run_job_stage(
+        snapshot_id = run_job_stage(
             context,
             kind="snapshot",
             job="train_policy",
@@ -215,6 +216,8 @@ def train_policy(
             settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
             fresh=fresh,
         )
+        publish_snapshots(context, snapshot_id)
+        return snapshot_id
 
 
 def evaluate_policy(

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from db import tables as t
 from orchestrator.elo import Game, elo_ratings
+from orchestrator.ledger import RUN
 
 SCORE_OF_SIDE = {"a": 1.0, "b": 0.0, "none": 0.5}
 AXES = {"helpful": ("helpful",), "harmless": ("harmless", "more_harmful")}
@@ -138,10 +139,12 @@ def _joined_to(anchor: str, played: Sequence[Game]) -> set[str]:
 
 
 def _cycles(session: Session, digests: set[str]) -> dict[str, int]:
-    """The number of the cycle that trained each snapshot."""
+    """The number of the cycle that trained each snapshot; those that a run kept on its way are of the run's cycle."""
+    run_of = t.LineageEdge
     rows = session.execute(
         select(t.Artifact.digest, func.min(t.Cycle.number))
-        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .outerjoin(run_of, (run_of.child_id == t.Artifact.id) & (run_of.role == RUN))
+        .join(t.Stage, t.Stage.artifact_id == func.coalesce(run_of.parent_id, t.Artifact.id))
         .join(t.Cycle, t.Cycle.id == t.Stage.cycle_id)
         .where(t.Stage.name == "train_policy", t.Artifact.digest.in_(digests))
         .group_by(t.Artifact.digest)

@@ -98,7 +98,15 @@ class PPOSettings:
         for name in ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples", "snapshots"):
+        for name in (
+            "learning_rate",
+            "kl_coef",
+            "value_coef",
+            "harmless_weight",
+            "iterations",
+            "warmup_samples",
+            "snapshots",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         for name in (
