@@ -7,10 +7,12 @@ or None where there is nothing to show, and name it in `PICTURES`. matplotlib is
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from models.intervals import wilson
 from models.logistic import sigmoid
 from orchestrator import kl_picture
 
@@ -102,7 +104,7 @@ def reliability(numbers: dict[str, Any]) -> Figure | None:
     highest = bins[-1]["mean_gap"] * 1.08 or 1.0
     line = [highest * k / 100 for k in range(101)]
     axes.plot(line, [sigmoid(x) for x in line], "--", color=GREY, linewidth=1.2, label="calibrated: 1 / (1 + e^-gap)")
-    _errorbars(axes, [b["mean_gap"] for b in bins], bins, fmt="o", color=BLUE, label="held-out, 95 % interval")
+    errorbars(axes, [b["mean_gap"] for b in bins], bins, fmt="o", color=BLUE, label="held-out, 95 % interval")
     axes.set_xlim(0, highest)
     axes.set_ylim(min(0.4, *(b["ci"][0] for b in bins)) - 0.02, 1.02)
     error = f"calibration error {calibration['expected_calibration_error']:.3f}"
@@ -230,6 +232,44 @@ def policy_scores(numbers: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def scaling(numbers: dict[str, Any]) -> Figure | None:
+    """Accuracy against the number of comparisons, with the fitted line and what twice as many would give."""
+    found = numbers.get("scaling")
+    if not found or len(found["points"]) < 2:
+        return None
+    figure, [axes] = new_figure()
+    points, last = found["points"], found["points"][-1]
+    for size, marker in zip(sorted({point["parameters"] for point in points}), "os^Dv*P", strict=False):
+        same = [point for point in points if point["parameters"] == size]
+        entries = [{"accuracy": p["accuracy"], "ci": wilson(p["accuracy"] * p["n"], p["n"])} for p in same]
+        label = f"{size / 1e6:.2g} M parameters"
+        errorbars(axes, [p["comparisons"] for p in same], entries, fmt=marker, color=BLUE, label=label)
+    furthest = last["comparisons"]
+    forecast = found["forecast"]["twice_the_comparisons"]
+    if forecast is not None:
+        nearest = min(p["comparisons"] for p in points if p["parameters"] == last["parameters"])
+        furthest = 2 * last["comparisons"]
+        # A line in ln(comparisons): the gain of one doubling gives it backwards too.
+        at_first = forecast["accuracy"]["value"] - forecast["gain"]["value"] * math.log2(furthest / nearest)
+        line = [at_first, forecast["accuracy"]["value"]]
+        axes.plot([nearest, furthest], line, "--", color=GREY, linewidth=1.2, label="fit")
+        entry = {"accuracy": forecast["accuracy"]["value"], "ci": forecast["accuracy"]["ci"]}
+        errorbars(axes, [furthest], [entry], fmt="*", color=VERMILION, label="twice as many")
+    axes.set_xscale("log")
+    ticks = _ticks(min(p["comparisons"] for p in points), furthest)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    finish(axes, "Accuracy against comparisons", "comparisons trained on", "share ordered rightly", legend="best")
+    return figure
+
+
+def _ticks(low: float, high: float) -> list[int]:
+    """At most six round numbers that cover [low, high]."""
+    steps = [base * 10**power for power in range(10) for base in (1, 2, 5)]
+    inside = [step for step in steps if 0.9 * low <= step <= 1.1 * high]
+    return inside[:: -(-len(inside) // 6)] if inside else [round(low), round(high)]
+
+
 def _better_and_worse(axes: Axes, edges: Sequence[float], counts: dict[str, list[int]]) -> None:
     for side, colour, hatch in (("worse", VERMILION, "////"), ("better", BLUE, None)):
         total = sum(counts[side]) or 1
@@ -254,7 +294,8 @@ def _outline(axes: Axes, values: Sequence[float], width: float, origin: float, *
     axes.stairs(shares, edges, linewidth=1.5, **style)
 
 
-def _errorbars(axes: Axes, x: Sequence[float], entries: Sequence[dict[str, Any]], **style: Any) -> None:
+def errorbars(axes: Axes, x: Sequence[float], entries: Sequence[dict[str, Any]], **style: Any) -> None:
+    """Points of accuracy with their intervals."""
     values = [entry["accuracy"] for entry in entries]
     below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
     above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
@@ -275,6 +316,7 @@ PICTURES: dict[str, tuple[str, Draw]] = {
         accuracy_by_threshold,
     ),
     "score_histograms": ("Preference model: scores of better and worse held-out replies.", score_histograms),
+    "scaling": ("Preference model: what more comparisons bring.", scaling),
     "policy_scores": ("The policy's scores over those of the preference model's data.", policy_scores),
     "kl_law": (kl_picture.CAPTION, kl_picture.kl_law),
 }

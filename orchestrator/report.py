@@ -21,6 +21,7 @@ from orchestrator.cycles import database
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, draw_all
+from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
 
@@ -68,6 +69,8 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "comparison_set": comparison_set.results if comparison_set else None,
             "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
             "preference_model": model.results if model else None,
+            "scaling": scaling(session, model) if model else None,
+            "mix_matrix": mix_matrix(session, model) if model else None,
             "watcher": _watcher(session, cycle_id),
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
@@ -104,6 +107,7 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
     for picture, place in pictures:
         lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
+    lines += matrix_lines(numbers.get("mix_matrix"))
     lines += _mistakes(numbers)
     if numbers.get("stages"):
         lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
@@ -142,6 +146,7 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
                     rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
         if held_out.get("calibration", {}).get("n"):
             rows.append(("PM calibration", _calibration(held_out["calibration"])))
+    rows += scaling_rows(numbers.get("scaling"))
     if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))
     if numbers["orientation"]:

@@ -71,9 +71,11 @@ def test_repeats_are_counted_by_prompt_opening_vote_and_contradiction():
         comparison(4, "Name a river.", "the moon", "the Rhine", rater="7"),  # the other way round, by the same rater
         comparison(5, "Name a hill.", "no", "yes", part="held_out"),
         comparison(6, "Name a river!", "x", "y", part="held_out"),
+        comparison(7, "NAME A HILL", "x", "y", part="held_out"),
     )
-    assert (found["comparisons"], found["prompts"], found["repeated_prompts"]) == (6, 4, 1)
-    assert (found["openings"], found["repeated_openings"], found["repeated_openings_verbatim"]) == (2, 1, 1)
+    assert (found["comparisons"], found["prompts"], found["repeated_prompts"]) == (7, 5, 1)
+    # As they are written only "Name a river." stands there again.
+    assert (found["openings"], found["repeated_openings"], found["repeated_openings_verbatim"]) == (2, 2, 1)
     assert found["openings_in_several_parts"] == 1
     assert found["repeated_votes"] == 1
     assert found["contradicted"] == 1

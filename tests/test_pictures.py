@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from orchestrator.report import to_markdown
 pytest.importorskip("torch")
 
 from models.preference_report import ScoredPair, held_out_report
+from models.scaling import ScalingPoint, fit_scaling
 
 
 def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
@@ -36,8 +38,11 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
         for number in range(num_pairs)
     ]
     scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
+    curve = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
+    points = [asdict(point) for point in curve]
     return {
         "preference_model": {"held_out": held_out_report(pairs)},
+        "scaling": {"source": "the ledger", "points": points, **fit_scaling(curve)},
         "policy_scores": {"snapshot": scores, "initial": scores},
         "training": {"curve": [{"samples": i, "kl_nats": i * i, "score": i + i % 2} for i in range(12)]},
     }

@@ -34,6 +34,7 @@ from models.preference import (
 from models.preference_batches import chunks_by_length, epoch_order, packed_length, shuffle_labels
 from models.preference_loss import preference_loss, question_weights
 from models.preference_report import ScoredPair, held_out_report, score_pairs
+from models.scaling import learning_curve
 from models.twins import Part, Twin, cost_of_a_part, gaps_of, part_of
 
 NAME = "train_preference_model"
@@ -95,11 +96,14 @@ def run(job: Job) -> None:
     results: dict[str, Any] = {
         "num_train": len(train),
         "num_held_out": len(held_out),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_on": trained_on(train, settings.harmless_weight),
         "dropped_too_long": splits["train"].num_too_long + splits["held_out"].num_too_long,
         "dropped_too_long_by_split": {name: split.num_too_long for name, split in splits.items()},
         "max_tokens": max_tokens,
         "optimiser_steps": training.num_steps,
         "train_loss": train_loss,
+        "learning_curve": learning_curve(steps_of(job.out / "metrics.jsonl"), len(train), settings.batch_pairs),
         "held_out": held_out_report(scored),
         "offset": math.fsum(pair.better_score for pair in scored) / len(scored),
     }
@@ -112,6 +116,17 @@ def run(job: Job) -> None:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
     job.publish(write, results)
+
+
+def trained_on(pairs: Sequence[TokenPair], harmless_weight: float) -> list[str]:
+    """The questions that moved the weights; harmless pairs with weight 0 did not."""
+    return sorted({pair.question for pair in pairs} - ({"harmless"} if harmless_weight == 0 else set()))
+
+
+def steps_of(metrics: Path) -> list[tuple[int, float]]:
+    """Step and accuracy before the step of every line of metrics.jsonl that has one."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [(line["step"], line["accuracy"]) for line in lines if line.get("accuracy") is not None]
 
 
 def _load(

@@ -144,7 +144,9 @@ def test_report_groups_by_tranche_and_turn_and_centres_the_scores():
     assert {name: e["n"] for name, e in report["by_turn"].items()} == {"1": 1, "8 or later": 2}
     counts = report["histograms"]
     assert (counts["edges"][0], counts["edges"][-1]) == (-3.0, 3.0)
-    assert sum(counts["all"]["better"]) == sum(counts["all"]["worse"]) == 4
+    # Better scores less the mean: 1, −1, 1, 3, in bins of 0.25 from −3; the last bin holds its upper edge.
+    assert {place: n for place, n in enumerate(counts["all"]["better"]) if n} == {8: 1, 16: 2, 23: 1}
+    assert {place: n for place, n in enumerate(counts["all"]["worse"]) if n} == {0: 1, 8: 2, 16: 1}
     assert sum(counts["by_tranche"]["online"]["better"]) == 2
     assert [entry["id"] for entry in report["mistakes"]] == ["b"]
     assert report["threshold_curve"]["all"][0]["threshold"] == -3.0

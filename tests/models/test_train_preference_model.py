@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.chat import ChatFormat
 from models.comparison_data import TokenPair
@@ -68,6 +69,12 @@ def test_it_learns_what_the_raters_like(preference_model_dir):
     results = results_of(preference_model_dir)
     assert results["optimiser_steps"] == 25  # 400 pairs in batches of 16, once
     assert results["num_train"] == 400
+    assert results["trained_on"] == ["helpful"]
+    weights = load_file(preference_model_dir / "model.safetensors")
+    assert results["num_parameters"] == sum(tensor.numel() for tensor in weights.values())
+    # Steps of 16 pairs: [200, 400) is steps 14 to 25, 192 pairs; [100, 200) 8 to 13; [50, 100) 5 to 7.
+    assert [block["n"] for block in results["learning_curve"]] == [48, 96, 192]
+    assert results["learning_curve"][-1]["accuracy"] > 0.9
     held_out = results["held_out"]
     assert held_out["accuracy"] > 0.9
     assert held_out["ci"][0] > 0.8

@@ -1,0 +1,124 @@
+"""All preference models of the ledger beside each other: what more data or a bigger one would bring, and how one that
+was trained on helpful comparisons alone judges harmless ones, and the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from models.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
+from orchestrator import ledger
+
+QUESTIONS = ("helpful", "harmless")
+MIXES = {"helpful": ["helpful"], "harmless": ["harmless"], "both": ["harmless", "helpful"]}
+NOT_MEASURED = "not measured"
+
+
+def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
+    """The scaling fit over every preference model up to this one, or over this one's learning curve.
+
+    The models are used where they differ enough: three sizes or three numbers of comparisons. Models of shuffled
+    labels are controls and left out, and so are twins, which watch on a part of the comparisons.
+    """
+    results = t.Artifact.results
+    query = (
+        select(
+            results["num_parameters"], results["num_train"], results["held_out"]["accuracy"], results["held_out"]["n"]
+        )
+        .where(t.Artifact.kind == model.kind, t.Artifact.id <= model.id, results.has_key("num_parameters"))
+        .where(t.Artifact.settings["settings"]["shuffle_labels"].as_boolean().is_not(True))
+        .where(~ledger.is_watcher())
+        .order_by(t.Artifact.id)
+    )
+    points = [ScalingPoint(*row) for row in session.execute(query) if row[2] is not None]
+    source = "the preference models of the ledger"
+    if max(len({p.parameters for p in points}), len({p.comparisons for p in points})) < MIN_DISTINCT:
+        points = [
+            ScalingPoint(model.results["num_parameters"], block["comparisons"], block["accuracy"], block["n"])
+            for block in model.results.get("learning_curve", [])
+        ]
+        source = "the learning curve of this preference model"
+    if not points:
+        return None
+    used = [
+        {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, "n": p.n} for p in points
+    ]
+    return {"source": source, "points": used, **fit_scaling(points)}
+
+
+def mix_matrix(session: Session, model: t.Artifact) -> dict[str, dict[str, Any]] | None:
+    """Accuracy by what a model was trained on (rows) and what it was asked (columns); None where nobody measured it.
+
+    The row of this model is its own; the others are of the newest model up to it that was trained on that mix.
+
+    Source: arXiv:2204.05862, figure 19: the two objectives are anti-correlated.
+    """
+    results = t.Artifact.results
+    query = (
+        select(results["trained_on"], results["held_out"]["by_question"])
+        .where(t.Artifact.kind == model.kind, t.Artifact.id <= model.id, results.has_key("trained_on"))
+        .where(t.Artifact.settings["settings"]["shuffle_labels"].as_boolean().is_not(True))
+        .where(~ledger.is_watcher())
+        .order_by(t.Artifact.id.desc())
+    )
+    own = model.results.get("trained_on")
+    if own is None:
+        return None
+    rows = [(own, model.results["held_out"]["by_question"]), *((row[0], row[1]) for row in session.execute(query))]
+    matrix: dict[str, dict[str, Any]] = {}
+    for name, trained_on in MIXES.items():
+        found: dict[str, Any] = next((by_question for mix, by_question in rows if mix == trained_on), {})
+        matrix[name] = {question: found.get(question) for question in QUESTIONS}
+    return matrix
+
+
+def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The forecasts, for the report's table."""
+    if found is None:
+        return []
+    names = {
+        "twice_the_comparisons": ("Twice the comparisons", "c"),
+        "four_times_the_parameters": ("A PM 4 times as big", "b"),
+    }
+    rows = []
+    for key, (name, coefficient) in names.items():
+        forecast = found["forecast"][key]
+        if forecast is None:
+            rows.append((name, found["notes"].get(coefficient, "not identifiable")))
+            continue
+        gain, accuracy = forecast["gain"], forecast["accuracy"]
+        shown = f"{_signed(gain['value'])} [{_signed(gain['ci'][0])}, {_signed(gain['ci'][1])}] accuracy"
+        shown += f", to {accuracy['value']:.3f} [{accuracy['ci'][0]:.3f}, {accuracy['ci'][1]:.3f}]"
+        poor = (found["scatter"] or 0) > 4
+        rows.append((name, shown + f", by {found['source']}" + ("; the fit is poor" if poor else "")))
+    return rows
+
+
+def matrix_lines(matrix: dict[str, dict[str, Any]] | None) -> list[str]:
+    """The 2×2 matrix and the row of the mix as a Markdown table."""
+    if matrix is None or not any(entry for row in matrix.values() for entry in row.values()):
+        return []
+    lines = [
+        "",
+        "## Trained on one question, asked another",
+        "",
+        "| trained on | helpful | harmless |",
+        "|---|---|---|",
+    ]
+    for name, row in matrix.items():
+        lines.append(f"| {name} | {_cell(row['helpful'])} | {_cell(row['harmless'])} |")
+    return lines
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None or entry["accuracy"] is None:
+        return NOT_MEASURED
+    return f"{entry['accuracy']:.3f} [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}] (n = {entry['n']})"

@@ -1,0 +1,88 @@
+"""Preference models beside each other: which of the ledger are used, and what the report says of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.pictures import draw_all
+from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
+from tests.db.rows import add_artifact
+
+
+def add_model(
+    session: Session, num_train: int, parameters: int = 10**6, mix: tuple[str, ...] = ("helpful",), **settings: Any
+) -> t.Artifact:
+    """A preference model whose accuracy lies on 0.4 + 0.03·ln(comparisons)."""
+    accuracy = 0.4 + 0.03 * math.log(num_train)
+    asked = {"accuracy": accuracy, "ci": [accuracy - 0.05, accuracy + 0.05], "n": 400}
+    results = {
+        "num_parameters": parameters,
+        "num_train": num_train,
+        "trained_on": sorted(mix),
+        "held_out": {"accuracy": accuracy, "n": 400, "by_question": dict.fromkeys(mix, asked)},
+        "learning_curve": [
+            {"comparisons": d, "accuracy": 0.4 + 0.02 * math.log(d), "ci": [0, 1], "n": 200} for d in (50, 100, 200)
+        ],
+    }
+    return add_artifact(session, "preference_model", results=results, settings={"settings": settings})
+
+
+def test_the_ledger_is_used_where_models_differ_enough_and_the_learning_curve_else(session: Session):
+    first, second = add_model(session, 500), add_model(session, 1000)
+    found = scaling(session, second)
+    assert found is not None
+    assert found["source"] == "the learning curve of this preference model"
+    assert found["c"]["value"] == pytest.approx(0.02)
+    third = add_model(session, 2000)
+    # Neither a control, nor a twin, nor a later model plays a part.
+    add_model(session, 4000, shuffle_labels=True)
+    add_model(session, 8000, part="watcher")
+    fourth = add_model(session, 4000)
+    found = scaling(session, third)
+    assert found is not None
+    assert found["source"] == "the preference models of the ledger"
+    assert [point["comparisons"] for point in found["points"]] == [500, 1000, 2000]
+    assert found["c"]["value"] == pytest.approx(0.03)
+    found = scaling(session, fourth)
+    assert found is not None
+    assert [point["comparisons"] for point in found["points"]] == [500, 1000, 2000, 4000]
+    assert first.id < fourth.id
+
+
+def test_the_report_tells_the_gain_and_why_there_is_none(session: Session):
+    for number in (500, 1000):
+        add_model(session, number)
+    found = scaling(session, add_model(session, 2000))
+    rows = dict(scaling_rows(found))
+    # 0.03·ln 2 = 0.0208; 0.4 + 0.03·ln 4000 = 0.649.
+    assert rows["Twice the comparisons"].startswith("+0.021 [")
+    assert ", to 0.649 [" in rows["Twice the comparisons"]
+    assert rows["A PM 4 times as big"] == "not identifiable: 1 size, 3 are needed"
+    assert [picture.name for picture in draw_all({"scaling": found})] == ["scaling"]
+    assert scaling_rows(None) == []
+
+
+def test_each_mix_has_the_row_of_its_newest_model_and_what_nobody_measured_says_so(session: Session):
+    add_model(session, 500, mix=("helpful",))
+    add_model(session, 600, mix=("helpful",))
+    matrix = mix_matrix(session, both := add_model(session, 900, mix=("helpful", "harmless")))
+    assert matrix is not None
+    assert matrix["helpful"]["helpful"]["accuracy"] == pytest.approx(0.4 + 0.03 * math.log(600))
+    assert matrix["helpful"]["harmless"] is None
+    assert matrix["harmless"] == {"helpful": None, "harmless": None}
+    assert matrix["both"]["harmless"]["accuracy"] == both.results["held_out"]["accuracy"]
+    text = "\n".join(matrix_lines(matrix))
+    assert "| helpful | 0.592 [0.542, 0.642] (n = 400) | not measured |" in text
+    assert "| harmless | not measured | not measured |" in text
+    assert matrix_lines(None) == []
+
+
+def test_models_of_before_have_no_figures_to_compare(session: Session):
+    model = add_artifact(session, "preference_model", results={"held_out": {"by_question": {}}, "num_train": 5})
+    assert mix_matrix(session, model) is None
+    assert scaling(session, model) is None
