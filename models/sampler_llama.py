@@ -5,6 +5,7 @@ requests; `tests/models/test_sampler.py` holds it against the plain Hugging Face
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 # Below this size the cost of a step is launching operations, so projections that share an
 # input are joined into one copy; above it the copy's memory would matter more.
 _JOIN_BELOW_PARAMETERS = 50_000_000
+
+# Cached keys and values lie in blocks of so many positions, each block whole in memory: a product with part of a longer
+# buffer took 2 to 4 times as long on CPU (docs/log.md). Later blocks are larger, so that there are few of them.
+_FIRST_BLOCK_CPU = 32
+_FIRST_BLOCK_GPU = 512
+_BLOCKS_OF_A_SIZE = 4
 
 # Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -31,8 +38,21 @@ def supports(model: Any) -> bool:
     return rotary in _FIXED_ROTARY and set(layers) == {"full_attention"} and config.hidden_act == "silu"
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Positions `start` .. `start + size - 1` of every row; its vectors begin at place `base` of a layer's cache."""
+
+    start: int
+    size: int
+    base: int
+
+
 class LlamaDecoder:
-    """Key-value cache and forward; rows 0 .. n-1 are the running requests, in the engine's order."""
+    """Key-value cache and forward; rows 0 .. n-1 are the running requests, in the engine's order.
+
+    A layer's keys are one tensor (places, head_dim), its values another. Row r, key-value head h and position p of a
+    block have the place base + (r * kv_heads + h) * size + p - start.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -42,8 +62,11 @@ class LlamaDecoder:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
         self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
+        self._rows = 0  # that there is room for
+        self._blocks: list[_Block] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._sizes = self._firsts = torch.zeros(0, dtype=torch.long)
         self._cos = self._sin = torch.empty(0)
         self.sync()
 
@@ -71,26 +94,44 @@ class LlamaDecoder:
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` requests of up to `length` tokens; what is cached is kept."""
-        have_rows, have_length = (self._keys[0].shape[0], self._keys[0].shape[2]) if self._keys else (0, 0)
-        if rows <= have_rows and length <= have_length:
+        have_length = self._blocks[-1].start + self._blocks[-1].size if self._blocks else 0
+        if rows <= self._rows and length <= have_length:
             return
         # Doubling keeps the copies of a growing server below the cost of filling the cache.
-        rows = rows if rows <= have_rows else max(rows, 2 * have_rows)
-        length = length if length <= have_length else max(length, 2 * have_length)
-        rows, length = max(rows, have_rows), max(length, have_length)
-        shape = (rows, self.kv_heads, length, self.head_dim)
-        for cache in (self._keys, self._values):
-            old = list(cache)
-            cache.clear()
+        rows = self._rows if rows <= self._rows else max(rows, 2 * self._rows)
+        length = have_length if length <= have_length else max(length, 2 * have_length)
+        old_blocks, old_rows = self._blocks, self._rows
+        self._blocks, self._rows = _blocks(rows * self.kv_heads, length, self._embedding.device), rows
+        last = self._blocks[-1]
+        places = last.base + rows * self.kv_heads * last.size
+        for caches in (self._keys, self._values):
+            old_caches = list(caches)
+            caches.clear()
             for index in range(len(self._layers)):
                 # Zeros, not empty: masked columns are still multiplied, and NaN x 0 is NaN.
-                new = torch.zeros(shape, dtype=self._embedding.dtype, device=self._embedding.device)
-                if old:
-                    new[:have_rows, :, :have_length] = old[index]
-                cache.append(new)
-        positions = torch.arange(length, device=self._embedding.device)[None]
+                new = self._embedding.new_zeros((places, self.head_dim))
+                # Blocks of the same positions have the same size, whatever the length: sizes depend on their order.
+                for old, block in zip(old_blocks, self._blocks, strict=False):
+                    self._view(new, block, old_rows).copy_(self._view(old_caches[index], old, old_rows))
+                caches.append(new)
+        device = self._embedding.device
+        sizes = torch.tensor([block.size for block in self._blocks], device=device)
+        # For every position: the size of its block, and the place of row 0, head 0 there.
+        self._sizes = torch.repeat_interleave(sizes, sizes)
+        firsts = torch.tensor([block.base - block.start for block in self._blocks], device=device)
+        self._firsts = torch.repeat_interleave(firsts, sizes) + torch.arange(len(self._sizes), device=device)
+        positions = torch.arange(len(self._sizes), device=device)[None]
         cos, sin = self.model.model.rotary_emb(self._embedding[:1], positions)
         self._cos, self._sin = cos[0], sin[0]
+
+    def _view(self, cache: Tensor, block: _Block, rows: int) -> Tensor:
+        """The block of the first rows, (rows * kv_heads, size, head_dim)."""
+        count = rows * self.kv_heads
+        return cache[block.base : block.base + count * block.size].view(count, block.size, self.head_dim)
+
+    def _covering(self, width: int) -> list[_Block]:
+        """The blocks of positions 0 .. width - 1."""
+        return [block for block in self._blocks if block.start < width]
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -110,8 +151,11 @@ class LlamaDecoder:
             query, key, value = self._attention_inputs(F.rms_norm(hidden, norm_1.shape, norm_1, self.eps), qkv)
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
             query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-            self._keys[index][start : start + count, :, :width] = key[copies]
-            self._values[index][start : start + count, :, :width] = value[copies]
+            for cache, states in ((self._keys[index], key), (self._values[index], value)):
+                for block in self._covering(width):
+                    part = states[:, :, block.start : block.start + block.size]
+                    rows = self._view(cache, block, start + count).unflatten(0, (-1, self.kv_heads))[start:]
+                    rows[:, :, : part.shape[2]] = part[copies]
             # Padding stands on the right, so that the causal mask alone hides it from real tokens.
             attended = F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, enable_gqa=self.kv_heads != self.heads
@@ -132,11 +176,18 @@ class LlamaDecoder:
         positions = self.lengths - 1
         width = int(self.lengths.max())
         self.reserve(count, width)
-        rows = torch.arange(count, device=ids.device)
-        columns = torch.arange(width, device=ids.device)
-        bias = torch.zeros((count, width), dtype=self._embedding.dtype, device=ids.device)
+        blocks = self._covering(width)
+        sizes = [block.size for block in blocks]
+        columns = torch.arange(sum(sizes), device=ids.device)
+        if ids.device.type == "cuda":
+            # There a part of a block costs no more than its share, and what is masked need not be computed.
+            sizes[-1] = width - blocks[-1].start
+            columns = columns[:width]
+        bias = torch.zeros((count, len(columns)), dtype=self._embedding.dtype, device=ids.device)
         bias.masked_fill_(columns[None] > positions[:, None], float("-inf"))
-        bias = bias[:, None, None]
+        bias = bias[:, None].expand(count, self.kv_heads, -1).reshape(count * self.kv_heads, 1, -1)
+        lines = torch.arange(count * self.kv_heads, device=ids.device).view(count, self.kv_heads)
+        places = (self._firsts[positions][:, None] + lines * self._sizes[positions][:, None]).view(-1)
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
         groups = self.heads // self.kv_heads
         scale = self.head_dim**-0.5
@@ -144,12 +195,19 @@ class LlamaDecoder:
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
             query, key, value = self._attention_inputs(F.rms_norm(hidden, norm_1.shape, norm_1, self.eps), qkv)
             query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-            keys, values = self._keys[index], self._values[index]
-            keys[rows, :, positions] = key
-            values[rows, :, positions] = value
-            query = query.reshape(count, self.kv_heads, groups, self.head_dim) * scale
-            weights = torch.matmul(query, keys[:count, :, :width].transpose(2, 3)) + bias
-            attended = torch.matmul(torch.softmax(weights, dim=-1), values[:count, :, :width])
+            self._keys[index].index_copy_(0, places, key.reshape(-1, self.head_dim))
+            self._values[index].index_copy_(0, places, value.reshape(-1, self.head_dim))
+            query = query.reshape(count * self.kv_heads, groups, self.head_dim) * scale
+            keys, values = (
+                [self._view(cache[index], block, count)[:, :size] for block, size in zip(blocks, sizes, strict=True)]
+                for cache in (self._keys, self._values)
+            )
+            scores = [torch.bmm(query, part.transpose(1, 2)) for part in keys]
+            weights = torch.softmax((torch.cat(scores, dim=2) if len(scores) > 1 else scores[0]).add_(bias), dim=-1)
+            shares = weights.split(sizes, dim=2)
+            attended = torch.bmm(shares[0], values[0])
+            for share, part in zip(shares[1:], values[1:], strict=True):
+                attended.baddbmm_(share, part)
             hidden = hidden + F.linear(attended.reshape(count, -1), *out)
             hidden = hidden + self._mlp(F.rms_norm(hidden, norm_2.shape, norm_2, self.eps), gate_up, down)
         return self._logits(hidden)
@@ -168,9 +226,11 @@ class LlamaDecoder:
             order[gap] = mover
         if gaps:
             target, source = torch.tensor([gaps, movers], device=self.lengths.device)
-            width = int(self.lengths[source].max())
+            blocks = self._covering(int(self.lengths[source].max()))
             for cache in (*self._keys, *self._values):
-                cache[target, :, :width] = cache[source, :, :width]
+                for block in blocks:
+                    rows = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
+                    rows[target] = rows[source]
         self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
         return order
 
@@ -193,6 +253,18 @@ class LlamaDecoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(F.rms_norm(hidden, self._norm.shape, self._norm, self.eps), *self._head).float()
+
+
+def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
+    """Blocks for at least `length` positions of so many lines (rows times key-value heads)."""
+    first = _FIRST_BLOCK_CPU if device.type == "cpu" else _FIRST_BLOCK_GPU
+    blocks: list[_Block] = []
+    start = base = 0
+    while start < length:
+        block = _Block(start, first << (len(blocks) // _BLOCKS_OF_A_SIZE), base)
+        blocks.append(block)
+        start, base = start + block.size, base + lines * block.size
+    return blocks
 
 
 def _projections(modules: Sequence[nn.Linear], join: bool) -> list[_Projection]:

@@ -334,3 +334,17 @@ def test_drawn_tokens_follow_the_models_probabilities():
     uniform = uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64)).tolist()
     ids, _ = draw(probs, uniform)
     assert (np.bincount(ids, minlength=4) / 20_000).tolist() == pytest.approx(probs, abs=0.015)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_cached_keys_in_many_blocks_tell_the_same_as_the_plain_forward(monkeypatch, groups):
+    # Blocks of 2, 2, 2, 2, 4, 4, ... positions: replies cross them, rows move between them, and the cache grows twice.
+    monkeypatch.setattr(sampler_llama, "_FIRST_BLOCK_CPU", 2)
+    model = llama(num_key_value_heads=4 // groups)
+    engine = DecodeEngine(model, EOS, max_slots=4)
+    assert_equal_to_plain_forward(model, engine.generate(some_prompts(1), SamplingParams(4, seed=9)))
+    params = [SamplingParams(6 + 5 * i, seed=i) for i in range(8)]
+    assert_equal_to_plain_forward(model, engine.generate(some_prompts(), params))
+    sizes = [block.size for block in engine._decoder._blocks]
+    assert sizes[:5] == [2, 2, 2, 2, 4]
+    assert [block.start for block in engine._decoder._blocks][:6] == [0, 2, 4, 6, 8, 12]
