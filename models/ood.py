@@ -1,15 +1,16 @@
 """Out-of-distribution detection: how far a prompt lies from those that a policy was trained to answer.
 
-`OodDetector` is what a server asks; `fit_detector` makes the plain Mahalanobis one. A detector's folder holds the
-language model whose hidden states it reads, so that its scores do not change with the policy that is served.
+`OodDetector` is what a server asks; `models/ood_fitting.py` makes one, `models/ood_scores.py` has the maths. A
+detector's folder holds the language model whose hidden states it reads, so that its scores do not change with the
+policy that is served.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,31 +18,48 @@ from torch import Tensor
 
 from models.chat import ChatFormat, Message
 from models.huggingface import load_causal_lm, model_card, save_model
-from models.preference_batches import right_padded
+from models.ood_scores import exposure_logit, mahalanobis, relative_mahalanobis
+from models.preference_batches import chunks_by_length, right_padded
 
 SETTINGS_FILE = "detector.json"
 STATISTICS_FILE = "statistics.safetensors"
 
-# Share of the identity in the covariance: with fewer prompts than dimensions it could not be inverted otherwise.
-_SHRINKAGE = 0.1
-_BATCH = 16
+DetectorKind = Literal["mahalanobis", "relative", "exposure"]
+KINDS: tuple[DetectorKind, ...] = ("mahalanobis", "relative", "exposure")
+
+# Tokens of one forward pass, padding included.
+_CHUNK_TOKENS = 4096
 
 
 class OodDetectorError(Exception):
     """A directory is not a detector that can score."""
 
 
+def score_states(kind: DetectorKind, statistics: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """B scores of B x D hidden states: `mean` and `cholesky` make a distance, `weight` and `bias` log-odds."""
+    if kind == "exposure":
+        return exposure_logit(states, statistics["weight"], statistics["bias"])
+    distance = mahalanobis if kind == "mahalanobis" else relative_mahalanobis
+    return distance(states, statistics["mean"], statistics["cholesky"])
+
+
 class OodDetector:
-    """Scores prompts by their squared Mahalanobis distance; above `threshold` a prompt counts as far from home."""
+    """Scores prompts; above `threshold` a prompt counts as far from home."""
 
     def __init__(
-        self, model: Any, chat: ChatFormat, layer: int, mean: Tensor, precision: Tensor, threshold: float
+        self,
+        model: Any,
+        chat: ChatFormat,
+        kind: DetectorKind,
+        layer: int,
+        statistics: Mapping[str, Tensor],
+        threshold: float,
     ) -> None:
         self._model = model
         self._chat = chat
+        self.kind = kind
         self._layer = layer
-        self._mean = mean
-        self._precision = precision
+        self._statistics = statistics
         self.threshold = threshold
 
     @classmethod
@@ -53,15 +71,22 @@ class OodDetector:
         """
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-            if settings["kind"] != "mahalanobis":
-                raise OodDetectorError(f"{folder} is a detector of kind {settings['kind']!r}; expected 'mahalanobis'.")
+            if settings["kind"] not in KINDS:
+                raise OodDetectorError(
+                    f"{folder} is a detector of kind {settings['kind']!r}; expected one of {', '.join(KINDS)}."
+                )
             statistics = load_file(folder / STATISTICS_FILE, device=str(device))
+            if "precision" in statistics:
+                statistics = _with_cholesky(statistics)
+            # Asked now, not by the first request: a file that lacks a number is no detector.
+            size = len(statistics["weight" if settings["kind"] == "exposure" else "mean"])
+            score_states(settings["kind"], statistics, torch.zeros(1, size, device=device))
             return cls(
                 load_causal_lm(folder, device=device),
                 ChatFormat.load(folder),
+                settings["kind"],
                 int(settings["layer"]),
-                statistics["mean"],
-                statistics["precision"],
+                statistics,
                 float(settings["threshold"]),
             )
         except (OSError, ValueError, KeyError) as error:
@@ -71,61 +96,50 @@ class OodDetector:
             ) from error
 
     def score(self, prompts: Sequence[Sequence[Message]]) -> list[float]:
-        """Squared Mahalanobis distance of each prompt; each ends with the message to be answered."""
-        return distances(hidden_states(self._model, self._chat, prompts, self._layer), self._mean, self._precision)
+        """The score of each prompt; each ends with the message to be answered."""
+        sequences = [self._chat.encode(list(prompt), reply=True) for prompt in prompts]
+        (states,) = hidden_states(self._model, self._chat.pad_id, sequences, [self._layer])
+        scores: list[float] = score_states(self.kind, self._statistics, states).tolist()
+        return scores
+
+
+def save_detector(
+    model: Any, chat: ChatFormat, statistics: Mapping[str, Tensor], settings: Mapping[str, Any], folder: Path
+) -> None:
+    """Write a detector's folder: model, statistics, and `detector.json` with `kind`, `layer` and `threshold`."""
+    text = "How far a prompt lies from those this was fitted on. No policy: don't deploy it."
+    save_model(model, folder, chat, model_card("Out-of-distribution detector", text, settings, tags=("ood",)))
+    save_file({name: tensor.cpu().contiguous() for name, tensor in statistics.items()}, folder / STATISTICS_FILE)
+    (folder / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
-def hidden_states(model: Any, chat: ChatFormat, prompts: Sequence[Sequence[Message]], layer: int) -> Tensor:
-    """B x D: the hidden state after `layer` (0: embeddings) at the last token of each prompt, in float32."""
+def hidden_states(
+    model: Any, pad_id: int, sequences: Sequence[Sequence[int]], layers: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """For each of `layers` (0: embeddings) B x D: the hidden state after it at each sequence's last token, float32.
+
+    A sequence longer than the model's context is read from its end, where the message to be answered stands.
+    """
     device = next(model.parameters()).device
-    rows = []
-    for first in range(0, len(prompts), _BATCH):
-        sequences = [chat.encode(list(prompt), reply=True) for prompt in prompts[first : first + _BATCH]]
-        ids, ends = right_padded(sequences, chat.pad_id, device)
-        states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[layer]
-        rows.append(states[torch.arange(len(sequences), device=device), ends].float())
-    return torch.cat(rows)
+    context = getattr(model.config, "max_position_embeddings", None)
+    sequences = [list(ids)[-context:] if context else list(ids) for ids in sequences]
+    found: list[Tensor] | None = None
+    for rows in chunks_by_length([len(ids) for ids in sequences], _CHUNK_TOKENS):
+        ids, ends = right_padded([sequences[row] for row in rows], pad_id, device)
+        states = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        last = [states[layer][torch.arange(len(rows), device=device), ends].float() for layer in layers]
+        if found is None:
+            found = [torch.empty(len(sequences), part.shape[1], device=device) for part in last]
+        for whole, part in zip(found, last, strict=True):
+            whole[rows] = part
+    if found is None:
+        raise ValueError("no sequences; hidden states need at least one")
+    return tuple(found)
 
 
-def distances(states: Tensor, mean: Tensor, precision: Tensor) -> list[float]:
-    """Squared Mahalanobis distance of each of B rows (B x D) from a mean (D) under a precision matrix (D x D).
-
-    With mean 0 and precision diag(1, 4) the row (3, 1) has 9 + 4 = 13.
-
-    Source: Lee et al. 2018, arXiv:1807.03888; paper.md [93].
-    """
-    centred = states - mean
-    squared: list[float] = ((centred @ precision) * centred).sum(-1).tolist()
-    return squared
-
-
-def fit_detector(
-    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[Message]], folder: Path, *, layer: int, quantile: float
-) -> dict[str, Any]:
-    """Write a detector of the prompts a policy knows; the threshold is the `quantile` of their own distances.
-
-    Raises:
-        ValueError: fewer than two prompts, or a quantile outside 0 to 1.
-    """
-    if len(prompts) < 2 or not 0 < quantile <= 1:
-        raise ValueError(f"{len(prompts)} prompts, quantile {quantile}: expected at least 2, and a share above 0")
-    states = hidden_states(model, chat, prompts, layer)
-    mean = states.mean(0)
-    covariance = torch.cov(states.T)
-    size = covariance.diagonal().mean()
-    covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * size * torch.eye(len(mean), device=mean.device)
-    precision = torch.linalg.inv(covariance)
-    own = torch.tensor(distances(states, mean, precision))
-    settings = {
-        "kind": "mahalanobis",
-        "layer": layer,
-        "threshold": float(torch.quantile(own, quantile)),
-        "quantile": quantile,
-        "num_prompts": len(prompts),
-    }
-    text = "How far a prompt lies from those this was fitted on. No policy: don't deploy it."
-    save_model(model, folder, chat, model_card("Out-of-distribution detector", text, settings, tags=("ood",)))
-    save_file({"mean": mean.cpu(), "precision": precision.cpu().contiguous()}, folder / STATISTICS_FILE)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    return settings
+def _with_cholesky(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics of a detector that was saved with its precision matrix, as they are saved today."""
+    precision = statistics["precision"].double()
+    covariance = torch.linalg.inv((precision + precision.T) / 2)
+    return {"mean": statistics["mean"].double(), "cholesky": torch.linalg.cholesky((covariance + covariance.T) / 2)}

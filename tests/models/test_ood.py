@@ -1,71 +1,203 @@
-"""Distance from home: by hand, and of prompts unlike those that a detector was fitted on."""
+"""Detectors of prompts far from home: disjoint parts, layer and threshold, and the folder that a server loads."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm
-from models.ood import OodDetector, OodDetectorError, distances, fit_detector, hidden_states
+from models.huggingface import load_causal_lm, model_card, save_model
+from models.jobs import fit_ood_detector
+from models.jobs.runtime import Job, JobError
+from models.ood import OodDetector, OodDetectorError, hidden_states, save_detector
+from models.ood_fitting import (
+    OodSettings,
+    candidate_layers,
+    fit_detector,
+    layer_by_rule,
+    opening,
+    split_by_opening,
+)
+
+# Between batches of other shapes: that of float32 states, after the covariance was inverted.
+SCORE_ROUNDING = 1e-3
 
 
 def prompt(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-HOME = [prompt(f"What is {a} plus {b}?") for a in range(8) for b in range(5)]
-FAR = [prompt(text) for text in ("zzzz qqqq xxxx", "]]]]{{{{####", "DROP TABLE raters; --")]
+HOME = [prompt(f"What is {a} plus {b}?") for a in range(8) for b in range(12)]
+FAR = [prompt(text) for text in ("zzzz qqqq xxxx", "]]]]{{{{####", "DROP TABLE raters; --", "\n\n\n\t\t ??")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, policy_dir: Path) -> Path:
-    folder = tmp_path_factory.mktemp("detector")
-    chat = ChatFormat.load(policy_dir)
-    fit_detector(load_causal_lm(policy_dir), chat, HOME, folder, layer=1, quantile=0.9)
+def policy(policy_dir: Path) -> tuple[Any, ChatFormat]:
+    return load_causal_lm(policy_dir), ChatFormat.load(policy_dir)
+
+
+def write_prompts(folder: Path, prompts: list[list[Message]], kind: str = "helpful") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "prompts.jsonl").open("a") as file:
+        file.writelines(json.dumps({"kind": kind, "messages": messages}) + "\n" for messages in prompts)
     return folder
 
 
-def test_distances_by_hand() -> None:
-    mean, precision = torch.tensor([1.0, -1.0]), torch.diag(torch.tensor([1.0, 4.0]))
-    # (4, 0) is (3, 1) from the mean: 9·1 + 1·4 = 13. The mean itself is at 0.
-    assert distances(torch.tensor([[4.0, 0.0], [1.0, -1.0]]), mean, precision) == [13.0, 0.0]
-    # The distance of a row and of its mirror image at the mean are equal.
-    assert distances(torch.tensor([[-2.0, -2.0]]), mean, precision) == [13.0]
+@pytest.fixture
+def run_job(tmp_path: Path, policy_dir: Path) -> Callable[..., Path]:
+    def run(name: str, inputs: dict[str, Path], **settings: object) -> Path:
+        out = tmp_path / name
+        out.mkdir()
+        paths = {role: str(path) for role, path in inputs.items()} | {"policy": str(policy_dir)}
+        fit_ood_detector.run(Job({"job": "fit_ood_detector", "inputs": paths, "settings": settings}, out))
+        return out / "result"
+
+    return run
 
 
-def test_the_threshold_is_the_quantile_of_home_and_strangers_are_beyond_it(folder: Path) -> None:
+def test_every_opening_is_in_one_part_whatever_the_order() -> None:
+    dialogues = [*HOME, *[prompt(f"  what is {number} PLUS 3 ") for number in range(8)]]
+    parts = split_by_opening(dialogues, seed=0)
+    assert sorted([*parts[0], *parts[1], *parts[2]]) == list(range(len(dialogues)))
+    openings = [{opening(dialogues[index]) for index in part} for part in parts]
+    # 96 openings: 0.7 and 0.85 of them are 67 and 81. The eight written otherwise share theirs.
+    assert [len(part) for part in openings] == [67, 14, 15]
+    assert not openings[0] & openings[1] | openings[0] & openings[2] | openings[1] & openings[2]
+    backwards = split_by_opening(dialogues[::-1], seed=0)
+    assert [{opening(dialogues[::-1][index]) for index in part} for part in backwards] == openings
+    assert split_by_opening(dialogues, seed=1) != parts
+    with pytest.raises(ValueError, match="7 different openings"):
+        split_by_opening(HOME[:7] * 3, seed=0)
+
+
+def test_layers_to_choose_from() -> None:
+    assert candidate_layers(4) == [1, 2, 3, 4]
+    assert candidate_layers(64) == [8, 16, 24, 32, 40, 48, 56, 64]
+    # The paper's: the last of 4 and of 6 layers, layer 32 of 64.
+    assert [layer_by_rule(number) for number in (4, 6, 64)] == [4, 6, 32]
+
+
+@pytest.mark.parametrize("detector", ["mahalanobis", "relative", "exposure"])
+def test_strangers_are_beyond_the_threshold(policy: tuple[Any, ChatFormat], detector: Any, tmp_path: Path) -> None:
+    model, chat = policy
+    settings = OodSettings(detector=detector, quantile=0.9)
+    fitted = fit_detector(model, chat, HOME, settings, examples=FAR, others=[FAR[0], prompt("}}}}####]]]]")])
+    told = fitted.results
+    assert (told["num_fit"], told["num_validation"], told["false_alarms"]["n"]) == (67, 14, 15)
+    # What opens like an example is not judged again.
+    assert told["others"]["n"] == 1
+    assert told["layer_chosen_by"] == "validation"
+    assert set(told["examples"]["auroc_by_layer"]) == {"1", "2"}
+    assert told["examples"]["auroc_by_layer"][str(fitted.layer)] == max(told["examples"]["auroc_by_layer"].values())
+    save_detector(model, chat, fitted.statistics, {"kind": detector, **told}, tmp_path)
+    detector = OodDetector.load(tmp_path)
+    # 0.9 of the 14 that chose the threshold lie within: it is the score of rank 13 (0.9 · 13 = 11.7, the higher: 12).
+    parts = split_by_opening(sorted(HOME, key=str), seed=0)
+    validation = [sorted(HOME, key=str)[index] for index in parts[1]]
+    within = detector.threshold + SCORE_ROUNDING
+    assert sum(score <= within for score in detector.score(validation)) == 13
+    assert min(detector.score(FAR)) > detector.threshold
+
+
+def test_prompts_of_home_that_open_like_an_example_are_left_out(policy: tuple[Any, ChatFormat]) -> None:
+    model, chat = policy
+    fitted = fit_detector(model, chat, HOME, OodSettings(layer=1), examples=[prompt("what is 3 plus 4"), *FAR])
+    assert fitted.results["left_out"] == 1
+    assert (fitted.layer, fitted.results["layer_chosen_by"]) == (1, "setting")
+    for layer in (-1, 3):
+        with pytest.raises(ValueError, match=r"the model has 0 \(embeddings\) to 2"):
+            fit_detector(model, chat, HOME, OodSettings(layer=layer))
+    with pytest.raises(ValueError, match="needs examples"):
+        fit_detector(model, chat, HOME, OodSettings(detector="exposure"))
+
+
+def test_the_state_read_is_that_of_the_last_token(policy: tuple[Any, ChatFormat]) -> None:
+    model, chat = policy
+    sequences = [chat.encode(one, reply=True) for one in (*FAR, *HOME[:3])]
+    embedded, last = hidden_states(model, chat.pad_id, sequences, [0, 2])
+    for row, ids in enumerate(sequences):
+        with torch.no_grad():
+            plain = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        assert torch.allclose(last[row], plain[2][0, -1], atol=1e-5)
+        assert torch.allclose(embedded[row], plain[0][0, -1], atol=1e-5)
+    # Longer than the model's context of 512: its end is read.
+    long = list(range(40, 60)) * 40
+    (cut,) = hidden_states(model, chat.pad_id, [long], [2])
+    (end,) = hidden_states(model, chat.pad_id, [long[-512:]], [2])
+    assert torch.equal(cut, end)
+
+
+def test_a_prompts_score_does_not_depend_on_its_neighbours(policy: tuple[Any, ChatFormat]) -> None:
+    model, chat = policy
+    fitted = fit_detector(model, chat, HOME, OodSettings())
+    detector = OodDetector(model, chat, "relative", fitted.layer, fitted.statistics, fitted.threshold)
+    asked = [*FAR, *HOME[:2]]
+    assert detector.score(asked) == pytest.approx([detector.score([one])[0] for one in asked], abs=SCORE_ROUNDING)
+
+
+def test_the_job_writes_what_a_server_loads_and_the_same_bytes_again(
+    run_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    prompts = write_prompts(write_prompts(tmp_path / "prompts", HOME), FAR[2:], "harmless")
+    examples = write_prompts(tmp_path / "examples", FAR[:2], "harmful")
+    inputs = {"prompts": prompts, "examples": examples}
+    folder = run_job("first", inputs, detector="exposure", quantile=0.9)
+    again = run_job("again", inputs, detector="exposure", quantile=0.9)
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in again.iterdir()}
+    results = json.loads(written["results.json"])
+    assert results["kind"] == "exposure"
+    assert (results["num_examples"], results["others"]["n"]) == (2, 2)
     detector = OodDetector.load(folder)
-    home = detector.score(HOME)
-    # 0.9 of 40 prompts: 36 within, 4 beyond.
-    assert sum(score <= detector.threshold for score in home) == 36
-    assert min(detector.score(FAR)) > max(home)
+    assert detector.threshold == results["threshold"]
+    assert min(detector.score(FAR[:2])) > detector.threshold
 
 
-def test_a_prompts_score_does_not_depend_on_its_neighbours(folder: Path) -> None:
-    detector = OodDetector.load(folder)
-    together = detector.score([*FAR, *HOME[:2]])
-    assert together == pytest.approx([detector.score([one])[0] for one in (*FAR, *HOME[:2])], rel=1e-4)
+def test_mistakes_are_told_in_a_line(run_job: Callable[..., Path], tmp_path: Path) -> None:
+    few = write_prompts(tmp_path / "few", HOME[:5])
+    (tmp_path / "empty").mkdir()
+    for name, folder, settings, message in (
+        ("job 1", few, {}, "5 different openings"),
+        ("job 2", tmp_path / "empty", {}, "expected a prompt set"),
+        ("job 3", few, {"detector": "oracle"}, "detector is 'oracle'"),
+        ("job 4", few, {"home": "harmless"}, "0 different openings"),
+    ):
+        with pytest.raises(JobError, match=message):
+            run_job(name, {"prompts": folder}, **settings)
 
 
-def test_the_state_read_is_that_of_the_last_token(policy_dir: Path) -> None:
-    chat, model = ChatFormat.load(policy_dir), load_causal_lm(policy_dir)
-    states = hidden_states(model, chat, HOME[:3], layer=2)
-    ids = torch.tensor([chat.encode(HOME[0], reply=True)])
-    with torch.no_grad():
-        plain = model(input_ids=ids, output_hidden_states=True).hidden_states[2][0, -1]
-    assert torch.allclose(states[0], plain, atol=1e-5)
+def test_a_folder_of_the_first_format_still_scores(policy: tuple[Any, ChatFormat], tmp_path: Path) -> None:
+    model, chat = policy
+    sequences = [chat.encode(one, reply=True) for one in HOME]
+    (states,) = hidden_states(model, chat.pad_id, sequences, [1])
+    mean = states.mean(0)
+    covariance = 0.9 * torch.cov(states.T) + 0.1 * torch.cov(states.T).diagonal().mean() * torch.eye(len(mean))
+    precision = torch.linalg.inv(covariance)
+    save_model(model, tmp_path, chat, model_card("Detector", "", {}))
+    save_file({"mean": mean, "precision": precision.contiguous()}, tmp_path / "statistics.safetensors")
+    (tmp_path / "detector.json").write_text('{"kind": "mahalanobis", "layer": 1, "threshold": 99.5}')
+    detector = OodDetector.load(tmp_path)
+    centred = (states[:4] - mean).double()
+    expected = ((centred @ precision.double()) * centred).sum(-1).tolist()
+    assert detector.threshold == 99.5
+    assert detector.score(HOME[:4]) == pytest.approx(expected, abs=SCORE_ROUNDING)
 
 
-def test_what_is_no_detector_is_refused(policy_dir: Path, folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_detector_is_refused(policy_dir: Path, policy: tuple[Any, ChatFormat], tmp_path: Path) -> None:
+    model, chat = policy
     with pytest.raises(OodDetectorError, match="is no detector"):
         OodDetector.load(policy_dir)
-    settings = json.loads((folder / "detector.json").read_text())
-    (tmp_path / "detector.json").write_text(json.dumps(settings | {"kind": "oracle"}))
+    (tmp_path / "detector.json").write_text('{"kind": "oracle"}')
     with pytest.raises(OodDetectorError, match="kind 'oracle'"):
         OodDetector.load(tmp_path)
-    with pytest.raises(ValueError, match="at least 2"):
-        fit_detector(None, None, HOME[:1], tmp_path, layer=1, quantile=0.9)  # type: ignore[arg-type]
+    # A file without the numbers of its kind.
+    statistics = {"mean": torch.zeros(64)}
+    save_detector(model, chat, statistics, {"kind": "relative", "layer": 1, "threshold": 0.0}, tmp_path)
+    with pytest.raises(OodDetectorError, match="cholesky"):
+        OodDetector.load(tmp_path)

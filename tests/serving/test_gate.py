@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 from running import add_artifact
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tiny_policies import Policies, Serve, Served, code_of
 
+from db import tables as t
 from models.chat import ChatFormat, Message
 from models.huggingface import load_causal_lm
-from models.ood import fit_detector
+from models.ood import save_detector
+from models.ood_fitting import OodSettings, fit_detector
+from orchestrator.cli import main
 from orchestrator.serving.gate import GateConfig
 
 NEAR, FAR = "hello 3", "]]]]{{{{####"
@@ -26,7 +31,10 @@ Guarded = Callable[[str], AbstractContextManager[Served]]
 def detector(tmp_path_factory: pytest.TempPathFactory, policies: Policies) -> str:
     source, folder = policies.store.fetch(policies.digests[0]), tmp_path_factory.mktemp("detector")
     home: list[list[Message]] = [[{"role": "user", "content": f"hello {number}"}] for number in range(40)]
-    fit_detector(load_causal_lm(source), ChatFormat.load(source), home, folder, layer=1, quantile=1.0)
+    model, chat, settings = load_causal_lm(source), ChatFormat.load(source), OodSettings(layer=1, quantile=1.0)
+    fitted = fit_detector(model, chat, home, settings)
+    told = {"kind": "relative", "layer": 1, "threshold": fitted.threshold}
+    save_detector(model, chat, fitted.statistics, told, folder)
     return policies.store.publish(folder).digest
 
 
@@ -84,3 +92,47 @@ def test_a_gate_without_its_detector_lets_nothing_pass(
         with serve(gate=GateConfig(digest, "log")) as server:
             server.wait_for(lambda health: health["live"] == live)
             assert code_of(server.chat()) == expected
+
+
+def test_a_detector_fitted_by_command_stands_at_the_gate(
+    serve: Serve,
+    live: str,
+    policies: Policies,
+    database: Callable[[], Session],
+    database_url: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("ORCHESTRATOR_ARTIFACT_URL", policies.store.url)
+    (home / "asked.txt").write_text("".join(f"hello {number}\n" for number in range(40)))
+    (home / "bad.txt").write_text(f"{FAR}\n$$$$ %%%% ^^^^\n")
+    words = ["--policy", live, "--prompts", str(home / "asked.txt"), "--examples", str(home / "bad.txt")]
+    assert main(["ood", "fit", *words, "--quantile", "1", "--json"]) == 0
+    detector = json.loads(capsys.readouterr().out)
+    with database() as session:
+        parents = session.execute(
+            select(t.LineageEdge.role, t.Artifact.kind)
+            .join(t.Artifact, t.Artifact.id == t.LineageEdge.parent_id)
+            .where(t.LineageEdge.child_id == detector["id"])
+        ).all()
+    assert {tuple(row) for row in parents} == {
+        ("policy", "snapshot"),
+        ("prompts", "ood_prompts"),
+        ("examples", "ood_prompts"),
+    }
+    # Asked again it is found; the list knows it once.
+    assert main(["ood", "fit", *words, "--quantile", "1"]) == 0
+    assert f"serve-policy --gate {detector['digest']}" in capsys.readouterr().out
+    assert main(["ood", "list", "--json"]) == 0
+    assert [row["digest"] for row in json.loads(capsys.readouterr().out)] == [detector["digest"]]
+    with serve(gate=GateConfig(detector["digest"], "refuse")) as server:
+        server.wait_for(lambda health: health["live"] == live)
+        assert code_of(server.chat(content=FAR)) == (403, "out_of_distribution")
+        assert server.chat(content=NEAR).status_code == 200
+    # What is not there, and what is no policy.
+    assert main(["ood", "fit", "--policy", live]) == 2
+    assert "There is no prompt_set yet" in capsys.readouterr().err
+    assert main(["ood", "fit", "--policy", detector["digest"], *words[2:]]) == 2
+    assert "is a ood_detector; expected initial_policy or snapshot" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Job: fit an out-of-distribution detector on a policy's hidden states of the prompts that it was trained to answer.
+
+    python -m models.jobs.fit_ood_detector --spec spec.json --out DIR
+    {"job": "fit_ood_detector", "inputs": {"policy": "...", "prompts": "..."}, "settings": {"detector": "relative"}}
+
+Inputs: `policy` (a prepared policy's folder), `prompts` (a prompt set: prompts.jsonl), and where there are any,
+`examples` (prompts.jsonl of what the detector should find). The result is what `models/ood.py` loads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models.chat import ChatFormat, ChatFormatError, Message
+from models.huggingface import load_causal_lm
+from models.jobs.runtime import Job, JobError, main, settings_from
+from models.ood import save_detector
+from models.ood_fitting import OodSettings, fit_detector
+
+NAME = "fit_ood_detector"
+PROMPTS_FILE = "prompts.jsonl"
+
+
+def run(job: Job) -> None:
+    """Fit the detector and publish it.
+
+    Raises:
+        JobError: prompts that can't be read, too few of them, a layer that the model lacks, no examples where needed.
+    """
+    settings = settings_from(OodSettings, job.settings)
+    prompts = read_prompts(job.input("prompts"))
+    examples = read_prompts(job.input("examples")) if "examples" in job.inputs else []
+    policy = job.input("policy")
+    try:
+        chat = ChatFormat.load(policy)
+        model = load_causal_lm(policy, device=job.device)
+        job.progress(0, 1, "hidden states")
+        fitted = fit_detector(
+            model,
+            chat,
+            [messages for kind, messages in prompts if kind == settings.home],
+            settings,
+            examples=[messages for _, messages in examples],
+            others=[messages for kind, messages in prompts if kind != settings.home],
+            seed=job.seed,
+        )
+    except (ChatFormatError, ValueError) as error:
+        raise JobError(f"No detector: {error}. The prompts are those of kind {settings.home!r} in the set.") from error
+    told: dict[str, Any] = {
+        "kind": settings.detector,
+        "layer": fitted.layer,
+        "threshold": fitted.threshold,
+        "quantile": settings.quantile,
+        "home": settings.home,
+    }
+    job.publish(lambda folder: save_detector(model, chat, fitted.statistics, told, folder), fitted.results)
+
+
+def read_prompts(folder: Path) -> list[tuple[str, list[Message]]]:
+    """(kind, messages) of each line of prompts.jsonl, in the order of the file.
+
+    Raises:
+        JobError: no file, no line, or one of another shape.
+    """
+    path = folder / PROMPTS_FILE
+    if not path.exists():
+        raise JobError(f"{folder} has no {PROMPTS_FILE}; expected a prompt set.")
+    prompts = []
+    # newline: a text may hold U+2028, which is no end of a JSON line.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                messages = [Message(role=item["role"], content=item["content"]) for item in record["messages"]]
+                prompts.append((str(record["kind"]), messages))
+            except (ValueError, KeyError, TypeError) as error:
+                raise JobError(f"{path}, line {number} is no prompt ({error!r}). Build the set again.") from error
+    if not prompts:
+        raise JobError(f"{path} holds no prompt; expected at least 8.")
+    return prompts
+
+
+if __name__ == "__main__":
+    main(NAME, run)
