@@ -60,7 +60,7 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         snapshot_id = trained["train_policy"]
         await run.on_gpu(
             training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
-            watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
+            watcher_id=watcher_id, best_of=config.evaluation.best_of, fit_detector=config.ood is not None, fresh=fresh,
         )  # fmt: skip
 
         before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)

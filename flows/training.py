@@ -64,16 +64,19 @@ async def evaluate_policies(
     prompt_set_id: int,
     watcher_id: int | None = None,
     best_of: int = 1,
+    fit_detector: bool = False,
     fresh: bool = False,
 ) -> dict[str, int]:
     """Score the snapshot, the initial policy and, as a yardstick, the best of n replies of the initial policy.
 
     One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
-    is found.
+    is found. With `fit_detector` a detector of far requests is fitted too.
     """
     policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
     *_, evaluation_id = await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
+    if fit_detector:
+        await asyncio.to_thread(stages.fit_ood_detector, cycle_id, initial_id, prompt_set_id, fresh=fresh)
     return {"evaluate_policy": evaluation_id}
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "problem": ("orchestrator.commands.problem", "what raters reported"),
     "key": ("orchestrator.commands.key", "API keys, by which programs reach the policy server"),
     "elo": ("orchestrator.commands.elo", "where every contestant that raters compared stands"),
+    "ood": ("orchestrator.commands.ood", "detectors of requests far from what a policy was trained to answer"),
     "register": ("orchestrator.commands.register", "create the Prefect deployments and work pools"),
     "migrate": ("orchestrator.commands.migrate", "bring the database to the newest schema"),
     "serve-policy": ("orchestrator.commands.serve_policy", "run the policy server"),

@@ -229,6 +229,25 @@ class GatesSection(Section):
     max_kl_nats: float = Field(50.0, gt=0, description="KL per reply to the initial policy; must also be above 0")
 
 
+class OodSection(Section):
+    """A detector of requests far from what the policy was trained to answer, for the policy server's gate."""
+
+    detector: Literal["relative", "mahalanobis", "exposure"] = Field(
+        "relative", description="Distance less that of independent numbers; plain distance; or learnt from examples"
+    )
+    layer: int | None = Field(
+        None, ge=0, description="Hidden layer to read, 0 the embeddings; chosen with the examples, or by depth"
+    )
+    home: Literal["helpful", "harmless"] = Field("helpful", description="Kind of the prompts that are not far")
+    examples_file: PathText | None = Field(
+        None, description="Prompts that should be found: .txt, one a line, or JSONL of {prompt} or {messages}"
+    )
+    quantile: float = Field(0.99, gt=0, le=1, description="Share of unseen prompts of home within the threshold")
+    max_prompts: int = Field(4096, ge=8, description="Prompts of home to read, drawn by hash")
+    l2: float = Field(1e-3, gt=0, description="Penalty on the weights of `exposure`; raise it for few examples")
+    threads: int = Field(1, ge=1)
+
+
 class ServingSection(Section):
     """How live policies answer raters. Equal for every contestant."""
 
@@ -258,11 +277,13 @@ class CycleConfig(Section):
     ppo: PPOSection = PPOSection()
     evaluation: EvaluationSection = EvaluationSection()
     gates: GatesSection = GatesSection()
+    ood: OodSection | None = None
+    """Where given, each cycle fits a detector."""
     serving: ServingSection = ServingSection()
     schedule: ScheduleSection = ScheduleSection()
 
 
-C = TypeVar("C", bound=CycleConfig)
+C = TypeVar("C", bound=Section)
 
 
 def load_config(
@@ -332,7 +353,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     target[parts[-1]] = value
 
 
-PATH_KEYS = {"path", "file", "train_file", "held_out_file"}
+PATH_KEYS = {"path", "file", "train_file", "held_out_file", "examples_file"}
 
 
 def _absolute(node: Any, base: Path, key: str = "") -> Any:

@@ -24,6 +24,7 @@ from orchestrator.cycles import (
     open_cycle,
     open_cycle_id,
 )
+from orchestrator.detectors import fit_ood_detector
 from orchestrator.judging import measure_elo
 from orchestrator.orientation import wrong_signs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
@@ -43,6 +44,7 @@ __all__ = [
     "deploy_initial_policy",
     "evaluate_policy",
     "evaluations_of",
+    "fit_ood_detector",
     "freeze_comparisons",
     "fresh_comparisons",
     "measure_elo",

@@ -1,0 +1,139 @@
+"""Detectors of requests far from what a policy was trained to answer: in a cycle, and by hand.
+
+The job is `models/jobs/fit_ood_detector.py`; `serve-policy --gate DIGEST` puts the artifact before the policies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from db import tables as t
+from orchestrator import ledger
+from orchestrator.config import CycleConfig, InitialPolicySection, OodSection
+from orchestrator.dataset import file_digest
+from orchestrator.errors import ArtifactError, ConfigError
+from orchestrator.stage import StageContext, build, run_job_stage
+
+# What has hidden states to read.
+POLICIES = ("initial_policy", "snapshot")
+
+
+def fit_ood_detector(cycle_id: int, policy_id: int, prompt_set_id: int, *, fresh: bool = False) -> int:
+    """Fit the detector that the cycle's configuration asks for. Returns its artifact."""
+    with StageContext(cycle_id, "fit_ood_detector") as context:
+        return _fit(context, context.config.ood or OodSection(), policy_id, prompt_set_id, fresh)
+
+
+def fit_by_hand(
+    section: OodSection,
+    *,
+    policy: str | None = None,
+    prompts: str | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+) -> t.Artifact:
+    """Fit a detector outside of any cycle; by default of the newest initial policy and the newest prompt set.
+
+    `policy` names an artifact (id or digest), `prompts` a prompt set or a file of prompts.
+
+    Raises:
+        ArtifactError: no such artifact, one of another kind, or none yet.
+        ConfigError: a file of prompts can't be read.
+    """
+    # A configuration of nothing but the detector's part; the policy is one that is there already.
+    occasion = CycleConfig(seed=seed, initial_policy=InitialPolicySection(path="by hand"), ood=section)
+    with StageContext(occasion, "fit_ood_detector") as context:
+        policy_id = _named(context, policy, POLICIES, ("initial_policy",))
+        if prompts is not None and Path(prompts).is_file():
+            prompts_id = _prompts_of_file(context, Path(prompts), section.home, fresh)
+        else:
+            prompts_id = _named(context, prompts, ("prompt_set", "ood_prompts"), ("prompt_set",))
+        return context.artifact(_fit(context, section, policy_id, prompts_id, fresh))
+
+
+def _fit(context: StageContext, section: OodSection, policy_id: int, prompts_id: int, fresh: bool) -> int:
+    inputs = {"policy": policy_id, "prompts": prompts_id}
+    if section.examples_file is not None:
+        inputs["examples"] = _prompts_of_file(context, Path(section.examples_file), "harmful", fresh)
+    return run_job_stage(
+        context,
+        kind="ood_detector",
+        job="fit_ood_detector",
+        inputs=inputs,
+        settings=section.model_dump(exclude={"examples_file"}),
+        fresh=fresh,
+    )
+
+
+def _named(context: StageContext, reference: str | None, kinds: tuple[str, ...], newest: tuple[str, ...]) -> int:
+    """The artifact that is named, or the newest of the kinds in `newest`."""
+    with context.session() as session:
+        if reference is None:
+            query = select(t.Artifact).where(t.Artifact.kind.in_(newest)).order_by(t.Artifact.id.desc()).limit(1)
+            found = session.scalars(query).one_or_none()
+            if found is None:
+                raise ArtifactError(f"There is no {newest[0]} yet; a cycle makes one, or name what to use.")
+        else:
+            found = ledger.resolve(session, reference)
+        if found.kind not in kinds:
+            raise ArtifactError(f"Artifact {found.id} is a {found.kind}; expected {' or '.join(kinds)}.")
+        return found.id
+
+
+def _prompts_of_file(context: StageContext, file: Path, kind: str, fresh: bool) -> int:
+    """The prompts of a file as an artifact, so that lineage knows them."""
+    settings = {"file": file_digest(file), "kind": kind}
+    return build(context, "ood_prompts", settings, {}, lambda out: write_prompts(file, kind, out), fresh=fresh)
+
+
+def write_prompts(file: Path, kind: str, out: Path) -> dict[str, Any]:
+    """Write `prompts.jsonl` from a file: .txt has a prompt a line, JSONL has {prompt} or {messages}, and maybe {kind}.
+
+    Raises:
+        ConfigError: a line is no prompt, or there is none.
+    """
+    seen: set[str] = set()
+    with (out / "prompts.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
+        for found, messages in _read(file, kind):
+            canonical = json.dumps([found, messages], sort_keys=True)
+            digest = hashlib.sha256(canonical.encode()).hexdigest()
+            if digest not in seen:
+                seen.add(digest)
+                record = {"id": digest, "kind": found, "messages": messages}
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    if not seen:
+        raise ConfigError(f"{file} holds no prompts; expected one a line.")
+    return {"num_prompts": len(seen), "file": file.name}
+
+
+def _read(file: Path, kind: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    try:
+        opened = file.open(encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read ({error.strerror}).") from None
+    with opened:
+        for number, line in enumerate(opened, start=1):
+            text = line.strip()
+            if not text:
+                continue
+            if file.suffix != ".jsonl":
+                yield kind, [{"role": "user", "content": text}]
+                continue
+            try:
+                record = json.loads(text)
+                given = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
+                messages = [{"role": str(item["role"]), "content": str(item["content"])} for item in given]
+                if messages[-1]["role"] != "user":
+                    raise ValueError("the last message is not the user's")
+                yield str(record.get("kind", kind)), messages
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{file}, line {number} is no prompt ({type(error).__name__}: {error}); expected "
+                    '{"prompt": "..."} or {"messages": [..., {"role": "user", "content": "..."}]}.'
+                ) from None
