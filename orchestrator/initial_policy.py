@@ -47,7 +47,7 @@ def pretrained(context: StageContext, section: PretrainSection, *, fresh: bool) 
         "text",
         {"files": [file_digest(file) for file in files]},
         {},
-        lambda out: _write_text(files, out),
+        lambda out: write_text(files, out),
         fresh=fresh,
     )
     return run_job_stage(
@@ -104,7 +104,7 @@ def _folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_text(files: list[Path], out: Path) -> dict[str, Any]:
+def write_text(files: list[Path], out: Path) -> dict[str, Any]:
     seen: set[bytes] = set()
     num_texts = num_repeats = 0
     with (out / "dialogues.jsonl").open("w", encoding="utf-8") as target:
