@@ -53,6 +53,9 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         )
         preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
         prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
+        if config.prompts.written:
+            trained = await run.on_gpu(training.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+            prompt_set_id = trained["write_prompts"]
         trained = await run.on_gpu(
             training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
             watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,

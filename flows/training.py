@@ -34,6 +34,13 @@ async def train_preference_model(
     return made
 
 
+@flow(name="write-prompts")
+async def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, fresh: bool = False) -> dict[str, int]:
+    """Let the initial policy write more training prompts after people's."""
+    written = await asyncio.to_thread(stages.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+    return {"write_prompts": written}
+
+
 @flow(name="train-policy")
 async def train_policy(
     cycle_id: int,
@@ -126,4 +133,4 @@ class Policies:
         return [*several, self.score(self.initial_id, fresh=fresh)]
 
 
-GPU_FLOWS = (train_preference_model, train_policy, evaluate_policies)
+GPU_FLOWS = (train_preference_model, write_prompts, train_policy, evaluate_policies)

@@ -129,6 +129,11 @@ class PromptsSection(Section):
     held_out_file: PathText | None = Field(
         None, description="Judge on these prompts in place of those of the held-out dialogues"
     )
+    written: int = Field(
+        0, ge=0, description="Further training prompts that the initial policy writes after people's; 0: none"
+    )
+    written_examples: int = Field(10, ge=1, description="People's opening messages it is shown before each")
+    written_max_tokens: int = Field(64, ge=4, description="Longer texts are left out, and longer openings not shown")
 
 
 class PPOSection(Section):

@@ -7,7 +7,6 @@ is blanked. Weights that were trained on the texts stay; `withdrawal.touched` li
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.prompt_writing import message_key
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.raters import RaterError, get_rater
 from orchestrator.web.pairs import prompt_of
@@ -142,7 +142,8 @@ def _rewrite_artifacts(engine: Engine, store: ArtifactStore, erasure_id: int, ra
         )
         users = text(f"{_BELOW} select id from messages where role = 'user' and id in (select id from below)")
         prompts = {
-            _key(prompt_of(session, message_id)) for message_id in session.scalars(users, {"rater_id": rater_id}).all()
+            message_key(prompt_of(session, message_id))
+            for message_id in session.scalars(users, {"rater_id": rater_id}).all()
         }
         # An artifact that was written anew before lies elsewhere: the newest of its places.
         moved = select(t.ErasedArtifact.digest, t.ErasedArtifact.rewritten_digest).order_by(t.ErasedArtifact.id)
@@ -226,7 +227,10 @@ def _blanker(gone: set[int], prompts: set[str]) -> Blank:
             record["split_key"] = ""
             return "comparison"
         messages = record.get("messages")
-        if isinstance(messages, list) and _key(messages) in prompts:
+        # What a model wrote after the example of such a text may repeat it.
+        if isinstance(messages, list) and not prompts.isdisjoint(
+            [message_key(messages), *record.get("written_from", ())]
+        ):
             _blank_messages(messages)
             if "reply" in record:
                 record["reply"] = TOMBSTONE
@@ -239,12 +243,6 @@ def _blanker(gone: set[int], prompts: set[str]) -> Blank:
 def _blank_messages(messages: list[dict[str, Any]]) -> None:
     for message in messages:
         message["content"] = TOMBSTONE
-
-
-def _key(messages: list[dict[str, Any]]) -> str:
-    """What a list of messages is found by; the texts themselves need not be held for all of them."""
-    plain = [[message.get("role"), message.get("content")] for message in messages]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 # Rows

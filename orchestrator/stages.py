@@ -57,6 +57,7 @@ __all__ = [
     "train_policy",
     "train_preference_model",
     "train_watcher",
+    "write_prompts",
     "write_report",
 ]
 
@@ -181,9 +182,7 @@ def build_prompts(cycle_id: int, comparison_set_id: int, *, fresh: bool = False)
             for name, file in (("train", section.train_file), ("held_out", section.held_out_file))
             if file is not None
         }
-        settings = section.model_dump(exclude={"train_file", "held_out_file", "harmless_weight"}) | {
-            f"{name}_file": dataset.file_digest(file) for name, file in extra.items()
-        }
+        settings = {f"{name}_file": dataset.file_digest(file) for name, file in extra.items()}
 
         def write(out: Path) -> dict[str, Any]:
             comparisons = context.fetch(comparison_set_id)
@@ -192,6 +191,25 @@ def build_prompts(cycle_id: int, comparison_set_id: int, *, fresh: bool = False)
             )
 
         return build(context, "prompt_set", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)
+
+
+def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, *, fresh: bool = False) -> int:
+    """Let the initial policy write more training prompts after people's. Returns the larger prompt set's artifact."""
+    with StageContext(cycle_id, "write_prompts") as context:
+        section = context.config.prompts
+        return run_job_stage(
+            context,
+            kind="prompt_set",
+            job="write_prompts",
+            inputs={"policy": initial_id, "prompts": prompt_set_id},
+            settings={
+                "num_written": section.written,
+                "num_examples": section.written_examples,
+                "max_prompt_tokens": section.written_max_tokens,
+                "threads": context.config.ppo.threads,
+            },
+            fresh=fresh,
+        )
 
 
 def train_policy(

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.prompt_writing import message_key
 from orchestrator import cli, dataset, ledger
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.erasure import MARK, Erased, erase
@@ -52,7 +53,7 @@ class Week:
         build(engine, folder, self.freeze_id)
         with Session(engine) as session:
             digest = dataset.freeze_digest(session.get_one(t.Freeze, self.freeze_id))
-        settings = HALF.model_dump() | {"freeze_id": self.freeze_id, "freeze": digest}
+        settings = HALF.selection() | {"freeze_id": self.freeze_id, "freeze": digest}
         self.set_id = self._record("comparison_set", folder, settings, {})
         (tmp_path / "held_out.jsonl").write_text(
             '{"kind": "helpful", "messages": [{"role": "user", "content": "held out"}]}\n'
@@ -60,6 +61,13 @@ class Week:
         prompts = tmp_path / "prompts"
         prompts.mkdir()
         build_prompt_set(folder, prompts, held_out_file=tmp_path / "held_out.jsonl")
+        # As a model writes them: one after the example of ann's opening, one after ben's.
+        with (prompts / "prompts.jsonl").open("a") as file:
+            for example, written in ((SECRET, "who is Quentin Blume?"), (OTHERS, "what is the capital of Spain?")):
+                messages = [{"role": "user", "content": written}]
+                record = {"id": message_key(messages), "kind": "helpful", "split": "train", "messages": messages}
+                record["written_from"] = [message_key([{"role": "user", "content": example}])]
+                file.write(json.dumps(record) + "\n")
         self.prompts_id = self._record("prompt_set", prompts, {}, {"comparisons": self.set_id})
         replies = tmp_path / "replies"
         replies.mkdir()

@@ -164,3 +164,26 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     assert numbers["preference_model"]["num_train"] == model.results["num_train"]
     share = model.results["num_train"] / counts["num_train"]
     assert f"the PM trained on {model.results['num_train']} ({share:.0%}), which costs it" in to_markdown(numbers)
+
+
+def test_what_the_initial_policy_writes_joins_the_prompt_set(world: Path, engine: Engine, tmp_path: Path) -> None:
+    from flows import training
+    from orchestrator import stages
+
+    bring_in(engine, tmp_path / "helpful.jsonl", hh_records(HELPFUL, range(60)), "helpful")
+    options = ["prompts.written=5", "prompts.written_examples=2", "prompts.written_max_tokens=40"]
+    learned = ["initial_policy.pretrain.epochs=8", "initial_policy.pretrain.learning_rate=0.01"]
+    cycle_id = stages.open_cycle(load_config(world, [*options, *learned]))
+    initial_id = stages.prepare_initial_policy(cycle_id)
+    people_id = stages.build_prompts(cycle_id, stages.freeze_comparisons(cycle_id))
+    made = asyncio.run(training.write_prompts.fn(cycle_id, initial_id, people_id))
+    assert asyncio.run(training.write_prompts.fn(cycle_id, initial_id, people_id)) == made
+    with Session(engine) as session:
+        people, larger = (session.get_one(t.Artifact, id) for id in (people_id, made["write_prompts"]))
+        parents = session.execute(
+            select(t.LineageEdge.role, t.LineageEdge.parent_id).where(t.LineageEdge.child_id == larger.id)
+        ).all()
+    assert larger.kind == "prompt_set"
+    assert 1 <= larger.results["num_written"] <= 5
+    assert larger.results["num_prompts"] == people.results["num_prompts"] + larger.results["num_written"]
+    assert sorted(map(tuple, parents)) == [("policy", initial_id), ("prompts", people_id)]
