@@ -43,6 +43,7 @@ class TokenPair:
     rater: str | None = None  # id of whoever chose; None where the record does not say
     tranche: str | None = None  # what produced the replies; None where the record does not say
     turn: int | None = None  # 1 for a reply to the opening message; None where the record does not say
+    dialogue: int | None = None  # names the dialogue: pairs that share it are likely to share their beginning
 
     @property
     def better_tokens(self) -> int:
@@ -186,7 +187,13 @@ def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
         rater=record.get("rater"),
         tranche=record.get("tranche"),
         turn=record.get("turn"),
+        dialogue=dialogue_number(record.get("split_key")),
     )
+
+
+def dialogue_number(split_key: str | None) -> int | None:
+    """A number of 62 bits for a dialogue's split key (a digest in hex; an erased record has none)."""
+    return int.from_bytes(hashlib.sha256(split_key.encode()).digest()[:8], "big") >> 2 if split_key else None
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -16,15 +16,14 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
-from models.preference_batches import chunks_by_length, pack_pairs, packed_length, right_padded
+from models.preference_batches import chunks_by_length, right_padded
+from models.preference_trees import Tree
+from models.preference_trunk import can_pack, states_at_reads
 
 # Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
 # a GPU needs more to be busy, and training holds the activations of them all.
 CHUNK_TOKENS_CPU = 2048
 CHUNK_TOKENS_GPU = 16384
-
-# Architectures whose logits are proven equal under prefix packing (tests/models/test_preference_packing.py).
-PACKABLE = ("llama", "qwen2", "gpt_neox")
 
 
 class PreferenceModelError(Exception):
@@ -137,26 +136,11 @@ def pair_scores(model: Any, pairs: Sequence[TokenPair], pad_id: int, device: tor
     return scores[: len(pairs)], scores[len(pairs) :]
 
 
-def packed_pair_scores(
-    model: Any, pairs: Sequence[TokenPair], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The same scores as `pair_scores` with each pair's shared prefix computed once."""
-    packed = pack_pairs(pairs, pad_id, device)
-    hidden = model.base_model(
-        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
-    rows = torch.arange(len(pairs), device=device)
-    head = scalar_head(model)
-    return head(hidden[rows, packed.better_ends])[:, 0], head(hidden[rows, packed.worse_ends])[:, 0]
-
-
-def can_pack(config: Any) -> bool:
-    """Whether prefix packing is proven for this architecture; it needs full causal attention."""
-    return (
-        config.model_type in PACKABLE
-        and not getattr(config, "use_sliding_window", False)
-        and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager")
-    )
+def tree_scores(model: Any, trees: Sequence[Tree], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `pair_scores` gives for the pairs of these trees, in their order, each shared token computed once."""
+    scores = scalar_head(model)(states_at_reads(model.base_model, trees, device))[:, 0]
+    by_tree = [tree.chunk(2) for tree in scores.split([len(tree.reads) for tree in trees])]
+    return torch.cat([better for better, _ in by_tree]), torch.cat([worse for _, worse in by_tree])
 
 
 __all__ = [
@@ -165,7 +149,6 @@ __all__ = [
     "can_pack",
     "end_scores",
     "fresh_preference_model",
-    "packed_length",
-    "packed_pair_scores",
     "pair_scores",
+    "tree_scores",
 ]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.comparison_data import TokenPair
+
+# Twice the four comparisons that a dialogue has on average (arXiv:2204.05862, section 2).
+MAX_PIECE_PAIRS = 8
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> list[int]:
@@ -21,6 +23,26 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> list[int]:
     digest = hashlib.sha256(f"pairs/{seed}/{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return [int(i) for i in torch.randperm(num_pairs, generator=generator)]
+
+
+def dialogue_order(dialogues: Sequence[int | None], seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch visits the pairs when those of a dialogue stand together.
+
+    Dialogues, and pairs that name none, are shuffled as whole pieces; inside a piece the pairs keep their order. A
+    dialogue of more than MAX_PIECE_PAIRS comparisons (an opening such as "hi", which many dialogues share) is several
+    pieces, so that no batch is about one opening alone.
+    """
+    pieces: list[list[int]] = []
+    open_piece: dict[int, int] = {}
+    for i, dialogue in enumerate(dialogues):
+        piece = open_piece.get(dialogue) if dialogue is not None else None
+        if piece is None or len(pieces[piece]) == MAX_PIECE_PAIRS:
+            piece = len(pieces)
+            pieces.append([])
+            if dialogue is not None:
+                open_piece[dialogue] = piece
+        pieces[piece].append(i)
+    return [i for piece in epoch_order(len(pieces), seed, epoch) for i in pieces[piece]]
 
 
 def shuffle_labels(pairs: Sequence[TokenPair], seed: int) -> list[TokenPair]:
@@ -70,42 +92,3 @@ def right_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.
         ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
     ends = torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long)
     return ids.to(device), ends.to(device)
-
-
-@dataclass(frozen=True)
-class PackedPairs:
-    """B pairs, one row each: [prefix | better | worse | padding], the prefix computed once for both sides.
-
-    `positions` restart after the prefix at the worse side. `mask` is B×1×T×T and
-    additive: 0 where a token may look, the lowest float where it may not (eager
-    attention adds a boolean mask as 0 and 1, which is silently wrong).
-    """
-
-    ids: Tensor  # B×T
-    positions: Tensor  # B×T
-    mask: Tensor  # B×1×T×T
-    better_ends: Tensor  # B, index of the better side's end-of-context id
-    worse_ends: Tensor  # B
-
-
-def packed_length(pair: TokenPair) -> int:
-    """Tokens of the row that `pack_pairs` makes of a pair."""
-    return len(pair.prefix_ids) + len(pair.better_ids) + len(pair.worse_ids)
-
-
-def pack_pairs(pairs: Sequence[TokenPair], pad_id: int, device: torch.device) -> PackedPairs:
-    """Lay out pairs one per row, and the mask that hides the better side from the worse."""
-    rows = [[*pair.prefix_ids, *pair.better_ids, *pair.worse_ids] for pair in pairs]
-    ids, worse_ends = right_padded(rows, pad_id, device)
-    prefix = torch.tensor([len(pair.prefix_ids) for pair in pairs], device=device)[:, None]
-    better = torch.tensor([len(pair.better_ids) for pair in pairs], device=device)[:, None]
-
-    index = torch.arange(ids.shape[1], device=device)[None, :]
-    in_worse = index >= prefix + better  # padding counts as worse side; nothing looks at it
-    in_better = (index >= prefix) & ~in_worse
-    positions = torch.where(in_worse, index - better, index)
-    causal = index[0, :, None] >= index[0, None, :]
-    allowed = causal[None] & ~(in_worse[:, :, None] & in_better[:, None, :])
-    lowest = torch.finfo(torch.float32).min
-    mask = torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, lowest)[:, None]
-    return PackedPairs(ids, positions, mask, (prefix + better - 1)[:, 0], worse_ends)

@@ -96,6 +96,9 @@ class PreferenceModelSection(Section):
     learning_rate: float = Field(1e-3, ge=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="After the warm-up, down to 0")
     batch_pairs: int = Field(32, ge=1, description="Preference pairs per optimiser step")
+    batch_order: Literal["pairs", "dialogues"] = Field(
+        "pairs", description="What an epoch shuffles; with dialogues, comparisons of one share its tokens and cost less"
+    )
     epochs: int = Field(1, ge=1, description="The paper: one, against overfitting")
     max_tokens: int = Field(1024, ge=16, description="Longer dialogues are left out and counted")
     warmup_fraction: float = Field(0.05, ge=0, le=1)

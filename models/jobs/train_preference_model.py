@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from models.chat import ChatFormat
@@ -28,12 +29,13 @@ from models.preference import (
     PreferenceModel,
     can_pack,
     fresh_preference_model,
-    packed_pair_scores,
     pair_scores,
+    tree_scores,
 )
-from models.preference_batches import chunks_by_length, epoch_order, packed_length, shuffle_labels
+from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
 from models.preference_loss import preference_loss, question_weights
 from models.preference_report import ScoredPair, held_out_report, score_pairs
+from models.preference_trees import chunks_by_tokens, pair_trees
 from models.scaling import learning_curve
 from models.twins import Part, Twin, cost_of_a_part, gaps_of, part_of
 
@@ -48,6 +50,7 @@ class PreferenceModelSettings:
 
     learning_rate: float = 1e-3
     batch_pairs: int = 32
+    batch_order: Literal["pairs", "dialogues"] = "pairs"  # what is shuffled; dialogues share more tokens in a batch
     epochs: int = 1
     max_tokens: int = 1024
     warmup_fraction: float = 0.05
@@ -195,6 +198,8 @@ class Training:
         self.warmup_steps = math.ceil(settings.warmup_fraction * self.num_steps)
         self.chunk_tokens = CHUNK_TOKENS_CPU if job.device.type == "cpu" else CHUNK_TOKENS_GPU
         self.packed = can_pack(model.config)
+        self._order: tuple[int, list[int]] | None = None  # of the epoch that is being visited
+        self.tokens_computed = 0
         self.optimiser = torch.optim.AdamW(
             parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=ADAM_BETAS
         )
@@ -215,13 +220,24 @@ class Training:
             if (step + 1) % self.settings.checkpoint_every == 0 and step + 1 < self.num_steps:
                 self._checkpoint(step + 1, loss_sum)
         seconds = time.monotonic() - started_s
-        self.job.facts |= {"train_seconds": round(seconds, 3), "pairs_per_second": round(pairs_seen / seconds, 1)}
+        self.job.facts |= {
+            "train_seconds": round(seconds, 3),
+            "pairs_per_second": round(pairs_seen / seconds, 1),
+            "tokens_per_second": round(self.tokens_computed / seconds, 1),
+        }
         return loss_sum / (len(self.pairs) * self.settings.epochs)
 
     def _batch(self, step: int) -> list[int]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self.pairs), self.job.seed, epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self._epoch_order(epoch)
+        order = self._order[1]
         return order[position * self.settings.batch_pairs : (position + 1) * self.settings.batch_pairs]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if self.settings.batch_order == "dialogues":
+            return dialogue_order([pair.dialogue for pair in self.pairs], self.job.seed, epoch)
+        return epoch_order(len(self.pairs), self.job.seed, epoch)
 
     def _step(self, step: int, batch: list[int]) -> tuple[float, float, float]:
         """One optimiser step; (mean loss, share ordered rightly before the step, gradient norm)."""
@@ -229,14 +245,10 @@ class Training:
             group["lr"] = self._rate(step)
         self.optimiser.zero_grad(set_to_none=True)
         total_loss, num_right = 0.0, 0
-        lengths = [self._row_tokens(self.pairs[i]) for i in batch]
-        for chunk in chunks_by_length(lengths, self.chunk_tokens):
-            indices = [batch[i] for i in chunk]
-            scores = packed_pair_scores if self.packed else pair_scores
-            pairs = [self.pairs[i] for i in indices]
-            better, worse = scores(self.model, pairs, self.chat.pad_id, self.job.device)
+        for members, better, worse in self._scored_chunks([self.pairs[i] for i in batch]):
+            indices = [batch[i] for i in members]
             loss = preference_loss(better, worse, self.weights[indices].to(better.device))
-            share = len(chunk) / len(batch)
+            share = len(indices) / len(batch)
             (loss * share).backward()
             total_loss += loss.item() * share
             num_right += int((better > worse).sum())
@@ -249,8 +261,19 @@ class Training:
         self.optimiser.step()
         return total_loss, num_right / len(batch), float(norm)
 
-    def _row_tokens(self, pair: TokenPair) -> int:
-        return packed_length(pair) if self.packed else 2 * max(pair.better_tokens, pair.worse_tokens)
+    def _scored_chunks(self, pairs: Sequence[TokenPair]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(indices into the batch, their better and worse scores), a part of the batch at a time."""
+        model, device = self.model, self.job.device
+        if self.packed:
+            trees = pair_trees(pairs, model.config.hidden_size, self.chunk_tokens)
+            for chunk in chunks_by_tokens(trees, self.chunk_tokens):
+                self.tokens_computed += sum(len(tree) for tree in chunk)
+                yield [i for tree in chunk for i in tree.pairs], *tree_scores(model, chunk, device)
+            return
+        lengths = [2 * max(pair.better_tokens, pair.worse_tokens) for pair in pairs]
+        for members in chunks_by_length(lengths, self.chunk_tokens):
+            self.tokens_computed += len(members) * lengths[members[0]]
+            yield members, *pair_scores(model, [pairs[i] for i in members], self.chat.pad_id, device)
 
     def _rate(self, step: int) -> float:
         return self.settings.learning_rate * rate_factor(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.comparison_data import ComparisonSetError, load_token_pairs, read_manifest, token_pair
-from models.preference_batches import chunks_by_length, epoch_order, shuffle_labels
+from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
 
 END = 0
 
@@ -143,3 +143,13 @@ def test_chunks_by_length_by_hand():
     assert list(chunks_by_length([3, 9, 5, 1, 4, 2], max_tokens=12)) == [[1], [2, 4], [0, 5, 3]]
     assert list(chunks_by_length([20], max_tokens=12)) == [[0]]
     assert list(chunks_by_length([], max_tokens=12)) == []
+
+
+def test_dialogue_order_keeps_dialogues_together_in_pieces():
+    # Dialogue 7 has ten comparisons, so two pieces (of 8 and 2); 9 has two; the last pair names no dialogue.
+    dialogues = [7, 7, 9, 7, 7, 9, 7, 7, 7, 7, 7, 7, None]
+    order = dialogue_order(dialogues, seed=3, epoch=0)
+    assert sorted(order) == list(range(13))
+    pieces = [[0, 1, 3, 4, 6, 7, 8, 9], [2, 5], [10, 11], [12]]
+    assert order == [i for piece in epoch_order(4, 3, 0) for i in pieces[piece]]
+    assert order != dialogue_order(dialogues, seed=3, epoch=1)

@@ -1,0 +1,265 @@
+"""Trees of comparisons against the plain computation of separate sequences: same scores, same gradients."""
+
+from __future__ import annotations
+
+import random
+from array import array
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from models import preference_trunk
+from models.comparison_data import TokenPair, common_prefix_length, dialogue_number
+from models.preference import can_pack, end_scores, pair_scores, tree_scores
+from models.preference_loss import preference_loss
+from models.preference_trees import Span, Tree, chunks_by_tokens, pair_trees, visibility
+from models.preference_trunk import _RMSNorm, _Rotation
+
+PAD = 0
+CPU = torch.device("cpu")
+# float32 sums in another order: scores are of order 1, gradients up to about 10. (In float64 GPT-NeoX agrees to 3e-15;
+# the norms of the others compute in float32 whatever comes in.)
+SCORE_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 2e-5
+HIDDEN = 32
+NO_LIMIT = 10_000
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "num_labels": 1,
+    "pad_token_id": PAD,
+    "initializer_range": 0.3,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, num_key_value_heads=2),
+    "llama, llama3 angles": LlamaConfig(
+        **SMALL,
+        attention_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16),
+    "gpt_neox": GPTNeoXConfig(**SMALL, rotary_pct=0.25),
+    "gpt_neox, one after the other": GPTNeoXConfig(**SMALL, rotary_pct=1.0, use_parallel_residual=False),
+}
+
+
+def pair(prefix: list[int], better: list[int], worse: list[int], dialogue: int | None = None) -> TokenPair:
+    ids = (array("i", part) for part in (prefix, better, worse))
+    return TokenPair("c", "test", "helpful", *ids, dialogue=dialogue)
+
+
+def sides(better: list[int], worse: list[int], dialogue: int | None = None) -> TokenPair:
+    shared = common_prefix_length(better[:-1], worse[:-1])
+    return pair(better[:shared], better[shared:], worse[shared:], dialogue)
+
+
+SINGLES = [
+    pair([5, 6, 7, 8], [9, 10, 11, 2], [12, 2]),
+    pair([5], [2], [13, 14, 15, 16, 17, 2]),
+    pair([20, 21, 22, 23, 24, 25, 26], [27, 28, 2], [28, 27, 2]),
+    pair([30, 31], [32, 33, 34, 35, 36, 37, 38, 39, 2], [32, 2]),
+]
+
+
+def dialogue(number: int, turns: int = 4, seed: int = 0) -> list[TokenPair]:
+    """Comparisons of every turn of one dialogue; after every second one the worse reply is picked (red team)."""
+    generator = random.Random(seed + number)
+
+    def ids(least: int, most: int) -> list[int]:
+        return [generator.randrange(3, 40) for _ in range(generator.randint(least, most))]
+
+    path: list[int] = []
+    pairs = []
+    for turn in range(turns):
+        path = path + ids(1, 5)
+        better, worse = ids(1, 12), ids(1, 12)
+        pairs.append(sides([*path, *better, 2], [*path, *worse, 2], number))
+        path = path + (better if turn % 2 == 0 else worse)
+    return pairs
+
+
+BATCH = [*dialogue(1), SINGLES[0], *dialogue(2, turns=3), SINGLES[3], *dialogue(1, turns=2, seed=1)]
+
+
+def small_model(name: str):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(CONFIGS[name]).eval()
+
+
+def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores in the order of the pairs, computed as trees."""
+    trees = pair_trees(pairs, HIDDEN, NO_LIMIT)
+    better, worse = tree_scores(model, trees, CPU)
+    back = torch.tensor([i for tree in trees for i in tree.pairs]).argsort()
+    return better[back], worse[back]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["line", "rows"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_and_gradients_equal_those_of_separate_sequences(name, padded, monkeypatch):
+    if padded:  # the way that a GPU goes
+        monkeypatch.setattr(preference_trunk, "CALLS_ARE_CHEAP_ON", ())
+    model = small_model(name)
+    assert can_pack(model.config)
+    trees = pair_trees(BATCH, HIDDEN, NO_LIMIT)
+    assert len(trees) < len(BATCH)
+    assert any(len(tree.spans()) > 2 for tree in trees)
+    gradients, scores = [], []
+    for compute in (lambda: pair_scores(model, BATCH, PAD, CPU), lambda: scores_by_tree(model, BATCH)):
+        model.zero_grad()
+        better, worse = compute()
+        preference_loss(better, worse).backward()
+        scores.append((better.detach(), worse.detach()))
+        gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+    for plain, packed in zip(*scores, strict=True):
+        assert torch.allclose(plain, packed, rtol=0, atol=SCORE_TOLERANCE)
+    assert gradients[0].keys() == gradients[1].keys()
+    largest = max(float((gradients[0][key] - gradients[1][key]).abs().max()) for key in gradients[0])
+    assert largest < GRADIENT_TOLERANCE
+    # The tolerance means something: the gradients themselves are thousands of times larger.
+    assert max(float(g.abs().max()) for g in gradients[0].values()) > 1000 * GRADIENT_TOLERANCE
+
+
+def test_a_side_cannot_see_the_other():
+    model = small_model("llama")
+    _, worse = scores_by_tree(model, SINGLES)
+    changed = [pair(list(p.prefix_ids), [3] * (len(p.better_ids) - 1) + [2], list(p.worse_ids)) for p in SINGLES]
+    _, worse_beside_another = scores_by_tree(model, changed)
+    assert torch.allclose(worse, worse_beside_another, rtol=0, atol=SCORE_TOLERANCE)
+
+
+def test_a_pair_by_hand():
+    # [5 | 8 7 2 | 9 2]: the longer side first; positions 0 | 1 2 3 | 1 2; scores read at 5 (better) and 3 (worse).
+    (tree,) = pair_trees([pair([5], [9, 2], [8, 7, 2])], HIDDEN, NO_LIMIT)
+    assert tree.ids.tolist() == [5, 8, 7, 2, 9, 2]
+    assert tree.positions.tolist() == [0, 1, 2, 3, 1, 2]
+    assert tree.subtree_ends.tolist() == [6, 4, 4, 4, 6, 6]
+    assert tree.reads == [5, 3]
+    assert (visibility(torch.tensor(tree.subtree_ends.tolist())) == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1, 1],
+    ]
+    assert tree.spans() == [Span(0, 4, 0), Span(4, 6, 1)]
+
+
+def test_a_dialogue_by_hand():
+    # Turn 1: prompt 5, picked 6 7, other 8. Turn 2: prompt 9, picked 10 11 12, other 13. End of context: 2.
+    first = sides([5, 6, 7, 2], [5, 8, 2], dialogue=1)
+    second = sides([5, 6, 7, 9, 13, 2], [5, 6, 7, 9, 10, 11, 12, 2], dialogue=1)
+    (tree,) = pair_trees([first, second], HIDDEN, NO_LIMIT)
+    # Path 5 6 7 9 10 11 12 2, then the branches from the deepest fork up: 13 2 after 9; 2 after 7; 8 2 after 5.
+    assert tree.ids.tolist() == [5, 6, 7, 9, 10, 11, 12, 2, 13, 2, 2, 8, 2]
+    assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 3, 1, 2]
+    assert tree.subtree_ends.tolist() == [13, 11, 11, 10, 8, 8, 8, 8, 10, 10, 11, 13, 13]
+    # 13 tokens where two sequences a comparison have 4 + 3 + 6 + 8 = 21.
+    assert tree.reads == [10, 9, 12, 7]  # better of turn 1 and 2, worse of turn 1 and 2
+    # The branches are short: one span, which sees what the deepest of them sees.
+    assert tree.spans() == [Span(0, 8, 0), Span(8, 13, 4)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_token_sees_what_stood_before_it_in_its_own_sequence(seed):
+    pairs = [*dialogue(1, turns=5, seed=seed), *dialogue(2, turns=2, seed=seed)]
+    for tree in pair_trees(pairs, HIDDEN, NO_LIMIT):
+        sees = visibility(torch.tensor(tree.subtree_ends.tolist())) == 0
+        for member, better, worse in zip(tree.pairs, tree.better_ends, tree.worse_ends, strict=True):
+            for end, side in ((better, pairs[member].better_ids), (worse, pairs[member].worse_ids)):
+                path = sees[end].nonzero()[:, 0].tolist()
+                assert [tree.ids[i] for i in path] == [*pairs[member].prefix_ids, *side]
+                assert [tree.positions[i] for i in path] == list(range(len(path)))
+        covered = [i for span in tree.spans() for i in range(span.start, span.end)]
+        assert covered == list(range(len(tree)))
+        for span in tree.spans():
+            hidden_outside = sees[span.start : span.end].clone()
+            hidden_outside[:, : span.seen] = False
+            hidden_outside[:, span.start : span.end] = False
+            assert not hidden_outside.any()
+
+
+def test_pairs_join_only_where_sharing_is_cheaper():
+    # The second turn shares 3 ids of its 3 + 1 + 2: 3 · (8 · 32 + 3) = 777 against 2 · 3 new · 6 in the tree = 36.
+    first, second = sides([5, 6, 7, 2], [5, 8, 2], 1), sides([5, 6, 7, 2], [5, 6, 9, 2], 1)
+    assert len(pair_trees([first, second], HIDDEN, NO_LIMIT)) == 1
+    # The same with nothing known of the dialogue, with another dialogue, with no room: 6 + 2 new tokens.
+    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2])], HIDDEN, NO_LIMIT)) == 2
+    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2], 2)], HIDDEN, NO_LIMIT)) == 2
+    assert len(pair_trees([first, second], HIDDEN, max_tokens=8)) == 1
+    assert len(pair_trees([first, second], HIDDEN, max_tokens=7)) == 2
+    # One shared id and two long replies: 1 · (8 · 32 + 1) = 257 against 2 · 42 new · 43 = 3,612.
+    long = [sides([5, *[n] * 20, 2], [5, *[n + 1] * 20, 2], 1) for n in (6, 8)]
+    assert [len(tree) for tree in pair_trees(long, HIDDEN, NO_LIMIT)] == [43, 43]
+
+
+def test_chunks_by_tokens_by_hand():
+    def tree(size: int) -> Tree:
+        ids = array("i", range(size))
+        return Tree([0], ids, ids, ids, [0], [0])
+
+    chunks = chunks_by_tokens([tree(size) for size in (3, 9, 5, 1, 20, 4)], max_tokens=12)
+    assert [[len(member) for member in chunk] for chunk in chunks] == [[20], [9], [5, 4, 3], [1]]
+    assert list(chunks_by_tokens([], max_tokens=12)) == []
+
+
+def test_swapping_the_sides_negates_the_gap():
+    model = small_model("llama")
+    better, worse = scores_by_tree(model, BATCH)
+    swapped_better, swapped_worse = scores_by_tree(model, [p.swapped() for p in BATCH])
+    assert torch.allclose(better - worse, swapped_worse - swapped_better, atol=SCORE_TOLERANCE)
+
+
+def test_hand_worked_gradients_against_finite_differences():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-6), (x, weight))
+    angles = torch.randn(5, 1, 4, dtype=torch.float64)
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
+    assert torch.autograd.gradcheck(lambda x: _Rotation.apply(x, cos, sin), (x,))
+
+
+def test_padding_and_order_of_a_batch_change_no_score():
+    model = small_model("llama")
+    sequences = [[5, 6, 2], [7, 8, 9, 10, 11, 2], [12, 2]]
+    together = end_scores(model, sequences, PAD, CPU)
+    alone = torch.cat([end_scores(model, [ids], PAD, CPU) for ids in sequences])
+    assert torch.allclose(together, alone, atol=SCORE_TOLERANCE)
+    backwards = end_scores(model, sequences[::-1], PAD, CPU)
+    assert torch.allclose(together, backwards.flip(0), atol=SCORE_TOLERANCE)
+
+
+def test_trees_are_off_where_they_are_not_proven():
+    assert not can_pack(MistralConfig(**SMALL))
+    assert not can_pack(Qwen2Config(**SMALL, use_sliding_window=True))
+    assert not can_pack(GPTNeoXConfig(**SMALL, hidden_dropout=0.1))
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not can_pack(LlamaConfig(**SMALL, rope_parameters=dynamic))
+
+
+def test_dialogues_are_told_apart_by_their_split_key():
+    assert dialogue_number("ab") == dialogue_number("ab") != dialogue_number("ac")
+    assert dialogue_number(None) is dialogue_number("") is None
