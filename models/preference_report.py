@@ -88,30 +88,30 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     mean_loss = math.fsum(_softplus(-gap) for gap in gaps) / len(gaps) if gaps else None
     mean_score = math.fsum(scores) / len(scores) if scores else 0.0
     return {
-        **_model_accuracy(pairs),
+        **model_accuracy(pairs),
         "loss": mean_loss,
         "mean_score": mean_score,
-        "by_source": _grouped(pairs, lambda pair: pair.source, _model_accuracy),
-        "by_question": _grouped(pairs, lambda pair: pair.question, _model_accuracy),
-        "by_tranche": _grouped(pairs, lambda pair: pair.tranche, _model_accuracy),
-        "by_turn": _grouped(pairs, _turn, _model_accuracy),
-        "by_rater": _grouped(pairs, lambda pair: pair.rater, _model_accuracy),
+        "by_source": grouped(pairs, lambda pair: pair.source, model_accuracy),
+        "by_question": grouped(pairs, lambda pair: pair.question, model_accuracy),
+        "by_tranche": grouped(pairs, lambda pair: pair.tranche, model_accuracy),
+        "by_turn": grouped(pairs, _turn, model_accuracy),
+        "by_rater": grouped(pairs, lambda pair: pair.rater, model_accuracy),
         "longer_wins": {
             **_longer_wins(pairs),
-            "by_source": _grouped(pairs, lambda pair: pair.source, _longer_wins),
+            "by_source": grouped(pairs, lambda pair: pair.source, _longer_wins),
         },
         "length_regressed": {
             **_length_regressed(pairs),
-            "by_source": _grouped(pairs, lambda pair: pair.source, _length_regressed),
+            "by_source": grouped(pairs, lambda pair: pair.source, _length_regressed),
         },
         "calibration": {
             **_calibration(pairs),
-            "by_tranche": _grouped(pairs, lambda pair: pair.tranche, _calibration),
-            "by_question": _grouped(pairs, lambda pair: pair.question, _calibration),
+            "by_tranche": grouped(pairs, lambda pair: pair.tranche, _calibration),
+            "by_question": grouped(pairs, lambda pair: pair.question, _calibration),
         },
         "threshold_curve": {
             "all": _thresholds(pairs, mean_score),
-            "by_tranche": _grouped(pairs, lambda pair: pair.tranche, lambda group: _thresholds(group, mean_score)),
+            "by_tranche": grouped(pairs, lambda pair: pair.tranche, lambda group: _thresholds(group, mean_score)),
         },
         "histograms": _histograms(pairs, mean_score),
         "mistakes": confident_mistakes(pairs),
@@ -145,12 +145,13 @@ def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> dict[str, Any
     return {
         "edges": edges,
         "all": counts(pairs),
-        "by_tranche": _grouped(pairs, lambda pair: pair.tranche, counts),
-        "by_question": _grouped(pairs, lambda pair: pair.question, counts),
+        "by_tranche": grouped(pairs, lambda pair: pair.tranche, counts),
+        "by_question": grouped(pairs, lambda pair: pair.question, counts),
     }
 
 
-def _model_accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def model_accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    """Share of the pairs that the preference model orders rightly, with its interval; a tie counts half."""
     return accuracy_entry(count_correct(pair.gap for pair in pairs), len(pairs))
 
 
@@ -168,7 +169,7 @@ def _length_regressed(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     return entry | {"score_per_token": regression.score_per_token}
 
 
-def _grouped(
+def grouped(
     pairs: Sequence[ScoredPair], key: Callable[[ScoredPair], str | None], entry: Callable[[Sequence[ScoredPair]], Entry]
 ) -> dict[str, Entry]:
     """An entry per group, in the order of their names; pairs that name no group are in none."""

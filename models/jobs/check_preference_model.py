@@ -7,6 +7,8 @@ the costliest mistake of the loop: a sign or a label turned round, which PPO wou
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from typing import Any
 from models.comparison_data import ComparisonSetError, TokenPair, stream_lines, token_pair
 from models.jobs.runtime import Job, JobError, main, settings_from
 from models.preference import PreferenceModel, PreferenceModelError
-from models.preference_loss import count_correct
-from models.preference_report import ScoredPair, accuracy_entry, score_pairs
+from models.preference_curves import confident_mistakes
+from models.preference_report import ScoredPair, grouped, model_accuracy, score_pairs
 
 NAME = "check_preference_model"
 
@@ -28,8 +30,10 @@ class CheckSettings:
 def run(job: Job) -> None:
     """Score the pairs and publish accuracy, interval, the ids of wrong pairs, and every score.
 
+    Pairs that are longer than the model can read are left out and counted by source.
+
     Raises:
-        JobError: no pairs, a line of the wrong shape, or a folder that holds no preference model.
+        JobError: no pairs, none that fits, a line of the wrong shape, or a folder that holds no preference model.
     """
     settings_from(CheckSettings, job.settings)
     try:
@@ -37,13 +41,20 @@ def run(job: Job) -> None:
         pairs = read_pairs(job.input("pairs"), model)
     except (PreferenceModelError, ComparisonSetError) as error:
         raise JobError(str(error)) from error
-    scored = score_pairs(model, pairs)
+    longest = getattr(model.model.config, "max_position_embeddings", None) or math.inf
+    fit = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= longest]
+    too_long = Counter(pair.source for pair in pairs) - Counter(pair.source for pair in fit)
+    if not fit:
+        raise JobError(
+            f"All {len(pairs)} pairs are longer than the {longest} tokens that the preference model can read."
+        )
+    scored = score_pairs(model, fit)
 
     def write(directory: Path) -> None:
         with (directory / "scores.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
-    job.publish(write, orientation_results(scored))
+    job.publish(write, orientation_results(scored) | {"too_long": dict(sorted(too_long.items()))})
 
 
 def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
@@ -62,22 +73,16 @@ def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
 
 
 def orientation_results(scored: list[ScoredPair]) -> dict[str, Any]:
-    """Accuracy with its Wilson interval, overall and per question, and the ids of the pairs ordered wrongly.
+    """Accuracy with its Wilson interval, overall, per question and per source, and the ids of pairs ordered wrongly.
 
-    A tie counts half in the accuracy and is listed as wrong.
+    A tie counts half in the accuracy and is listed as wrong. `mistakes` are the most confident ones with their scores.
     """
-    questions = sorted({pair.question for pair in scored})
-    by_question = {
-        question: accuracy_entry(
-            count_correct(pair.gap for pair in scored if pair.question == question),
-            sum(pair.question == question for pair in scored),
-        )
-        for question in questions
-    }
     return {
-        **accuracy_entry(count_correct(pair.gap for pair in scored), len(scored)),
-        "by_question": by_question,
+        **model_accuracy(scored),
+        "by_question": grouped(scored, lambda pair: pair.question, model_accuracy),
+        "by_source": grouped(scored, lambda pair: pair.source, model_accuracy),
         "wrong": [pair.id for pair in scored if not pair.gap > 0],
+        "mistakes": confident_mistakes(scored),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ImportFileError
-from orchestrator.formats import arena, graded, hh, mt_bench, own, preferences, ranked_trees
+from orchestrator.formats import arena, graded, hh, judged, mt_bench, own, preferences, ranked_trees
 from orchestrator.formats.records import ImportedComparison, Message, Parser, Refused, Side
 
 __all__ = ["EXPORTS", "FORMATS", "Format", "detect", "make_parser", "reads_back"]
@@ -74,6 +74,10 @@ FORMATS: dict[str, Format] = {
         "graded comparisons as in Tulu's human evaluation",
         lambda r: {"preference", "completion_a", "completion_b"} <= r.keys(),
         graded.parse,
+    ),
+    "llmbar": Format("LLMBar: input, output_1, output_2 and label", judged.is_llmbar, judged.parse_llmbar),
+    "choices": Format(
+        "a question with answers marked 1 or 0, as in BIG-bench's HHH", judged.is_choices, judged.parse_choices
     ),
     "ranked_trees": Format(
         "Open Assistant's ranked message trees",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ImportFileError
-from orchestrator.formats import FORMATS, arena, detect, graded, hh, make_parser, own, preferences, ranked_trees
+from orchestrator.formats import FORMATS, arena, detect, graded, hh, judged, make_parser, own, preferences, ranked_trees
 from orchestrator.formats.records import REASONS, ImportedComparison, Parser, Refused, load_object
 
 H, A = hh.HUMAN, hh.ASSISTANT
@@ -219,6 +219,24 @@ def test_grades_become_side_and_strength(preference: str, side: str, strength: i
     assert reason(graded.parse, {**record, "timestamp": "yesterday"}) == "wrong_type"
 
 
+@pytest.mark.parametrize(("label", "side"), [(1, "a"), (2, "b")])
+def test_llmbar_prefers_the_output_with_its_label(label: int, side: str) -> None:
+    found = one(judged.parse_llmbar, {"input": "Sing.", "output_1": "la", "output_2": "no", "label": label})
+    assert (found.prompt, found.a.text, found.b.text, found.side) == ([user("Sing.")], "la", "no", side)
+    assert reason(judged.parse_llmbar, {"input": "x", "output_1": "a", "output_2": "b", "label": 0}) == "unknown_value"
+
+
+def test_a_right_answer_is_compared_with_each_wrong_one() -> None:
+    scored = {"input": "Well?", "target_scores": {"no": 0, "yes": 1, "perhaps": 0}}
+    listed = {"input": "Well?", "targets": {"choices": ["no", "yes", "perhaps"], "labels": [0, 1, 0]}}
+    for record in (scored, listed):
+        pairs = [(item.a.text, item.b.text, item.side) for item in judged.parse_choices(record)]
+        assert pairs == [("yes", "no", "a"), ("yes", "perhaps", "a")]
+    assert reason(judged.parse_choices, {"input": "x", "target_scores": {"a": 1, "b": 1}}) == "unknown_value"
+    assert reason(judged.parse_choices, {"input": "x", "target_scores": {"a": 0.5, "b": 1}}) == "unknown_value"
+    assert reason(judged.parse_choices, {"input": "x", "targets": {"choices": ["a"], "labels": []}}) == "wrong_type"
+
+
 def test_ranked_siblings_are_compared_two_by_two() -> None:
     def reply(name: str, rank: int | None) -> dict[str, Any]:
         return {"message_id": name, "role": "assistant", "text": name, "replies": [], "rank": rank}
@@ -280,6 +298,8 @@ RECOGNISED: dict[str, dict[str, Any]] = {
     "mt_bench": verdict(),
     "arena": verdict(conversation_a=[], conversation_b=[]),
     "graded": {"preference": "tie", "completion_a": "", "completion_b": "", "prompt": ""},
+    "llmbar": {"input": "", "output_1": "", "output_2": "", "label": 1},
+    "choices": {"input": "", "target_scores": {}},
     "ranked_trees": {"message_tree_id": "t", "prompt": {}, "tree_state": ""},
 }
 

@@ -26,6 +26,9 @@ EXPECTED: dict[str, tuple[int, int, int, dict[str, int]]] = {
     # 5 ratings are a second one of the same comparison by the same evaluator.
     "tulu1_human_eval/train.jsonl": (667, 667, 648, {"identical_replies": 14, "repeat": 5}),
     "tulu1_human_eval/dev.jsonl": (118, 118, 114, {"identical_replies": 4}),
+    # 33 + 35 + 65 + 104 + 70 are the 307 of the README; the smallest and the one with most texts.
+    "llmbar/adversarial_manual.json": (33, 33, 33, {}),
+    "llmbar/natural.json": (70, 70, 70, {}),
     # 66 trees imply 506 pairs; 6 replies have no rank beside siblings.
     "oasst_trees_en100/trees.jsonl.gz": (66, 512, 506, {"unranked": 6}),
 }

@@ -1,0 +1,86 @@
+"""`orchestrator evaluate-pm FILE...`: a preference model on pairs of published benchmarks, such as LLMBar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pairs in any format that can be imported")
+    parser.add_argument(
+        "--preference-model",
+        metavar="MODEL",
+        help="id or digest of the artifact, or a folder with a preference model (default: the newest artifact)",
+    )
+    parser.add_argument("--question", choices=["helpful", "harmless"], help="what is asked, where the files don't say")
+    parser.add_argument("--mistakes", action="store_true", help="list the most confident mistakes too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the pairs of every file."""
+    from orchestrator.preference_evaluation import evaluate
+    from orchestrator.settings import Settings
+
+    settings = Settings.from_env()
+    model, name = _model(args.preference_model, settings)
+    found = evaluate(model, args.files, settings, args.question)
+    if args.json:
+        print(json.dumps({"preference_model": name, **found}, indent=2))
+        return 0
+    print(f"Preference model: {name}")
+    for file, entry in found["files"].items():
+        print(f"{file}: {_accuracy(entry)}{_left_out(entry)}")
+    if len(found["files"]) > 1:
+        print(f"all together: {_accuracy(found['all'])}")
+    if args.mistakes:
+        for pair in found["mistakes"]:
+            print(f"{pair['gap']:8.2f}  {pair['id']}")
+    return 0
+
+
+def _model(reference: str | None, settings: Any) -> tuple[Path, str]:
+    """The folder of the preference model that is meant, and what it is called.
+
+    Raises:
+        ArtifactError: there is none, or the artifact is of another kind.
+    """
+    if reference is not None and Path(reference).is_dir():
+        return Path(reference).absolute(), reference
+    from sqlalchemy import select
+
+    from db import tables as t
+    from db.session import session
+    from orchestrator import ledger
+    from orchestrator.artifacts import ArtifactStore
+    from orchestrator.errors import ArtifactError
+
+    with session(settings.require_database_url()) as database:
+        if reference is not None:
+            found = ledger.resolve(database, reference)
+            if found.kind != "preference_model":
+                raise ArtifactError(f"Artifact {found.id} is a {found.kind}; expected a preference_model.")
+        else:
+            query = select(t.Artifact).where(t.Artifact.kind == "preference_model", ~ledger.is_watcher())
+            newest = database.scalars(query.order_by(t.Artifact.id.desc()).limit(1)).first()
+            if newest is None:
+                raise ArtifactError("There is no preference model yet; a cycle trains one, or name a folder.")
+            found = newest
+        digest, name = found.digest, f"artifact {found.id} ({found.digest[:19]})"
+    return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(digest), name
+
+
+def _accuracy(entry: dict[str, Any]) -> str:
+    if not entry["n"]:
+        return "no pair that fits"
+    low, high = entry["ci"]
+    return f"{entry['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {entry['n']} pairs ordered rightly"
+
+
+def _left_out(entry: dict[str, Any]) -> str:
+    reasons = entry["left_out"] | ({"too_long": entry["too_long"]} if entry["too_long"] else {})
+    return "; left out: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items()) if reasons else ""
