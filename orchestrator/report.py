@@ -212,6 +212,7 @@ def _mistakes(numbers: dict[str, Any]) -> list[str]:
     if not mistakes:
         return []
     lines = ["", "## Most confident mistakes of the preference model", ""]
+    lines += [f"`orchestrator cycle show {numbers['cycle']} --mistakes` prints their texts.", ""]
     lines += ["| comparison | source | question | better | worse | gap |", "|---|---|---|---|---|---|"]
     for pair in mistakes:
         scores = " | ".join(f"{pair[name]:.2f}" for name in ("better_score", "worse_score", "gap"))

@@ -30,6 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="cycles and how they ended")
     show = actions.add_parser("show", help="the report of a cycle")
     show.add_argument("number", type=int)
+    show.add_argument(
+        "--mistakes", action="store_true", help="the texts of what its preference model is most surely wrong about"
+    )
     cancel = actions.add_parser("cancel", help="give up an open cycle")
     cancel.add_argument("number", type=int)
     for action in (listing, show):
@@ -113,6 +116,8 @@ def _show(args: argparse.Namespace) -> int:
     if cycle_id is None:
         raise CycleError(f"There is no cycle {args.number}. `orchestrator cycle list` shows those there are.")
     numbers = cycle_numbers(cycle_id)
+    if args.mistakes:
+        return _show_mistakes(cycle_id, numbers, as_json=args.json)
     with database() as session:
         erased = cycle_not_reproducible(session, cycle_id)
     if args.json:
@@ -123,6 +128,24 @@ def _show(args: argparse.Namespace) -> int:
         print(to_markdown(numbers), end="")
         if erased:
             print(f"\nThis cycle is {erased}.")
+    return 0
+
+
+def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
+    from orchestrator.artifacts import ArtifactStore
+    from orchestrator.cycles import database
+    from orchestrator.mistakes import to_text, with_texts
+
+    if numbers["preference_model"] is None:
+        raise CycleError(f"Cycle {numbers['cycle']} has no preference model yet.")
+    settings = Settings.from_env()
+    store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+    with database() as session:
+        mistakes = with_texts(session, store, cycle_id, numbers["preference_model"]["held_out"].get("mistakes", []))
+    print(
+        json.dumps(mistakes, indent=2, ensure_ascii=False) if as_json else to_text(mistakes),
+        end="\n" if as_json else "",
+    )
     return 0
 
 
