@@ -1,7 +1,8 @@
 """Job: judge a policy on prompts by the preference model's score and by its distance from the initial policy.
 
 Inputs: `policy`, `initial`, `preference_model`, `prompts`, and optionally `base_evaluation`, an earlier evaluation
-(of the initial policy, say) on the same prompts, from which a paired gain is reckoned.
+(of the initial policy, say) on the same prompts, from which a paired gain is reckoned, and `watcher`, a second
+preference model that scores the same replies.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from models.jobs.runtime import Job, JobError, main, settings_from
 from models.kl_law import expected_best_of
 from models.policy import Policy
 from models.ppo import best_of_n_kl
+from models.preference import PreferenceModel
 from models.prompts import KINDS, Prompt
+from models.reply_signals import collapse_signals, repeated_ngrams
 from models.rollout import RolloutCollector
 from models.sampler import Completion, DecodeEngine, SamplingParams
 from models.sampler_random import derive_seed
@@ -78,11 +81,14 @@ def run(job: Job) -> None:
     engine.reserve(longest)
     preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
     collector = RolloutCollector(Policy(policy), Policy(reference), preference_model, chat, engine, job.device)
+    watcher = None
+    if "watcher" in job.inputs:
+        watcher = load_preference_model(job.input("watcher"), initial, job.device)
     records: list[dict[str, Any]] = []
     batch = max(1, BATCH_REPLIES // settings.best_of)
     for start in range(0, len(prompts), batch):
         job.progress(start, len(prompts), "evaluate")
-        records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed))
+        records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed, watcher))
     job.progress(len(prompts), len(prompts), "evaluate")
     results = summary(records, settings.best_of) | {"prompts_too_long": found.num_too_long, "split": settings.split}
     if settings.best_of_points:
@@ -98,7 +104,12 @@ def run(job: Job) -> None:
 
 
 def judge(
-    collector: RolloutCollector, prompts: Sequence[Prompt], first: int, settings: EvaluationSettings, seed: int
+    collector: RolloutCollector,
+    prompts: Sequence[Prompt],
+    first: int,
+    settings: EvaluationSettings,
+    seed: int,
+    watcher: PreferenceModel | None = None,
 ) -> list[dict[str, Any]]:
     """One record per prompt. `first` is the number of the first prompt, from which its random numbers come."""
     n = settings.best_of
@@ -120,7 +131,7 @@ def judge(
     columns = zip(
         prompts, rollout.texts, rollout.scores.tolist(), kls, rollout.completions, entropies.tolist(), strict=True
     )
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "prompt_id": prompt.id,
             "kind": prompt.kind,
@@ -131,12 +142,16 @@ def judge(
             "reply_tokens": len(completion.ids),
             "truncated": completion.finished == "length",
             "entropy": entropy,
+            "repeated_ngrams": repeated_ngrams(completion.ids),
         }
         for prompt, text, score, kl, completion, entropy in columns
     ]
     if settings.best_of_points:
         for i, record in enumerate(records):
             record["scores"] = scores[i * n : (i + 1) * n]
+    if watcher is not None:
+        for record, score in zip(records, collector.scores(prompts, rollout.texts, watcher), strict=True):
+            record["watcher_score"] = score
     return records
 
 
@@ -159,7 +174,8 @@ def summary(records: Sequence[dict[str, Any]], best_of: int) -> dict[str, Any]:
     """Means with 95 % intervals over prompts, for all and for each kind.
 
     `kl_nats` is the mean over replies of the sum of log pi/pi_0, plus log n - (n - 1)/n where the best of n was
-    chosen. `entropy` is per token, `truncated` a share.
+    chosen. `entropy` is per token, `truncated` a share; `collapse` is described in models/reply_signals.py. Refusals of
+    `by_kind.helpful` are those of ordinary requests. `watcher_score` is there where a watcher was given.
     """
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KINDS}
     return _means(records) | {
@@ -171,25 +187,31 @@ def summary(records: Sequence[dict[str, Any]], best_of: int) -> dict[str, Any]:
 def paired_gain(records: Sequence[dict[str, Any]], base: Path) -> dict[str, Any]:
     """Mean difference of scores to an earlier evaluation, over the prompts that both judged.
 
+    With a watcher in both also its gain, and the twin gap: the training PM's gain minus the watcher's.
+
     Raises:
         JobError: the two share no prompt.
     """
     with (base / "replies.jsonl").open(encoding="utf-8") as file:
-        earlier = {record["prompt_id"]: record["score"] for record in map(json.loads, file)}
-    differences = [
-        record["score"] - earlier[record["prompt_id"]] for record in records if record["prompt_id"] in earlier
-    ]
-    if not differences:
+        earlier = {record["prompt_id"]: record for record in map(json.loads, file)}
+    pairs = [(record, earlier[record["prompt_id"]]) for record in records if record["prompt_id"] in earlier]
+    if not pairs:
         raise JobError(f"{base} judged none of these {len(records)} prompts. Evaluate both on the same prompt set.")
-    mean, ci = mean_interval_json(differences)
-    return {"mean": mean, "ci": ci, "n": len(differences)}
+    gains = [now["score"] - then["score"] for now, then in pairs]
+    mean, ci = mean_interval_json(gains)
+    gain: dict[str, Any] = {"mean": mean, "ci": ci, "n": len(gains)}
+    if all("watcher_score" in record for pair in pairs for record in pair):
+        watchers = [now["watcher_score"] - then["watcher_score"] for now, then in pairs]
+        gap, gap_ci = mean_interval_json([mine - its for mine, its in zip(gains, watchers, strict=True)])
+        gain |= {"watcher": mean_interval_json(watchers)[0], "twin_gap": gap, "twin_gap_ci": gap_ci}
+    return gain
 
 
 def _means(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     score, score_ci = mean_interval_json([record["score"] for record in records])
     kl, kl_ci = mean_interval_json([record["kl_nats"] for record in records])
     tokens = sum(record["reply_tokens"] for record in records)
-    return {
+    means: dict[str, Any] = {
         "pm_score": score,
         "pm_score_ci": score_ci,
         "kl_nats": kl,
@@ -198,7 +220,15 @@ def _means(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "reply_tokens": tokens / len(records),
         "truncated": sum(record["truncated"] for record in records) / len(records),
         "entropy": math.fsum(record["entropy"] * record["reply_tokens"] for record in records) / tokens,
+        "collapse": collapse_signals(
+            [record["reply"] for record in records], [record["repeated_ngrams"] for record in records]
+        ),
     }
+    if all("watcher_score" in record for record in records):
+        means["watcher_score"], means["watcher_score_ci"] = mean_interval_json(
+            [record["watcher_score"] for record in records]
+        )
+    return means
 
 
 if __name__ == "__main__":

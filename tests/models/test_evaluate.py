@@ -42,10 +42,12 @@ def other_policy_dir(policy_dir, tmp_path_factory):
 def judge(policy_dir, scorer_dir, prompts_dir, tmp_path):
     """Runs the job in this process: judge(policy=..., **settings) -> (results, records, result directory)."""
 
-    def start(name="run", *, policy=policy_dir, seed=0, base=None, **settings):
+    def start(name="run", *, policy=policy_dir, seed=0, base=None, watcher=None, **settings):
         inputs = {"policy": policy, "initial": policy_dir, "preference_model": scorer_dir, "prompts": prompts_dir}
         if base is not None:
             inputs["base_evaluation"] = base
+        if watcher is not None:
+            inputs["watcher"] = watcher
         spec = {
             "inputs": {role: str(path) for role, path in inputs.items()},
             "settings": {"max_reply_tokens": 6} | settings,
@@ -185,3 +187,27 @@ def test_unknown_settings_and_impossible_numbers_are_refused(judge):
         judge("a", prompts=3)
     with pytest.raises(JobError, match="best_of is 0"):
         judge("b", best_of=0)
+
+
+def test_a_watcher_scores_the_same_replies_and_the_gap_is_paired(judge, policy_dir, other_policy_dir, tmp_path):
+    watcher = write_scorer(policy_dir, tmp_path / "opposite", sign=-1.0)
+    before, first, base = judge("before", watcher=watcher)
+    assert before["watcher_score"] == pytest.approx(-before["pm_score"], abs=FORWARD_TOLERANCE)
+    assert [record["watcher_score"] for record in first] == pytest.approx(
+        [-record["score"] for record in first], abs=FORWARD_TOLERANCE
+    )
+    after, _, _ = judge("after", policy=other_policy_dir, watcher=watcher, base=base)
+    # The watcher loses what the training PM gains.
+    gain = after["gain"]
+    assert gain["watcher"] == pytest.approx(-gain["mean"], abs=FORWARD_TOLERANCE)
+    assert gain["twin_gap"] == pytest.approx(2 * gain["mean"], abs=FORWARD_TOLERANCE)
+    alone, _, _ = judge("alone", policy=other_policy_dir, base=base)
+    assert set(alone["gain"]) == {"mean", "ci", "n"}
+
+
+def test_collapse_is_told_for_all_and_for_each_kind(judge):
+    results, records, _ = judge()
+    replies = [record["reply"] for record in records]
+    assert results["collapse"]["duplicates"] == 1 - len({" ".join(r.casefold().split()) for r in replies}) / 12
+    assert 0 < results["collapse"]["distinct_1"] <= 1
+    assert results["by_kind"]["helpful"]["collapse"]["refusals"] == 0.0
