@@ -79,9 +79,14 @@ class RolloutCollector:
         """What a rater would read."""
         return [self.chat.decode(completion.ids) for completion in completions]
 
-    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """PM score of each reply as raters would read it: of its text, not of the ids that spelled it."""
-        return self.preference_model.score_sequences(
+    def scores(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], preference_model: PreferenceModel | None = None
+    ) -> list[float]:
+        """PM score of each reply as raters would read it: of its text, not of the ids that spelled it.
+
+        By the collector's preference model, or by another one: the watcher.
+        """
+        return (preference_model or self.preference_model).score_sequences(
             [
                 [*prompt.ids, *self.chat.encode_reply(text), self.chat.score_id]
                 for prompt, text in zip(prompts, texts, strict=True)

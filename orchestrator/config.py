@@ -139,6 +139,31 @@ class PromptsSection(Section):
     written_max_tokens: int = Field(64, ge=4, description="Longer texts are left out, and longer openings not shown")
 
 
+class WatchSection(Section):
+    """Tripwires of PPO; 0 turns one off. Numbers that are not finite always stop. See docs/operations.md."""
+
+    impossible_kl_errors: float = Field(
+        4.0, ge=0, description="Standard errors by which a KL may lie below 0, in one rollout or over ten"
+    )
+    max_start_kl_nats: float = Field(0.05, ge=0, description="|KL| of the first rollout, which must be 0, per reply")
+    max_first_ratio_error: float = Field(0.01, ge=0, description="|ratio − 1| of the first minibatch of a rollout")
+    min_entropy_share: float = Field(0.1, ge=0, lt=1, description="Entropy per token over that of the first rollout")
+    max_length_factor: float = Field(5.0, ge=0, description="Mean reply length over the first's, or the inverse")
+    max_repetition_rise: float = Field(
+        0.5, ge=0, le=1, description="Share of repeated 4-grams within replies, above the first rollout's"
+    )
+    max_duplicate_rise: float = Field(
+        0.5, ge=0, le=1, description="Share of replies that equal another one, above the first rollout's"
+    )
+    max_truncation_rise: float = Field(0.6, ge=0, le=1, description="Share of cut-off replies, above the first's")
+    max_twin_gap: float = Field(
+        2.0, ge=0, description="Gain of the training PM minus the watcher's, score units (nats); needs a watcher"
+    )
+    max_clip_fraction: float = Field(0.8, ge=0, le=1, description="Share of tokens clipped, over a rollout's steps")
+    max_ratio_error: float = Field(1.0, ge=0, description="|mean ratio − 1| over a rollout's steps")
+    patience: int = Field(2, ge=1, description="Rollouts in a row beyond a wire; raise it where alarms are noise")
+
+
 class PPOSection(Section):
     """PPO against the preference model's score, with a KL penalty to the initial policy."""
 
@@ -185,6 +210,11 @@ class PPOSection(Section):
         description="Snapshots of the run beside its result, at even steps of √KL; while it runs they take the disk of "
         "three times as many",
     )
+    logp_every: int = Field(
+        10, ge=0, description="Iterations between measurements of mean log-p accuracy on held-out comparisons; 0: never"
+    )
+    logp_pairs: int = Field(64, ge=1, description="Held-out comparisons of each question that it is measured on")
+    watch: WatchSection = WatchSection()
     threads: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -235,6 +265,15 @@ class GatesSection(Section):
         0.0, description="Gain of the held-out score over the initial policy, lower bound above it"
     )
     max_kl_nats: float = Field(50.0, gt=0, description="KL per reply to the initial policy; must also be above 0")
+    max_duplicate_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of replies that equal another prompt's, word for word; off where not given",
+    )
+    max_refusal_share: float | None = Field(
+        None, ge=0, le=1, description="Share of ordinary requests refused, by a list of phrases; off where not given"
+    )
 
 
 class OodSection(Section):

@@ -99,7 +99,7 @@ def test_only_postgres_urls_are_taken():
 
 
 def test_every_setting_of_a_section_has_the_name_and_default_of_its_job():
-    from orchestrator.config import EvaluationSection, PPOSection, PreferenceModelSection, PretrainSection
+    from orchestrator.config import EvaluationSection, PPOSection, PreferenceModelSection, PretrainSection, Section
 
     names = {
         "pretrain": (PretrainSection, "PretrainSettings"),
@@ -109,11 +109,17 @@ def test_every_setting_of_a_section_has_the_name_and_default_of_its_job():
     }
     for job, (section, settings) in names.items():
         module = importlib.import_module(f"models.jobs.{job}")
-        defaults = {field.name: field.default for field in dataclasses.fields(getattr(module, settings))}
+        fields = dataclasses.fields(getattr(module, settings))
+        # Only nested sections have a factory.
+        missing = dataclasses.MISSING
+        defaults = {f.name: f.default if f.default_factory is missing else f.default_factory() for f in fields}
         ours = {key: section.model_fields[key].default for key in section.model_fields if key in defaults}
         # The stage makes these into the number of prompts, where it measures the yardstick.
         only_ours = {"files", "threads", "best_of_prompts"}
         assert set(section.model_fields) - only_ours == set(ours), job
         # Of n replies the configuration means the yardstick, the job its own run.
         ours.pop("best_of", None)
+        nested = {key: default.model_dump() for key, default in ours.items() if isinstance(default, Section)}
+        assert {key: dataclasses.asdict(defaults.pop(key)) for key in nested} == nested, job
+        ours = {key: default for key, default in ours.items() if key not in nested}
         assert {key: default for key, default in ours.items() if defaults[key] != default} == {}, job

@@ -302,6 +302,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return origin(_checked(f"{name}[{i}]", item, item_hint) for i, item in enumerate(value))
     elif origin is dict and isinstance(value, dict):
         return {key: _checked(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return settings_from(hint, value)
     elif hint is Any:
         return value
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):

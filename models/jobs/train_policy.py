@@ -1,7 +1,9 @@
 """Job: train a policy with PPO against a preference model, from the initial policy.
 
-Inputs: `initial` (prepared policy), `preference_model` and `prompts` (prompt set). The result is a Hugging Face
-folder. `PolicyTraining.run` is the loop; the maths is in models/ppo.py, sampling in models/rollout.py.
+Inputs: `initial` (prepared policy), `preference_model` and `prompts` (prompt set); optionally `watcher`, a second
+preference model that only looks on, and `comparisons`, whose held-out part measures mean log-p accuracy. The result is
+a Hugging Face folder. `PolicyTraining.run` is the loop; the maths is in models/ppo.py, sampling in models/rollout.py,
+the tripwires in models/watch.py.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from models.chat import ChatFormat
 from models.critic import Critic, CriticKind
 from models.huggingface import embedding_table, load_causal_lm, model_card, save_model
 from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
+from models.jobs.policy_monitor import PolicyMonitor
 from models.jobs.runtime import Job, JobError, main, settings_from
 from models.policy import Policy, ReplyChunk, selected_logps
 from models.ppo import (
@@ -45,6 +48,7 @@ from models.rollout import Rollout, RolloutCollector
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_random import derive_seed, permutation
 from models.snapshots import SnapshotKeeper
+from models.watch import WatchSettings
 
 NAME = "train_policy"
 ADAM_BETAS = (0.9, 0.95)
@@ -93,20 +97,17 @@ class PPOSettings:
     harmless_weight: float = 1.0  # how often a harmless prompt comes for every time a helpful one does
     checkpoint_every: int = 5  # iterations
     snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
+    logp_every: int = 10  # iterations between measurements of mean log-p accuracy; 0: never
+    logp_pairs: int = 64  # held-out comparisons of each question it is measured on
+    watch: WatchSettings = field(default_factory=WatchSettings)  # tripwires; 0 turns one off
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every"):
+        sizes = ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every")
+        for name in (*sizes, "logp_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in (
-            "learning_rate",
-            "kl_coef",
-            "value_coef",
-            "harmless_weight",
-            "iterations",
-            "warmup_samples",
-            "snapshots",
-        ):
+        amounts = ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples")
+        for name in (*amounts, "snapshots", "logp_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         for name in (
@@ -199,6 +200,9 @@ class PolicyTraining:
         from_pm = settings.critic == "preference_model"
         trunk = preference_model.model.base_model if from_pm else reference.base_model
         self.critic = Critic(settings.critic, trunk, job.seed)
+        self.monitor = PolicyMonitor(
+            job, self.collector, settings.watch, logp_every=settings.logp_every, logp_pairs=settings.logp_pairs
+        )
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": list(model.parameters())},
@@ -222,7 +226,8 @@ class PolicyTraining:
         """Train, then measure the final policy once more on the first iteration's prompts.
 
         1. sample a reply to each prompt of the iteration, score it, read its log-probs;
-        2. stop on a KL beyond the limit or on numbers that are not finite, going back to the last good weights;
+        2. stop where a wire is tripped (a KL beyond the limit, numbers that are not finite, and those of
+           models/watch.py), going back to the last weights with which no wire was;
         3. learn from the rollout for `epochs` passes.
         """
         settings, started_s = self.settings, time.monotonic()
@@ -235,17 +240,24 @@ class PolicyTraining:
             if self.stopped:
                 self.policy.model.load_state_dict(self.good)
                 break
-            self.good = self._weights()
+            if self.monitor.calm:
+                self.good = self._weights()
             summary = self._note(rollout)
-            self.snapshots.offer(self.curve[-1], self._write_snapshot)
+            if self.monitor.calm:
+                self.snapshots.offer(self.curve[-1], self._write_snapshot)
+            watched = self.monitor.metrics(iteration, iteration * settings.prompts_per_iteration)
             learned = self._learn(iteration, rollout, first_chunks)
             if learned is None:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
+            else:
+                self.stopped = self.monitor.learning(learned, iteration)
+            if learned is None or self.stopped:
                 self.policy.model.load_state_dict(self.good)
                 break
             self.job.log(
                 iteration + 1,
                 **summary,
+                **watched,
                 **learned,
                 episode=(iteration + 1) * settings.prompts_per_iteration,
                 eps=round(settings.prompts_per_iteration / (time.monotonic() - began_s), 1),
@@ -433,14 +445,14 @@ class PolicyTraining:
 
     # Watching and stopping
 
-    def _reason_to_stop(self, rollout: Rollout, iteration: int) -> str | None:
+    def _reason_to_stop(self, rollout: Rollout, iteration: int, *, last: bool = False) -> str | None:
         kl = float(rollout.kl_nats.mean())
         if not math.isfinite(kl) or not bool(torch.isfinite(rollout.scores).all()):
             return f"log-probs or scores were not finite in iteration {iteration + 1}"
         limit = self.settings.max_kl_nats
         if limit is not None and kl > limit:
             return f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
-        return None
+        return self.monitor.rollout(rollout, iteration, last=last)
 
     def _summary(self, rollout: Rollout) -> dict[str, float]:
         """Means over the replies of a rollout, under the names that TRL's users know."""
@@ -469,6 +481,7 @@ class PolicyTraining:
                 "kl_nats": summary["objective/kl"],
                 "score": summary["objective/scores"],
             }
+            | self.monitor.curve_point()
         )
         return summary
 
@@ -481,11 +494,13 @@ class PolicyTraining:
         completions = collector.sample(prompts, self._sampling(derive_seed(self.job.seed, _MEASURE), size))
         texts = collector.texts(completions)
         rollout = collector.measure(prompts, completions, texts, collector.scores(prompts, texts))
-        reason = None if self.stopped else self._reason_to_stop(rollout, self.settings.iterations)
-        if reason:
-            self.stopped = reason
-            self.policy.model.load_state_dict(self.good)
-            return self._measure_final()
+        if self.stopped:
+            self.monitor.look(rollout)
+        else:
+            self.stopped = self._reason_to_stop(rollout, self.settings.iterations, last=True)
+            if self.stopped:
+                self.policy.model.load_state_dict(self.good)
+                return self._measure_final()
         summary = self._summary(rollout)
         return {
             "optimiser_steps": self.optimiser_steps,
@@ -502,7 +517,7 @@ class PolicyTraining:
             "prompts_too_long": self.num_too_long,
             "harmless_share": self.stream.harmless_share,
             "curve": self.curve,
-        }
+        } | self.monitor.results(self.settings.prompts_per_iteration * len(self.curve))
 
     def _write_snapshot(self, folder: Path, point: Mapping[str, Any]) -> None:
         """The policy as the newest point of the curve measured it."""
@@ -526,6 +541,7 @@ class PolicyTraining:
                 "good": self.good,
                 "curve": self.curve,
                 "snapshots": self.snapshots.state_dict(),
+                "monitor": self.monitor.state,
             },
         )
         self.snapshots.settle()
@@ -542,6 +558,7 @@ class PolicyTraining:
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
         self.kl_coef = state["kl_coef"]
+        self.monitor.restore(state["monitor"])
         return iteration
 
 
