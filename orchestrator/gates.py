@@ -31,6 +31,9 @@ class Evidence:
     score_gain: float
     score_gain_ci: tuple[float, float]
     kl_nats: float
+    duplicate_share: float | None = None
+    refusal_share: float | None = None
+    """Of ordinary requests."""
 
     def to_json(self) -> dict[str, Any]:
         """As stored on the decision."""
@@ -39,7 +42,14 @@ class Evidence:
 
 def judge(gates: GatesSection, evidence: Evidence) -> list[Verdict]:
     """Every gate's verdict; the snapshot goes live where all have passed."""
-    return [_pm_accuracy(gates, evidence), _kl(gates, evidence), _score_gain(gates, evidence)]
+    verdicts = [_pm_accuracy(gates, evidence), _kl(gates, evidence), _score_gain(gates, evidence)]
+    if gates.max_duplicate_share is not None:
+        verdicts.append(_share("duplicates", "of replies equal another one", evidence.duplicate_share,
+                               "gates.max_duplicate_share", gates.max_duplicate_share))  # fmt: skip
+    if gates.max_refusal_share is not None:
+        verdicts.append(_share("refusals", "of ordinary requests are refused", evidence.refusal_share,
+                               "gates.max_refusal_share", gates.max_refusal_share))  # fmt: skip
+    return verdicts
 
 
 def _pm_accuracy(gates: GatesSection, evidence: Evidence) -> Verdict:
@@ -72,3 +82,10 @@ def _score_gain(gates: GatesSection, evidence: Evidence) -> Verdict:
     if low > gates.min_score_gain:
         return Verdict(gate, True, f"{found} lies above {bound}")
     return Verdict(gate, False, f"{found} does not lie above {bound}")
+
+
+def _share(gate: str, what: str, found: float | None, name: str, bound: float) -> Verdict:
+    if found is None:
+        return Verdict(gate, False, f"it is not known how many {what}: the evaluation has no such prompts")
+    passed = found <= bound
+    return Verdict(gate, passed, f"{found:.1%} {what}, which is {'within' if passed else 'above'} {name} = {bound:g}")

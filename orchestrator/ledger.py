@@ -85,6 +85,12 @@ def record(
     return session.get_one(t.Artifact, artifact_id)
 
 
+def inputs_of(session: Session, artifact_id: int) -> dict[str, int]:
+    """The artifacts that an artifact was made from, by role."""
+    edges = select(t.LineageEdge.role, t.LineageEdge.parent_id).where(t.LineageEdge.child_id == artifact_id)
+    return {edge.role: edge.parent_id for edge in session.execute(edges)}
+
+
 def record_evaluation(
     session: Session,
     cycle_id: int | None,

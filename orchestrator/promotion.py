@@ -138,6 +138,8 @@ def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evalua
     gain, gain_ci = _paired_gain(context, snapshot_evaluation_id, initial_evaluation_id)
     held_out = _preference_model_results(context, snapshot_evaluation_id)["held_out"]
     ci = held_out.get("ci")
+    # An evaluation found from before these were measured doesn't have them.
+    ordinary = snapshot["by_kind"].get("helpful", {})
     return Evidence(
         pm_accuracy=held_out.get("accuracy"),
         pm_accuracy_ci=(ci[0], ci[1]) if ci else None,
@@ -145,6 +147,8 @@ def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evalua
         score_gain=gain,
         score_gain_ci=gain_ci,
         kl_nats=snapshot["kl_nats"],
+        duplicate_share=snapshot.get("collapse", {}).get("duplicates"),
+        refusal_share=ordinary.get("collapse", {}).get("refusals"),
     )
 
 

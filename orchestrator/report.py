@@ -24,6 +24,7 @@ from orchestrator.pictures import Picture, draw_all
 from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
+from orchestrator.watch_report import collapse_rows, watch_rows
 
 NOT_JUDGED = "not judged by people"
 
@@ -152,11 +153,14 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     if numbers["orientation"]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
+    if numbers.get("training"):
+        rows += watch_rows(numbers["training"])
     if numbers["evaluation"]:
         found, initial = numbers["evaluation"], numbers["initial_evaluation"] or {}
         rows.append(("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"))
         rows.append(("PM score", f"{_number(found['pm_score'])} (initial policy: {_number(initial.get('pm_score'))})"))
         rows.append(("Reply length", f"{_number(found['reply_tokens'], 1)} tokens"))
+        rows += collapse_rows(found, initial)
     if numbers["best_of_n"]:
         found = numbers["best_of_n"]
         rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {_number(found['pm_score'])}"))

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from db import tables as t
-from orchestrator import data_check, dataset, initial_policy
+from orchestrator import data_check, dataset, initial_policy, ledger
 from orchestrator.cycles import (
     anything_live,
     close_cycle,
@@ -232,7 +232,8 @@ def train_policy(
             kind="snapshot",
             job="train_policy",
             inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id}
-            | _watched(watcher_id),
+            | _watched(watcher_id)
+            | _held_out_comparisons(context, prompt_set_id),
             settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
             fresh=fresh,
         )
@@ -301,3 +302,12 @@ def evaluations_of(cycle_id: int, *policy_ids: int) -> list[int]:
 def _watched(watcher_id: int | None) -> dict[str, int]:
     """The twin's role among a job's inputs, where there is one."""
     return {} if watcher_id is None else {"watcher": watcher_id}
+
+
+def _held_out_comparisons(context: StageContext, prompt_set_id: int) -> dict[str, int]:
+    """The comparison set from which the prompts were taken: its held-out part watches PPO (mean log-p accuracy)."""
+    if context.config.ppo.logp_every == 0:
+        return {}
+    with context.session() as session:
+        parents = ledger.inputs_of(session, prompt_set_id)
+    return {role: parents[role] for role in ("comparisons",) if role in parents}

@@ -49,3 +49,20 @@ def test_gain_must_be_above_the_bound_with_its_whole_interval():
 def test_no_held_out_comparison_is_no_evidence():
     (reason,) = failed(replace(GOOD, pm_accuracy=None, pm_accuracy_ci=None, num_held_out=0))
     assert "no held-out comparison" in reason
+
+
+def test_collapse_gates_are_off_unless_given():
+    collapsed = replace(GOOD, duplicate_share=0.9, refusal_share=0.9)
+    assert failed(collapsed) == []
+    gates = GatesSection(max_kl_nats=10.0, max_duplicate_share=0.5, max_refusal_share=0.25)
+    assert [verdict.reason for verdict in judge(gates, collapsed) if not verdict.passed] == [
+        "90.0% of replies equal another one, which is above gates.max_duplicate_share = 0.5",
+        "90.0% of ordinary requests are refused, which is above gates.max_refusal_share = 0.25",
+    ]
+    at_the_bound = replace(GOOD, duplicate_share=0.5, refusal_share=0.25)
+    assert all(verdict.passed for verdict in judge(gates, at_the_bound))
+
+
+def test_a_collapse_gate_without_a_number_is_no_evidence():
+    (verdict,) = [v for v in judge(GatesSection(max_refusal_share=0.25), GOOD) if v.gate == "refusals"]
+    assert not verdict.passed

@@ -1,0 +1,81 @@
+"""The rows of a cycle's report about how PPO went and whether the policy has collapsed. Pure: results in, rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Row = tuple[str, str]
+STOCK_TEXT_CHARACTERS = 60
+
+
+def watch_rows(training: Mapping[str, Any]) -> list[Row]:
+    """Why PPO stopped, alarms that passed, the twin gap, mean log-p accuracy. `training`: a snapshot's results."""
+    rows: list[Row] = []
+    if training.get("stopped"):
+        rows.append(("PPO was stopped", f"**{training['stopped']}**; the last good weights are the snapshot"))
+    watch = training.get("watch")
+    # A snapshot from before PPO was watched has neither.
+    if watch:
+        passed = sorted({alarm["wire"] for alarm in watch["alarms"]} - {watch["stopped_by"]})
+        if passed:
+            rows.append(("Alarms that passed", ", ".join(passed)))
+        end, start = watch["end"], watch["start"]
+        if end and end.get("twin_gap") is not None:
+            rows.append(
+                (
+                    "Twin gap",
+                    f"{end['twin_gap']:+.3f}: training PM {start['score']:.3f} → {end['score']:.3f}, "
+                    f"watcher {start['score_watcher']:.3f} → {end['score_watcher']:.3f}",
+                )
+            )
+    accuracy = training.get("logp_accuracy")
+    if accuracy and accuracy["curve"]:
+        first, last = accuracy["curve"][0], accuracy["curve"][-1]
+        for kind, ceiling in sorted(accuracy["preference_model"].items()):
+            rows.append(
+                (
+                    f"Mean log-p accuracy, {kind}",
+                    f"{first[kind]:.3f} → {last[kind]:.3f} (the PM on the same {accuracy['pairs'][kind]} pairs: "
+                    f"{ceiling:.3f})",
+                )
+            )
+    return rows
+
+
+def collapse_rows(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> list[Row]:
+    """Entropy, distinct words, duplicates, stock replies and refusals, beside the initial policy's."""
+    found = evaluation.get("collapse")
+    if not found:
+        return []
+    before = initial.get("collapse") or {}
+    rows = [
+        ("Entropy", f"{evaluation['entropy']:.3f} nats per token ({_beside(initial.get('entropy'), '.3f')})"),
+        ("Distinct word pairs", f"{_shown(found['distinct_2'])} ({_beside(before.get('distinct_2'))})"),
+        ("Replies that equal another", f"{_shown(found['duplicates'])} ({_beside(before.get('duplicates'))})"),
+    ]
+    for key, name in (("stock_reply", "Most frequent reply"), ("stock_opening", "Most frequent opening")):
+        text = found[f"{key}_text"]
+        quoted = f" “{_one_line(text)}”" if text else ""
+        rows.append((name, f"{_shown(found[key])}{quoted} ({_beside(before.get(key))})"))
+    for kind, name in (("helpful", "Refusals of ordinary requests"), ("harmless", "Refusals of harmful requests")):
+        mine = evaluation["by_kind"].get(kind, {}).get("collapse")
+        if mine:
+            its = (initial.get("by_kind") or {}).get(kind, {}).get("collapse") or {}
+            rows.append((name, f"{_shown(mine['refusals'])} ({_beside(its.get('refusals'))})"))
+    return rows
+
+
+def _shown(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _beside(value: float | None, form: str = ".1%") -> str:
+    return f"initial policy: {'–' if value is None else format(value, form)}"
+
+
+def _one_line(text: str) -> str:
+    """A policy's own words inside a table cell: one line, short, without what Markdown would take for its own."""
+    line = " ".join(text.split())
+    line = line if len(line) <= STOCK_TEXT_CHARACTERS else line[:STOCK_TEXT_CHARACTERS] + "…"
+    return "".join(f"\\{letter}" if letter in "|`*_<>[]\\" else letter for letter in line)
