@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # Run by default. To add one, write a module that returns 1 where it misses a target, and name it here.
 LEARNING: tuple[str, ...] = ("ppo_speed", "sampler_speed")
 # Run when named: they need a database, a browser, real data, or several gigabytes of disk.
-OTHERS = ("feedback_throughput", "freeze", "hh_weeks", "ood", "pages", "policy_throughput", "raters_load", "real_text")
+OTHERS = (
+    "feedback_throughput",
+    "freeze",
+    "hh_weeks",
+    "ood",
+    "pages",
+    "policy_throughput",
+    "raters_load",
+    "real_text",
+    "watch_false_alarms",
+)
 
 
 def about(name: str) -> str:
