@@ -233,7 +233,7 @@ def train_policy(
             job="train_policy",
             inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id}
             | _watched(watcher_id)
-            | _held_out_comparisons(context, prompt_set_id),
+            | _held_out_comparisons(context, preference_model_id),
             settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
             fresh=fresh,
         )
@@ -304,10 +304,10 @@ def _watched(watcher_id: int | None) -> dict[str, int]:
     return {} if watcher_id is None else {"watcher": watcher_id}
 
 
-def _held_out_comparisons(context: StageContext, prompt_set_id: int) -> dict[str, int]:
-    """The comparison set from which the prompts were taken: its held-out part watches PPO (mean log-p accuracy)."""
+def _held_out_comparisons(context: StageContext, preference_model_id: int) -> dict[str, int]:
+    """The comparison set of the preference model: its held-out part watches PPO (mean log-p accuracy)."""
     if context.config.ppo.logp_every == 0:
         return {}
     with context.session() as session:
-        parents = ledger.inputs_of(session, prompt_set_id)
+        parents = ledger.inputs_of(session, preference_model_id)
     return {role: parents[role] for role in ("comparisons",) if role in parents}
