@@ -44,6 +44,8 @@ class TokenPair:
     tranche: str | None = None  # what produced the replies; None where the record does not say
     turn: int | None = None  # 1 for a reply to the opening message; None where the record does not say
     dialogue: int | None = None  # names the dialogue: pairs that share it are likely to share their beginning
+    strength: int | None = None  # 1 (slightly) to 4 (much better); None where unknown
+    tie: str | None = None  # "tie" or "cant_tell" where the rater chose neither; the sides are then in no order
 
     @property
     def better_tokens(self) -> int:
@@ -188,6 +190,8 @@ def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
         tranche=record.get("tranche"),
         turn=record.get("turn"),
         dialogue=dialogue_number(record.get("split_key")),
+        strength=record.get("strength"),
+        tie=record.get("tie"),
     )
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
 from models.preference_batches import chunks_by_length, right_padded
+from models.preference_offset import stored_offset
 from models.preference_trees import Tree
 from models.preference_trunk import can_pack, states_at_reads
 
@@ -33,9 +34,12 @@ class PreferenceModelError(Exception):
 class PreferenceModel:
     """Scores dialogues by how much raters would prefer the last reply; only differences of scores mean anything."""
 
-    def __init__(self, model: nn.Module, chat: ChatFormat) -> None:
+    def __init__(self, model: nn.Module, chat: ChatFormat, offset: float | None = None) -> None:
         self.model: Any = model
         self.chat = chat
+        # Mean score over the project's reference set; None where none was measured. Scores are raw everywhere; take it
+        # off (`relative`) only where scores of several models stand beside each other.
+        self.offset = offset
         self.device: torch.device = next(model.parameters()).device
         self.chunk_tokens = CHUNK_TOKENS_CPU if self.device.type == "cpu" else CHUNK_TOKENS_GPU
 
@@ -55,7 +59,20 @@ class PreferenceModel:
                 f"{sorted(info['missing_keys'])}; expected a model with one score. "
                 "Give the result of train_preference_model."
             )
-        return cls(model.to(device).eval(), ChatFormat.load(Path(directory)))
+        return cls(model.to(device).eval(), ChatFormat.load(Path(directory)), stored_offset(Path(directory)))
+
+    def relative(self, scores: Sequence[float]) -> list[float]:
+        """Scores above this model's mean over the reference set, comparable with another model's.
+
+        Raises:
+            PreferenceModelError: the model was published without an offset.
+        """
+        if self.offset is None:
+            raise PreferenceModelError(
+                "This preference model has no offset, so that its scores can't be shown beside another model's. "
+                "Train it with a reference set (input `reference`)."
+            )
+        return [score - self.offset for score in scores]
 
     def score(self, dialogues: Sequence[Sequence[Message]]) -> list[float]:
         """One score per dialogue, in nats of log-odds; each dialogue ends with the reply that is judged."""

@@ -12,13 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def preference_loss(better_scores: Tensor, worse_scores: Tensor, weights: Tensor | None = None) -> Tensor:
+def preference_loss(
+    better_scores: Tensor, worse_scores: Tensor, weights: Tensor | None = None, targets: Tensor | None = None
+) -> Tensor:
     """Mean negative log-likelihood that raters prefer the better reply.
 
     The score difference is a log-odds in nats: a gap of 1.0 predicts that the
     better reply wins 73% of the time, a gap of 0 gives log 2 = 0.693. `weights`
     multiply the pairs' terms; the divisor stays the number of pairs, so weights
     whose mean is 1 leave the scale of the loss as it is.
+
+    `targets` are probabilities t that the better reply is the better one, 1 where not
+    given: the term is the cross-entropy −t·log σ(gap) − (1 − t)·log σ(−gap), smallest
+    at gap = log(t / (1 − t)). A tie is t = 0.5, whose term is smallest at gap 0.
 
     Shapes: all arguments N; the result is a scalar.
 
@@ -34,7 +40,12 @@ def preference_loss(better_scores: Tensor, worse_scores: Tensor, weights: Tensor
             f"Scores of the better replies have shape {tuple(better_scores.shape)}, "
             f"of the worse ones {tuple(worse_scores.shape)}; they must be equal."
         )
-    losses = -F.logsigmoid(better_scores - worse_scores)
+    gaps = better_scores - worse_scores
+    losses = -F.logsigmoid(gaps)
+    if targets is not None:
+        if targets.shape != losses.shape:
+            raise ValueError(f"{tuple(targets.shape)} targets for {tuple(losses.shape)} pairs.")
+        losses = targets * losses - (1.0 - targets) * F.logsigmoid(-gaps)
     if weights is not None:
         if weights.shape != losses.shape:
             raise ValueError(f"{tuple(weights.shape)} weights for {tuple(losses.shape)} pairs.")
@@ -47,7 +58,8 @@ def question_weights(questions: Iterable[str], harmless_weight: float) -> Tensor
 
     Scaled to mean 1 over the given pairs, so that the learning rate keeps its
     meaning when the weight is raised. Give the whole training set, not a batch:
-    scaled batch by batch, batches rich in harmless pairs would count less.
+    scaled batch by batch, batches rich in harmless pairs would count less. Soft
+    targets change a pair's term and not its weight.
 
     Source: arXiv:2204.05862, section 4.3 (loss weighting).
     """

@@ -13,19 +13,28 @@ from models.preference import PreferenceModel, PreferenceModelError
 from models.prompts import Prompts, PromptSetError, load_prompts
 
 
+def check_same_chat(folder: Path, initial: Path, what: str) -> None:
+    """Refuse a model whose tokenizer or template is not the initial policy's, byte for byte.
+
+    Raises:
+        JobError: a file differs; `what` names the model.
+    """
+    for name in FILES:
+        mine, its = initial / name, folder / name
+        if mine.exists() and (not its.exists() or mine.read_bytes() != its.read_bytes()):
+            raise JobError(
+                f"{name} of the {what} {folder} differs from the initial policy's {initial}. "
+                "Train the preference model from this initial policy."
+            )
+
+
 def load_preference_model(folder: Path, initial: Path, device: torch.device) -> PreferenceModel:
     """The preference model, refused unless its tokenizer and template are the initial policy's, byte for byte.
 
     Raises:
         JobError: they differ, or the folder holds no preference model.
     """
-    for name in FILES:
-        mine, its = initial / name, folder / name
-        if mine.exists() and (not its.exists() or mine.read_bytes() != its.read_bytes()):
-            raise JobError(
-                f"{name} of the preference model {folder} differs from the initial policy's {initial}. "
-                "Train the preference model from this initial policy."
-            )
+    check_same_chat(folder, initial, "preference model")
     try:
         return PreferenceModel.load(folder, device)
     except PreferenceModelError as error:

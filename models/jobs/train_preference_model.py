@@ -1,8 +1,9 @@
 """Job: train a preference model on a comparison set, from the initial policy's trunk and a fresh scalar head.
 
-Inputs: `initial` (prepared policy) and `comparisons` (comparison set); for a watcher also `production`, the model
-whose twin it is. The result is a Hugging Face folder for `AutoModelForSequenceClassification` with the held-out report
-in results.json and every held-out score beside it.
+Inputs: `initial` (prepared policy) and `comparisons` (comparison set). Optional: `skills` (a comparison set mixed in),
+`pmp` (a preference model whose trunk is the start), `reference` (the set over which the offset is measured), and for a
+watcher `production`, the model whose twin it is. The result is a Hugging Face folder for
+`AutoModelForSequenceClassification` with the held-out report in results.json and every held-out score beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from models.chat import ChatFormat
 from models.comparison_data import ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
 from models.huggingface import model_card, save_model
+from models.jobs.policy_inputs import check_same_chat
 from models.jobs.runtime import Job, JobError, main, settings_from
 from models.preference import (
     CHUNK_TOKENS_CPU,
@@ -33,14 +36,18 @@ from models.preference import (
     tree_scores,
 )
 from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
+from models.preference_lm import frozen_output_layer, good_sample_loss
 from models.preference_loss import preference_loss, question_weights
+from models.preference_offset import measure_offset
 from models.preference_report import ScoredPair, held_out_report, score_pairs
+from models.preference_targets import SOFT_TARGET_UNKNOWN, SOFT_TARGETS, check_targets, soft_targets
 from models.preference_trees import chunks_by_tokens, pair_trees
 from models.scaling import learning_curve
 from models.twins import Part, Twin, cost_of_a_part, gaps_of, part_of
 
 NAME = "train_preference_model"
 ADAM_BETAS = (0.9, 0.98)
+ADAM_EPS = 1e-8
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -57,6 +64,10 @@ class PreferenceModelSettings:
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: float = 0.0
     harmless_weight: float = 1.0
+    targets: Literal["hard", "soft"] = "hard"
+    soft_targets: tuple[float, ...] = SOFT_TARGETS  # by strength 1 to 4
+    soft_target_unknown: float = SOFT_TARGET_UNKNOWN
+    lm_coef: float = 0.0
     shuffle_labels: bool = False
     twin: Twin = "off"  # whether the training part is shared between this model and a watcher
     part: Part = "production"  # which of the two this is
@@ -66,11 +77,12 @@ class PreferenceModelSettings:
         for name in ("batch_pairs", "epochs", "max_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("learning_rate", "weight_decay", "harmless_weight"):
+        for name in ("learning_rate", "weight_decay", "harmless_weight", "lm_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction is {self.warmup_fraction}; expected a share of the steps, 0 to 1.")
+        check_targets(self.soft_targets, self.soft_target_unknown)
         if self.part == "watcher" and self.twin == "off":
             raise ValueError("part is 'watcher' and twin is 'off'; a watcher needs twin = 'halves' or 'holdout'.")
 
@@ -82,10 +94,13 @@ def run(job: Job) -> None:
         JobError: a split is empty, or the comparison set is not what its manifest says.
     """
     settings = settings_from(PreferenceModelSettings, job.settings)
-    chat = ChatFormat.load(job.input("initial"))
-    model = fresh_preference_model(job.input("initial"), chat, job.seed, job.device)
+    initial = job.input("initial")
+    chat = ChatFormat.load(initial)
+    start = job.inputs.get("pmp", initial)
+    check_same_chat(start, initial, "pre-trained preference model")
+    model = fresh_preference_model(start, chat, job.seed, job.device)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
-    splits = _load(job.input("comparisons"), chat, max_tokens, settings)
+    splits, left_out = _load(job, chat, max_tokens, settings)
     train, held_out = splits["train"].pairs, splits["held_out"].pairs
     if settings.shuffle_labels:
         train = shuffle_labels(train, job.seed)
@@ -95,10 +110,10 @@ def run(job: Job) -> None:
 
     job.progress(training.num_steps, training.num_steps, "evaluate")
     preference_model = PreferenceModel(model.eval(), chat)
-    scored = score_pairs(preference_model, held_out)
+    scored = score_pairs(preference_model, [pair for pair in held_out if pair.tie is None])
     results: dict[str, Any] = {
         "num_train": len(train),
-        "num_held_out": len(held_out),
+        "num_held_out": len(scored),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_on": trained_on(train, settings.harmless_weight),
         "dropped_too_long": splits["train"].num_too_long + splits["held_out"].num_too_long,
@@ -108,7 +123,9 @@ def run(job: Job) -> None:
         "train_loss": train_loss,
         "learning_curve": learning_curve(steps_of(job.out / "metrics.jsonl"), len(train), settings.batch_pairs),
         "held_out": held_out_report(scored),
-        "offset": math.fsum(pair.better_score for pair in scored) / len(scored),
+        "choices": choices(job, settings, model, max_tokens),
+        **_offset(job, preference_model, max_tokens),
+        **_ties(preference_model, train, held_out, left_out),
     }
     if settings.twin != "off":
         results["twin"] = _twin_results(job, settings, len(train), scored)
@@ -133,10 +150,18 @@ def steps_of(metrics: Path) -> list[tuple[int, float]]:
 
 
 def _load(
-    directory: Path, chat: ChatFormat, max_tokens: int, settings: PreferenceModelSettings
-) -> dict[str, TokenPairs]:
+    job: Job, chat: ChatFormat, max_tokens: int, settings: PreferenceModelSettings
+) -> tuple[dict[str, TokenPairs], Counter[str]]:
+    """The pairs of all comparison sets by split, and how many were left out on purpose, by reason."""
+    left_out: Counter[str] = Counter()
+
     def wanted(record: dict[str, Any]) -> bool:
-        if settings.twin == "off" or record["split"] == "held_out":
+        if record["split"] == "held_out":
+            return True
+        if record.get("tie") and settings.targets == "hard":
+            left_out["ties"] += 1
+            return False
+        if settings.twin == "off":
             return True
         if not record.get("split_key"):
             raise ComparisonSetError(
@@ -144,18 +169,57 @@ def _load(
             )
         return part_of(record["split_key"], settings.twin) == settings.part
 
-    try:
-        splits = load_token_pairs(directory, chat, max_tokens, wanted)
-    except ComparisonSetError as error:
-        raise JobError(str(error)) from error
+    splits: dict[str, TokenPairs] = {}
+    for role in ("comparisons", "skills"):
+        if role not in job.inputs and role != "comparisons":
+            continue
+        try:
+            found = load_token_pairs(job.input(role), chat, max_tokens, wanted)
+        except ComparisonSetError as error:
+            raise JobError(str(error)) from error
+        for name, split in found.items():
+            whole = splits.setdefault(name, TokenPairs())
+            whole.pairs += split.pairs
+            whole.num_too_long += split.num_too_long
     for name, split in splits.items():
-        if not split.pairs:
+        if not any(pair.tie is None for pair in split.pairs):
             raise JobError(
-                f"{directory} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
+                f"{job.input('comparisons')} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
                 f"({split.num_too_long} are longer); training needs both splits. "
                 "Collect more, raise max_tokens, or hold out a larger share."
             )
-    return splits
+    return splits, left_out
+
+
+def _offset(job: Job, model: PreferenceModel, max_tokens: int) -> dict[str, Any]:
+    """The model's mean score over the reference set, where there is one."""
+    if "reference" not in job.inputs:
+        return {"offset": None, "reference": None}
+    try:
+        measured = measure_offset(model, job.input("reference"), max_tokens)
+    except ComparisonSetError as error:
+        raise JobError(str(error)) from error
+    return {"offset": measured.pop("offset"), "reference": measured}
+
+
+def _ties(
+    model: PreferenceModel, train: Sequence[TokenPair], held_out: Sequence[TokenPair], left_out: Counter[str]
+) -> dict[str, Any]:
+    """What became of ties, where the comparison set holds any; accuracy knows none, so held-out ones get their gap."""
+    ties = [pair for pair in held_out if pair.tie is not None]
+    num_train = sum(pair.tie is not None for pair in train)
+    if not ties and not num_train and not left_out["ties"]:
+        return {}
+    better, worse = model.score_pairs(ties)
+    gaps = [abs(a - b) for a, b in zip(better, worse, strict=True)]
+    return {
+        "ties": {
+            "train": num_train,
+            "left_out": left_out["ties"],
+            "held_out": len(ties),
+            "held_out_mean_abs_gap": math.fsum(gaps) / len(gaps) if gaps else None,
+        }
+    }
 
 
 def _twin_results(
@@ -193,6 +257,12 @@ class Training:
             self.weights = question_weights((pair.question for pair in pairs), settings.harmless_weight)
         except ValueError as error:
             raise JobError(str(error)) from error
+        self.targets = (
+            soft_targets(pairs, settings.soft_targets, settings.soft_target_unknown)
+            if settings.targets == "soft"
+            else None
+        )
+        self.output_layer = frozen_output_layer(job.input("initial"), job.device) if settings.lm_coef else None
         self.steps_per_epoch = math.ceil(len(pairs) / settings.batch_pairs)
         self.num_steps = self.steps_per_epoch * settings.epochs
         self.warmup_steps = math.ceil(settings.warmup_fraction * self.num_steps)
@@ -201,7 +271,7 @@ class Training:
         self._order: tuple[int, list[int]] | None = None  # of the epoch that is being visited
         self.tokens_computed = 0
         self.optimiser = torch.optim.AdamW(
-            parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=ADAM_BETAS
+            parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS
         )
 
     def run(self) -> float:
@@ -247,7 +317,12 @@ class Training:
         total_loss, num_right = 0.0, 0
         for members, better, worse in self._scored_chunks([self.pairs[i] for i in batch]):
             indices = [batch[i] for i in members]
-            loss = preference_loss(better, worse, self.weights[indices].to(better.device))
+            targets = None if self.targets is None else self.targets[indices].to(better.device)
+            loss = preference_loss(better, worse, self.weights[indices].to(better.device), targets)
+            if self.output_layer is not None:
+                pairs = [self.pairs[i] for i in indices]
+                good = good_sample_loss(self.model, self.output_layer, pairs, self.chat.pad_id, self.job.device)
+                loss = loss + self.settings.lm_coef * good
             share = len(indices) / len(batch)
             (loss * share).backward()
             total_loss += loss.item() * share
@@ -318,6 +393,47 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def choices(job: Job, settings: PreferenceModelSettings, model: Any, max_tokens: int) -> dict[str, Any]:
+    """Everything about the training that the paper leaves open or that changes the result, said outright."""
+    soft = {"by_strength": list(settings.soft_targets), "unknown_strength": settings.soft_target_unknown, "tie": 0.5}
+    return {
+        "start": "trunk pre-trained on ranked answers (pmp)" if "pmp" in job.inputs else "initial policy's trunk",
+        "head": "one linear unit, normal of variance 1/hidden size from a random stream of its own",
+        "score_read_at": "end-of-context id, the last of the sequence",
+        "loss": "cross-entropy of sigmoid(score difference), mean over the pairs of a step",
+        "targets": soft if settings.targets == "soft" else "hard: 1 for the better reply, ties left out",
+        "batch_pairs": settings.batch_pairs,
+        "batch_order": settings.batch_order,
+        "epochs": settings.epochs,
+        "optimiser": "AdamW",
+        "betas": list(ADAM_BETAS),
+        "eps": ADAM_EPS,
+        "weight_decay": f"{settings.weight_decay:g} on matrices, 0 on vectors",
+        "max_gradient_norm": MAX_GRADIENT_NORM,
+        "learning_rate": settings.learning_rate,
+        "lr_schedule": settings.lr_schedule,
+        "warmup_fraction": settings.warmup_fraction,
+        "context_tokens": max_tokens,
+        "longer_pairs": "left out and counted, never cut",
+        "empty_replies": "kept: their score is read like any other's",
+        "harmless_weight": f"{settings.harmless_weight:g}, weights scaled to mean 1 over the training pairs",
+        "lm_coef": settings.lm_coef,
+        "lm_loss": "nats per token of the better reply, frozen output layer" if settings.lm_coef else "none",
+        "dropout": _dropout(model.config),
+        "dtype": "float32",
+        "labels": "shuffled (control)" if settings.shuffle_labels else "raters' choices",
+        "twin": settings.twin,
+        "part": settings.part,
+        "skills": "skills" in job.inputs,
+    }
+
+
+def _dropout(config: Any) -> float:
+    """The largest dropout that the model's configuration names; families differ in how they call it."""
+    names = ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop")
+    return max((float(getattr(config, name, 0.0) or 0.0) for name in names), default=0.0)
+
+
 def card(results: dict[str, Any], settings: PreferenceModelSettings) -> str:
     """The README.md of the result: what it is, how to read its score, how good it is."""
     held_out = results["held_out"]
@@ -333,7 +449,10 @@ def card(results: dict[str, Any], settings: PreferenceModelSettings) -> str:
         "trained on": f"{results['num_train']} comparisons ({labels})",
         "optimiser steps": results["optimiser_steps"],
         "held-out accuracy": f"{held_out['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f}, n = {held_out['n']})",
-        "mean score of held-out better replies": results["offset"],
+        "offset (mean score over the reference set)": "not measured"
+        if results["offset"] is None
+        else results["offset"],
+        **{name.replace("_", " "): value for name, value in results["choices"].items()},
     }
     return model_card("Preference model", text, facts, tags=("preference-model", "reward-model"))
 

@@ -129,12 +129,6 @@ def test_a_fresh_process_gives_the_same_scores(preference_model_dir, comparisons
     assert model.score([[*r["prompt"], *r["better"]] for r in records]) == pytest.approx(expected, abs=SCORE_TOLERANCE)
 
 
-def test_the_offset_is_the_mean_score_of_the_better_replies(preference_model_dir):
-    lines = [json.loads(line) for line in (preference_model_dir / "held_out_scores.jsonl").read_text().splitlines()]
-    mean = sum(line["better_score"] for line in lines) / len(lines)
-    assert results_of(preference_model_dir)["offset"] == pytest.approx(mean)
-
-
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
     preference_model_dir, policy_dir, comparisons_dir, tmp_path
 ):
