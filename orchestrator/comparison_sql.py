@@ -66,7 +66,14 @@ PREPARE = (
 # turned round, and only here.
 A_IS_BETTER = "((row.side = 'a') <> (row.question = 'more_harmful'))"
 
-RECORD = f"""
+# Only in sets that ties may enter, so that the lines of all others are what they always were.
+TIE = """
+    case when row.side = 'none' then concat(',"tie":"', row.undecided, '"') end,"""
+
+
+def _record(with_ties: bool) -> str:
+    """The line of a comparison. Of a tie neither reply is better; its two sides stand in the same order every time."""
+    return f"""
 concat(
     '{{"id":"', row.id,
     '","split":"', case when row.held_out then 'held_out' else 'train' end,
@@ -74,7 +81,7 @@ concat(
     '","source":', to_json(row.source),
     ',"tranche":"', row.tranche,
     '","question":"', case row.question when 'more_harmful' then 'harmless' else row.question end,
-    '","strength":', coalesce(row.strength::text, 'null'),
+    '","strength":', coalesce(row.strength::text, 'null'), {TIE if with_ties else ""}
     ',"rater":"', row.rater_id,
     '","turn":', coalesce(row.path[1]::bigint, 1) + row.own_turns,
     ',"prompt":[', row.system,
@@ -88,6 +95,7 @@ concat(
     ',"worse_snapshot":', coalesce(to_json(case when {A_IS_BETTER} then row.digest_b else row.digest_a end), 'null'),
     '}}', chr(10))
 """
+
 
 # The dialogue up to the rater's message, opening first, and the turn it is. Only where there is more than one message:
 # starting the recursion costs more than everything else about a comparison of one turn.
@@ -125,23 +133,26 @@ def _own_turns(side: str) -> str:
     ) end"""
 
 
-def _reason(any_pinned: bool, all_sources: bool, withdrawn: str, erased: Literal["none", "left out", "had"]) -> str:
+def _reason(
+    section: ComparisonsSection, any_pinned: bool, withdrawn: str, erased: Literal["none", "left out", "had"]
+) -> str:
     """Why a comparison is left out, NULL where it is not; the first that applies counts.
 
     `withdrawn` is an array of the ids of the raters who withdrew. What was erased is "left out" of a set that is built
     now; a set that was built before "had" it, whatever is left of its text; "none" where nobody was erased.
     """
     is_erased = "exists (select from erased_comparisons gone where gone.comparison_id = comparison.id)"
+    undecided = "and comparison.reason <> all(%(ties)s)" if section.ties else ""
     pinned = "when pinned_keys.split_key is not null and dialogue.pinned_split is null then 'held_out_elsewhere'"
     return f"""
     case
         when comparison.rater_id = any({withdrawn}) then 'withdrawn'
         {f"when {is_erased} then 'erased'" if erased == "left out" else ""}
         when pair.purpose = 'evaluation' then 'evaluation'
-        when comparison.side = 'none' then 'none_' || comparison.reason
+        when comparison.side = 'none' {undecided} then 'none_' || comparison.reason
         when comparison.strength < %(min_strength)s then 'weak'
         when comparison.label_kind <> all(%(label_kinds)s) then comparison.label_kind || '_label'
-        {"" if all_sources else "when dialogue.source <> all(%(sources)s) then 'source'"}
+        {"" if section.sources is None else "when dialogue.source <> all(%(sources)s) then 'source'"}
         {f"when {is_erased} then null" if erased == "had" else ""}
         when a.text = b.text and a.history is not distinct from b.history then 'identical_replies'
         when dialogue.split_key is null then 'no_opening_message'
@@ -175,13 +186,14 @@ copy (
         select
             count(*) filter (where row.reason is null and not row.held_out) as num_train,
             count(*) filter (where row.reason is null and row.held_out) as num_held_out,
-            string_agg({RECORD}, '' order by row.id) filter (where row.reason is null) as lines,
+            string_agg({_record(bool(section.ties))}, '' order by row.id) filter (where row.reason is null) as lines,
             string_agg(
                 concat('{{"id":"', row.id, '","reason":"', row.reason, '"}}', chr(10)), '' order by row.id
             ) filter (where row.reason is not null) as excluded
         from (
             select
-                comparison.id, comparison.side, comparison.strength, comparison.rater_id, pair.question,
+                comparison.id, comparison.side, comparison.reason as undecided, comparison.strength,
+                comparison.rater_id, pair.question,
                 dialogue.source, dialogue.tranche, dialogue.split_key, message.role, message.content,
                 a.text as text_a, b.text as text_b, snapshot_a.digest as digest_a, snapshot_b.digest as digest_b,
                 coalesce(dialogue.pinned_split = 'held_out', {held_out}) as held_out,
@@ -192,7 +204,7 @@ copy (
                 greatest({_own_turns("a")}, {_own_turns("b")}) as own_turns,
                 {_history("a")} as history_a,
                 {_history("b")} as history_b,
-                {_reason(any_pinned, section.sources is None, "%(withdrawn)s::bigint[]", erased)} as reason
+                {_reason(section, any_pinned, "%(withdrawn)s::bigint[]", erased)} as reason
             from comparisons comparison
             join pairs pair on pair.id = comparison.pair_id
             join dialogues dialogue on dialogue.id = pair.dialogue_id
@@ -221,6 +233,7 @@ def _parameters(section: ComparisonsSection) -> dict[str, Any]:
         "min_strength": section.min_strength,
         "label_kinds": list(section.label_kinds),
         "sources": list(section.sources or []),
+        "ties": list(section.ties),
     }
 
 
@@ -236,7 +249,7 @@ def membership_query(
         narrowed += " and comparison.id = %(comparison_id)s"
     if rater_id is not None:
         narrowed += " and comparison.rater_id = %(rater_id)s"
-    reason = _reason(True, section.sources is None, f"array({WITHDRAWN})", "had")
+    reason = _reason(section, True, f"array({WITHDRAWN})", "had")
     statement = f"""
 with pinned_keys as (select distinct split_key from ({PINNED}) pinned)
 select comparison.rater_id, array_agg(comparison.id order by comparison.id)

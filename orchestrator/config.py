@@ -84,10 +84,16 @@ class ComparisonsSection(Section):
         [],
         description="Evaluation files whose texts are looked for among the comparisons, and reported; none is left out",
     )
+    ties: list[Literal["tie", "cant_tell"]] = Field(
+        [], description="Undecided comparisons that enter too; they teach only where preference_model.targets is soft"
+    )
 
     def selection(self) -> dict[str, Any]:
-        """What decides which comparisons are in the set: all settings but what it is only checked against."""
-        return self.model_dump(mode="json", exclude={"check_against"})
+        """What decides which comparisons are in the set: all settings but what it is only checked against.
+
+        `ties` only where any enter, so that sets without them keep their bytes from before there was the key.
+        """
+        return self.model_dump(mode="json", exclude={"check_against"} if self.ties else {"check_against", "ties"})
 
 
 class PreferenceModelSection(Section):

@@ -192,6 +192,29 @@ def test_what_is_left_out_is_counted_with_its_reason(engine: Engine, tmp_path: P
     assert (results["num_comparisons"], results["num_excluded"]) == (3, 7)
 
 
+def test_ties_enter_where_they_are_asked_for_and_change_nothing_else(engine: Engine, tmp_path: Path) -> None:
+    with Session(engine) as session, session.begin():
+        decided = add_comparison(session, "One?", strength=2)
+        tie = add_comparison(session, "Two?", side="none", reason="tie")
+        add_comparison(session, "Three?", side="none", reason="cant_tell")
+        ids = (str(decided.id), str(tie.id))
+    freeze_id = frozen(engine)
+    build(engine, tmp_path / "without", freeze_id)
+    manifest = json.loads((tmp_path / "without" / "manifest.json").read_text())
+    # As it was written before there was the setting.
+    assert "ties" not in manifest["settings"]
+    assert manifest["excluded"] == {"none_cant_tell": 1, "none_tie": 1}
+
+    section = ComparisonsSection(held_out_fraction=0.5, ties=["tie"])
+    results = build(engine, tmp_path / "with", freeze_id, section=section)
+    assert results["excluded"] == {"none_cant_tell": 1}
+    one, two = records(tmp_path / "with")
+    assert [one] == records(tmp_path / "without")
+    assert (one["id"], two["id"]) == ids
+    assert (two["tie"], two["strength"]) == ("tie", None)
+    assert {two["better"][0]["content"], two["worse"][0]["content"]} == {"reply a", "reply b"}
+
+
 def test_the_split_goes_by_dialogue_and_agrees_with_python(engine: Engine, tmp_path: Path) -> None:
     with Session(engine) as session, session.begin():
         for number in range(60):
