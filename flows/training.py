@@ -22,14 +22,20 @@ async def train_preference_model(
 ) -> dict[str, int]:
     """Train the preference model and check it: held-out accuracy, and no sign the wrong way round. Then its twin."""
     config = await asyncio.to_thread(stages.cycle_config, cycle_id)
+    made: dict[str, int] = {}
+    if config.pmp.files:
+        made["pretrain_preference_model"] = await asyncio.to_thread(
+            stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh
+        )
+    pmp_id = made.get("pretrain_preference_model")
     model_id = await asyncio.to_thread(
-        stages.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
+        stages.train_preference_model, cycle_id, comparison_set_id, initial_id, pmp_id, fresh=fresh
     )
+    made["train_preference_model"] = model_id
     await asyncio.to_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
-    made = {"train_preference_model": model_id}
     if config.preference_model.twin != "off":
         made["train_watcher"] = await asyncio.to_thread(
-            stages.train_watcher, cycle_id, comparison_set_id, initial_id, model_id, fresh=fresh
+            stages.train_watcher, cycle_id, comparison_set_id, initial_id, model_id, pmp_id, fresh=fresh
         )
     return made
 

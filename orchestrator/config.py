@@ -96,6 +96,36 @@ class ComparisonsSection(Section):
         return self.model_dump(mode="json", exclude={"check_against"} if self.ties else {"check_against", "ties"})
 
 
+class SkillSection(Section):
+    """Comparisons of an extra skill, mixed into the preference model's training."""
+
+    name: str = Field(min_length=1, max_length=80, description="Its source in the accuracies of the report")
+    file: PathText
+    template: Literal["as-it-is/1", "summary/1"] = Field(
+        "as-it-is/1", description="How a record becomes a dialogue; as it is: any format that can be imported"
+    )
+    question: Literal["helpful", "harmless"] = "helpful"
+
+
+class PMPSection(Section):
+    """Pre-training of the preference model's trunk on ranked public answers, before the fine-tuning; off by default."""
+
+    files: list[PathText] = Field(
+        [], description="JSONL(.gz) of questions with their answers' votes, or ranked trees; none turns it off"
+    )
+    pairs: Literal["binary", "ranked"] = Field(
+        "binary", description="GOOD: A > BAD: A and BAD: B > GOOD: B for each A > B, which transfers better; or A > B"
+    )
+    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="Share of questions held out, by a stable hash")
+    learning_rate: float = Field(1e-3, ge=0, description="The paper: ten times that of the fine-tuning")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="After the warm-up, down to 0")
+    batch_pairs: int = Field(32, ge=1, description="Pairs per optimiser step")
+    max_tokens: int = Field(1024, ge=16, description="Longer pairs are left out and counted")
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    epochs: int = Field(1, ge=1, description="The paper: one")
+    threads: int = Field(1, ge=1)
+
+
 class PreferenceModelSection(Section):
     """Training of the preference model."""
 
@@ -110,6 +140,15 @@ class PreferenceModelSection(Section):
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     harmless_weight: float = Field(1.0, ge=0, description="Loss weight of harmless pairs; the paper's best is 2 to 3")
+    targets: Literal["hard", "soft"] = Field(
+        "hard", description="hard: the chosen reply is better for certain; soft: with a probability by strength"
+    )
+    soft_targets: tuple[float, ...] = Field(
+        (0.65, 0.80, 0.90, 0.97), description="That probability for strengths 1 to 4, rising; a tie's is 0.5"
+    )
+    soft_target_unknown: float = Field(1.0, ge=0.5, le=1, description="The same where the strength is unknown")
+    lm_coef: float = Field(0.0, ge=0, description="Weight of the language-model loss on the better reply, per token")
+    skills: list[SkillSection] = Field([], description="Extra comparisons from files, [[preference_model.skills]]")
     shuffle_labels: bool = Field(False, description="Control: train on random labels; accuracy must be at chance")
     twin: Literal["off", "halves", "holdout"] = Field(
         "off",
@@ -127,6 +166,15 @@ class OrientationSection(Section):
     )
     contradicting_source: Literal["stop", "report"] = Field(
         "stop", description="A source whose held-out comparisons lie surely below chance: stop, or tell in the report"
+    )
+
+
+class ReferenceSection(Section):
+    """The fixed set over which every preference model's offset is measured, so that scores can be shown together."""
+
+    file: PathText | None = Field(None, description="JSONL of prompt/chosen/rejected; both replies are scored")
+    pairs: int = Field(
+        128, ge=1, description="Without a file: held-out comparisons of the first cycle of this name, by a stable hash"
     )
 
 
@@ -324,7 +372,9 @@ class CycleConfig(Section):
     initial_policy: InitialPolicySection
     cycle: CycleSection = CycleSection()
     comparisons: ComparisonsSection = ComparisonsSection()
+    pmp: PMPSection = PMPSection()
     preference_model: PreferenceModelSection = PreferenceModelSection()
+    reference: ReferenceSection = ReferenceSection()
     orientation: OrientationSection = OrientationSection()
     prompts: PromptsSection = PromptsSection()
     ppo: PPOSection = PPOSection()
@@ -382,8 +432,8 @@ def parse_config(
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     section: Any = model
-    for part in path:
-        annotation = section.model_fields[str(part)].annotation
+    for part in (part for part in path if isinstance(part, str)):
+        annotation = section.model_fields[part].annotation
         choices = [annotation, *getattr(annotation, "__args__", ())]
         section = next(choice for choice in choices if hasattr(choice, "model_fields"))
     return sorted(section.model_fields)
@@ -415,6 +465,8 @@ def _absolute(node: Any, base: Path, key: str = "") -> Any:
         return {name: _absolute(value, base, name) for name, value in node.items()}
     if isinstance(node, list) and key in ("files", "check_against"):
         return [_absolute(value, base, "file") for value in node]
+    if isinstance(node, list):
+        return [_absolute(value, base) if isinstance(value, dict) else value for value in node]
     if isinstance(node, str) and key in PATH_KEYS and node:
         expanded = Path(os.path.expanduser(os.path.expandvars(node)))
         if key == "path" and not (base / expanded).exists():

@@ -29,7 +29,7 @@ TOMBSTONE = "[erased]"
 MARK = "erased.json"
 """In an artifact that was written anew: how much of it is gone."""
 
-WITH_TEXT = ("comparison_set", "prompt_set", "evaluation")
+WITH_TEXT = ("comparison_set", "prompt_set", "evaluation", "reference_set")
 """Kinds of artifacts that hold what people wrote, or replies to it."""
 
 # Dialogues that are the rater's own, and replies that the rater wrote in those of others.

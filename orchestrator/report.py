@@ -159,6 +159,10 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         found, initial = numbers["evaluation"], numbers["initial_evaluation"] or {}
         rows.append(("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"))
         rows.append(("PM score", f"{_number(found['pm_score'])} (initial policy: {_number(initial.get('pm_score'))})"))
+        # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
+        offset = (numbers["preference_model"] or {}).get("offset")
+        if (numbers["preference_model"] or {}).get("reference"):
+            rows.append(("… above the reference set", _number(found["pm_score"] - offset)))
         rows.append(("Reply length", f"{_number(found['reply_tokens'], 1)} tokens"))
         rows += collapse_rows(found, initial)
     if numbers["best_of_n"]:

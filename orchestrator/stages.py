@@ -27,6 +27,8 @@ from orchestrator.cycles import (
 from orchestrator.detectors import fit_ood_detector
 from orchestrator.judging import measure_elo
 from orchestrator.orientation import wrong_signs
+from orchestrator.pmp import pretrained_trunk
+from orchestrator.preference_inputs import preference_model_inputs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
 from orchestrator.report import write_report
 from orchestrator.snapshots import publish_snapshots
@@ -51,6 +53,7 @@ __all__ = [
     "open_cycle",
     "open_cycle_id",
     "prepare_initial_policy",
+    "pretrain_preference_model",
     "promote",
     "put_before_people",
     "refusal",
@@ -101,31 +104,48 @@ def check_data(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) ->
         return build(context, "data_check", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)
 
 
-def train_preference_model(cycle_id: int, comparison_set_id: int, initial_id: int, *, fresh: bool = False) -> int:
-    """Train the preference model from the initial policy on the comparison set. Returns its artifact."""
+def pretrain_preference_model(cycle_id: int, initial_id: int, *, fresh: bool = False) -> int:
+    """Train a trunk for preference models on ranked public answers, from the initial policy's. Returns its artifact."""
+    with StageContext(cycle_id, "pretrain_preference_model") as context:
+        return pretrained_trunk(context, initial_id, fresh=fresh)
+
+
+def train_preference_model(
+    cycle_id: int, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
+) -> int:
+    """Train the preference model on the comparison set, from the initial policy's trunk or that of PMP.
+
+    Returns its artifact.
+    """
     with StageContext(cycle_id, "train_preference_model") as context:
         return run_job_stage(
             context,
             kind="preference_model",
             job="train_preference_model",
-            inputs={"initial": initial_id, "comparisons": comparison_set_id},
-            settings=context.config.preference_model.model_dump(),
+            inputs=preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh),
+            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}),
             fresh=fresh,
         )
 
 
 def train_watcher(
-    cycle_id: int, comparison_set_id: int, initial_id: int, preference_model_id: int, *, fresh: bool = False
+    cycle_id: int,
+    comparison_set_id: int,
+    initial_id: int,
+    preference_model_id: int,
+    pmp_id: int | None = None,
+    *,
+    fresh: bool = False,
 ) -> int:
     """Train the preference model's twin on the comparisons that were left for it. Returns its artifact."""
     with StageContext(cycle_id, "train_watcher") as context:
-        section = context.config.preference_model
+        inputs = preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh)
         return run_job_stage(
             context,
             kind="preference_model",
             job="train_preference_model",
-            inputs={"initial": initial_id, "comparisons": comparison_set_id, "production": preference_model_id},
-            settings=section.model_dump() | {"part": "watcher"},
+            inputs=inputs | {"production": preference_model_id},
+            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}) | {"part": "watcher"},
             fresh=fresh,
         )
 

@@ -33,6 +33,10 @@ batch_pairs = 4
 max_tokens = 96
 [orientation]
 file = "orientation.jsonl"
+[pmp]
+files = ["ranked.jsonl"]
+batch_pairs = 4
+max_tokens = 96
 [ppo]
 iterations = 1
 prompts_per_iteration = 8
@@ -75,6 +79,9 @@ def world(tmp_path: Path, home: Path, database_url: str, monkeypatch: pytest.Mon
     ]
     (tmp_path / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in dialogues))
     (tmp_path / "orientation.jsonl").write_text(orientation_records())
+    answers = [{"text": HELPFUL[0].format(n=1), "upvotes": 8}, {"text": HELPFUL[1].format(n=1), "upvotes": 0}]
+    ranked = [{"question": question(5000 + n), "answers": answers} for n in range(20)]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
     (tmp_path / "tiny.toml").write_text(CONFIG)
     return tmp_path / "tiny.toml"
 
@@ -152,7 +159,19 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
             )
         ).scalar_one()
         assert parent == artifacts["train_watcher"].id
-    model, watcher = artifacts["train_preference_model"], artifacts["train_watcher"]
+        model, watcher = artifacts["train_preference_model"], artifacts["train_watcher"]
+        # The first cycle's reference set and PMP trunk serve the second, for both twins.
+        for role in ("reference", "pmp"):
+            parents = session.scalars(
+                select(t.Artifact)
+                .join(t.LineageEdge, t.LineageEdge.parent_id == t.Artifact.id)
+                .where(t.LineageEdge.role == role)
+            ).all()
+            assert [parent.cycle_id for parent in parents] == [1, 1, 1]
+            assert len({parent.digest for parent in parents}) == 1
+        pmp = session.get_one(t.Artifact, stages_of(session, 1)["pretrain_preference_model"].artifact_id)
+        assert pmp.kind == "pmp_model"
+        assert stages["pretrain_preference_model"].state == "found"
     assert model.kind == watcher.kind == "preference_model"
     counts = artifacts["freeze_comparisons"].results
     assert model.results["num_train"] + watcher.results["num_train"] == counts["num_train"]
