@@ -24,6 +24,10 @@ from models.sampler import Completion, DecodeEngine, SamplingParams
 CHUNK_TOKENS_CPU = 768
 CHUNK_TOKENS_GPU = 32768
 
+# How far the sampler's log-prob of a token may lie from the one that is read again, in nats. Measured over 2,048 tokens
+# of untrained Llamas (docs/log.md): float32 up to 7e-6, bfloat16 up to 0.10.
+SAMPLER_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.15}
+
 
 @dataclass
 class Rollout:
@@ -48,6 +52,12 @@ class Rollout:
     def reply_tokens(self) -> Tensor:
         """Tokens of each reply, its end-of-turn token included, (B,)."""
         return self.response_mask.sum(dim=1)
+
+    @property
+    def sampler_gaps(self) -> Tensor:
+        """|log-prob here - log-prob in the sampler| of every reply token, (N,), in nats."""
+        said = [logp for completion in self.completions for logp in completion.logprobs]
+        return (self.logps[self.response_mask] - torch.tensor(said, device=self.logps.device)).abs()
 
     @property
     def truncated(self) -> list[bool]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -43,11 +44,13 @@ from models.ppo import (
     value_losses,
     whiten,
 )
+from models.preference import PreferenceModel
 from models.prompts import KINDS, PromptSetError, PromptStream
-from models.rollout import Rollout, RolloutCollector
+from models.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_random import derive_seed, permutation
 from models.snapshots import SnapshotKeeper
+from models.throughput import Stopwatch, peak_flops, product_parameters
 from models.watch import WatchSettings
 
 NAME = "train_policy"
@@ -174,7 +177,10 @@ CARD = (
 class PolicyTraining:
     """The PPO loop: sample, score, learn; resumable after any iteration that was checkpointed."""
 
-    def __init__(self, job: Job, settings: PPOSettings, chat: ChatFormat) -> None:
+    def __init__(
+        self, job: Job, settings: PPOSettings, chat: ChatFormat, preference_model: PreferenceModel | None = None
+    ) -> None:
+        """Load everything; `preference_model` is the input's where not given."""
         self.job, self.settings, self.chat = job, settings, chat
         initial = job.input("initial")
         model = load_causal_lm(initial, device=job.device)
@@ -189,7 +195,8 @@ class PolicyTraining:
         engine = DecodeEngine(model, chat.eos_id, settings.prompts_per_iteration, longest)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
-        preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
+        if preference_model is None:
+            preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
         self.collector = RolloutCollector(self.policy, Policy(reference), preference_model, chat, engine, job.device)
         known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))
         if known < sayable:
@@ -217,6 +224,8 @@ class PolicyTraining:
         )
         self.optimiser_steps = 0
         self.kl_coef = settings.kl_coef
+        self.sampler_gap = 0.0  # largest of the run
+        self.stopwatch = Stopwatch()
         self.curve: list[dict[str, float]] = []
         self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
         self.good = self._weights()
@@ -246,7 +255,8 @@ class PolicyTraining:
             if self.monitor.calm:
                 self.snapshots.offer(self.curve[-1], self._write_snapshot)
             watched = self.monitor.metrics(iteration, iteration * settings.prompts_per_iteration)
-            learned = self._learn(iteration, rollout, first_chunks)
+            with self.stopwatch.phase("learn"):
+                learned = self._learn(iteration, rollout, first_chunks)
             if learned is None:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
             else:
@@ -259,8 +269,8 @@ class PolicyTraining:
                 **summary,
                 **watched,
                 **learned,
+                **self._speed(rollout, time.monotonic() - began_s),
                 episode=(iteration + 1) * settings.prompts_per_iteration,
-                eps=round(settings.prompts_per_iteration / (time.monotonic() - began_s), 1),
             )
             if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
                 self._checkpoint(iteration + 1)
@@ -281,16 +291,36 @@ class PolicyTraining:
         rollout_seed = derive_seed(self.job.seed, _SAMPLE, iteration)
         collector = self.collector
         collector.engine.sync()
-        completions = collector.sample(prompts, self._sampling(rollout_seed, size))
-        texts = collector.texts(completions)
-        scores = collector.scores(prompts, texts)
+        with self.stopwatch.phase("sample"):
+            completions = collector.sample(prompts, self._sampling(rollout_seed, size))
+        with self.stopwatch.phase("score"):
+            texts = collector.texts(completions)
+            scores = collector.scores(prompts, texts)
         width = max(len(completion.ids) for completion in completions)
         chunks = [collector.chunks(completions, rows, width) for rows in self._minibatches(iteration, 0, size)]
         flat = [chunk for minibatch in chunks for chunk in minibatch]
         if iteration == 0:
             # Before it has learned anything the critic expects the mean score of the first replies.
             self.critic.expect(math.fsum(scores) / len(scores))
-        return collector.measure(prompts, completions, texts, scores, flat, self.critic), chunks
+        with self.stopwatch.phase("read"):
+            rollout = collector.measure(prompts, completions, texts, scores, flat, self.critic)
+            self._check_sampler(rollout)
+        return rollout, chunks
+
+    def _check_sampler(self, rollout: Rollout) -> None:
+        """Keep the largest gap between the sampler's log-probs and those read again, and say where it is too large.
+
+        Learning always uses the latter, so that a gap makes replies a little off-policy and nothing else wrong.
+        """
+        gap = float(rollout.sampler_gaps.max())
+        bound = SAMPLER_BOUNDS[torch.bfloat16 if self.policy.model.dtype == torch.bfloat16 else torch.float32]
+        if gap > bound >= self.sampler_gap:
+            print(
+                f"note: the sampler's log-probs lie up to {gap:.2g} nats from those read again, expected at most "
+                f"{bound:g}; learning uses the ones read again.",
+                file=sys.stderr,
+            )
+        self.sampler_gap = max(self.sampler_gap, gap)
 
     def _sampling(self, seed: int, count: int) -> list[SamplingParams]:
         settings = self.settings
@@ -443,6 +473,25 @@ class PolicyTraining:
         )
         return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
 
+    def _speed(self, rollout: Rollout, seconds: float) -> dict[str, float]:
+        """Speed of one iteration, under names that TRL's users know where it has them."""
+        parts = self.stopwatch.lap()
+        tokens = int(rollout.reply_tokens.sum())
+        read = tokens + sum(len(completion.prompt_ids) for completion in rollout.completions)
+        numbers = {
+            "eps": round(len(rollout.completions) / seconds, 1),
+            "perf/tokens_per_s": round(tokens / seconds, 1),
+            "perf/learn_tokens_per_s": round(self.settings.epochs * read / parts["learn"], 1),
+            **{f"perf/{name}_s": round(parts[name], 4) for name in ("sample", "score", "read", "learn")},
+        }
+        peak = peak_flops(self.job.device)
+        if peak is not None:
+            # Six operations for each parameter and token that is learned from; the critic's own trunk counts too.
+            parameters = product_parameters(self.policy.model) + sum(p.numel() for p in self.critic.own_trunk)
+            numbers["perf/mfu"] = 6 * parameters * self.settings.epochs * read / parts["learn"] / peak
+            self.job.facts["peak_flops"] = peak
+        return numbers
+
     # Watching and stopping
 
     def _reason_to_stop(self, rollout: Rollout, iteration: int, *, last: bool = False) -> str | None:
@@ -465,6 +514,8 @@ class PolicyTraining:
             "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
             "reply_tokens": float(rollout.reply_tokens.float().mean()),
             "truncated": sum(rollout.truncated) / len(rollout.truncated),
+            "sampler/logratio_max": float(rollout.sampler_gaps.max()),
+            "sampler/logratio_mean": float(rollout.sampler_gaps.mean()),
             "val/num_eos_tokens": len(rollout.truncated) - sum(rollout.truncated),
         }
         for kind in KINDS:
@@ -513,6 +564,7 @@ class PolicyTraining:
             "truncated": summary["truncated"],
             "stopped": self.stopped,
             "kl_coef_end": self.kl_coef,
+            "sampler_logratio_max": self.sampler_gap,
             "settings": asdict(self.settings),
             "prompts_too_long": self.num_too_long,
             "harmless_share": self.stream.harmless_share,
@@ -538,6 +590,7 @@ class PolicyTraining:
                 "optimiser": self.optimiser.state_dict(),
                 "optimiser_steps": self.optimiser_steps,
                 "kl_coef": self.kl_coef,
+                "sampler_gap": self.sampler_gap,
                 "good": self.good,
                 "curve": self.curve,
                 "snapshots": self.snapshots.state_dict(),
@@ -557,7 +610,7 @@ class PolicyTraining:
         self.critic.load_state_dict(state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
-        self.kl_coef = state["kl_coef"]
+        self.kl_coef, self.sampler_gap = state["kl_coef"], state["sampler_gap"]
         self.monitor.restore(state["monitor"])
         return iteration
 
