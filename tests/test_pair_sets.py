@@ -114,7 +114,7 @@ def test_a_skill_in_an_importable_format_is_taken_as_it_is(tmp_path: Path) -> No
 
 def test_the_reference_set_is_the_same_held_out_pairs_whatever_their_order_and_ids(tmp_path: Path) -> None:
     records = polite_comparisons(5, 20)
-    again = [record | {"id": f"other {record['id']}"} for record in reversed(records)]
+    again = [record | {"id": f"{number:04}"} for number, record in enumerate(reversed(records))]
     chosen = []
     for name, some in (("one", records), ("two", again)):
         (tmp_path / f"{name} out").mkdir()
