@@ -154,7 +154,7 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
     if numbers.get("training"):
-        rows += watch_rows(numbers["training"])
+        rows += watch_rows(numbers["training"], _offsets(numbers))
     if numbers["evaluation"]:
         found, initial = numbers["evaluation"], numbers["initial_evaluation"] or {}
         rows.append(("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"))
@@ -292,6 +292,13 @@ def _initial_evaluation(session: Session, cycle_id: int, snapshot: t.Artifact | 
         query = query.where(t.Evaluation.subject_id != snapshot.id)
     found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
     return found.numbers if found else None
+
+
+def _offsets(numbers: dict[str, Any]) -> tuple[float, float] | None:
+    """The offsets of the PM and of its twin, where both were measured, and on one reference set."""
+    models = [numbers.get(name) or {} for name in ("preference_model", "watcher")]
+    sets = [(model.get("reference") or {}).get("sha256") for model in models]
+    return (models[0]["offset"], models[1]["offset"]) if sets[0] and sets[0] == sets[1] else None
 
 
 def _twin(watcher: dict[str, Any]) -> str:

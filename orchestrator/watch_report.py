@@ -9,8 +9,11 @@ Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60
 
 
-def watch_rows(training: Mapping[str, Any]) -> list[Row]:
-    """Why PPO stopped, alarms that passed, the twin gap, mean log-p accuracy. `training`: a snapshot's results."""
+def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None = None) -> list[Row]:
+    """Why PPO stopped, alarms that passed, the twin gap, mean log-p accuracy. `training`: a snapshot's results.
+
+    `offsets` are those of the training PM and of the watcher; taken off, their scores can be compared.
+    """
     rows: list[Row] = []
     if training.get("stopped"):
         rows.append(("PPO was stopped", f"**{training['stopped']}**; the last good weights are the snapshot"))
@@ -22,11 +25,13 @@ def watch_rows(training: Mapping[str, Any]) -> list[Row]:
             rows.append(("Alarms that passed", ", ".join(passed)))
         end, start = watch["end"], watch["start"]
         if end and end.get("twin_gap") is not None:
+            mine, its = offsets or (0.0, 0.0)
             rows.append(
                 (
                     "Twin gap",
-                    f"{end['twin_gap']:+.3f}: training PM {start['score']:.3f} → {end['score']:.3f}, "
-                    f"watcher {start['score_watcher']:.3f} → {end['score_watcher']:.3f}",
+                    f"{end['twin_gap']:+.3f}: training PM {start['score'] - mine:.3f} → {end['score'] - mine:.3f}, "
+                    f"watcher {start['score_watcher'] - its:.3f} → {end['score_watcher'] - its:.3f}"
+                    + ("" if offsets is None else ", above the reference set"),
                 )
             )
     accuracy = training.get("logp_accuracy")

@@ -39,6 +39,11 @@ def test_a_stop_is_the_first_row_and_alarms_that_passed_are_named():
         ("Twin gap", "+1.000: training PM 0.500 → 2.000, watcher 0.250 → 0.750"),
         ("Mean log-p accuracy, helpful", "0.500 → 0.625 (the PM on the same 64 pairs: 0.750)"),
     ]
+    # Less 0.5 and 0.25: both begin at what their reference replies have.
+    assert watch_rows(training, (0.5, 0.25))[2] == (
+        "Twin gap",
+        "+1.000: training PM 0.000 → 1.500, watcher 0.000 → 0.500, above the reference set",
+    )
 
 
 def test_a_quiet_run_and_one_from_before_the_watch_have_no_rows():
