@@ -1,4 +1,4 @@
-"""`orchestrator cycle`: run a cycle, list cycles, show one, give one up."""
+"""`orchestrator cycle`: run a cycle, watch its PPO, list cycles, show one, give one up."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from orchestrator.errors import CycleError
 from orchestrator.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
 
+WATCH_POLL_S = 0.5
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -27,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--fresh", action="store_true", help="build every artifact anew")
     start.add_argument("--inline", action="store_true", help="in this process, without a Prefect server")
     start.add_argument("--no-wait", action="store_true", help="only start it, and print the flow run's id")
+    watch = actions.add_parser("watch", help="follow the newest PPO run of this machine, iteration by iteration")
+    watch.add_argument("--once", action="store_true", help="what there is so far, without waiting for more")
     listing = actions.add_parser("list", help="cycles and how they ended")
     show = actions.add_parser("show", help="the report of a cycle")
     show.add_argument("number", type=int)
@@ -41,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    actions = {"run": _run, "list": _list, "show": _show, "cancel": _cancel}
+    actions = {"run": _run, "watch": _watch, "list": _list, "show": _show, "cancel": _cancel}
     return actions[args.action](args)
 
 
@@ -72,6 +76,25 @@ def _run(args: argparse.Namespace) -> int:
         raise CycleError(f"The run ended as {state.line}")
     print(state.line)
     return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from orchestrator.ppo_progress import Table, ended, newest_run, read_lines
+
+    work = Settings.from_env().home / "work"
+    run = newest_run(work)
+    if run is None:
+        raise CycleError(f"No PPO run has written below {work}. Training runs on the machine of the gpu pool's worker.")
+    print(run / "metrics.jsonl", flush=True)
+    table = Table()
+    while True:
+        # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
+        over = ended(run)
+        for row in table.rows(read_lines(run)):
+            print(row, flush=True)
+        if over or args.once:
+            return 0
+        time.sleep(WATCH_POLL_S)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -1,0 +1,71 @@
+"""`orchestrator cycle watch`: which run, which columns, and what a run that was killed looks like."""
+
+import json
+import os
+from pathlib import Path
+
+from orchestrator.cli import main
+from orchestrator.ppo_progress import Table, newest_run, read_lines
+
+
+def line(step: int, **more: float | None) -> dict[str, float | None]:
+    return {"step": step, "objective/scores": 0.5 + step, "objective/kl": 0.25, "watch/wires_beyond": 0.0} | more
+
+
+def write(run: Path, *lines: dict[str, float | None], time_s: int, end: str = "") -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "metrics.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines) + end)
+    os.utime(file, (time_s, time_s))
+    return run
+
+
+def test_the_newest_run_of_ppo_is_followed(tmp_path):
+    assert newest_run(tmp_path) is None
+    write(tmp_path / "old", line(1), time_s=100)
+    new = write(tmp_path / "new", line(1), time_s=200)
+    write(tmp_path / "pm", {"step": 1, "loss": 0.7}, time_s=300)
+    write(tmp_path / "begun", time_s=400, end='{"step": 1')
+    assert newest_run(tmp_path) == new
+
+
+def test_rows_come_once_and_a_half_written_line_waits(tmp_path):
+    run = write(tmp_path / "run", line(1), line(2), time_s=100, end='{"step": 3, "obj')
+    table = Table()
+    assert list(table.rows(read_lines(run))) == [
+        "  step   score      KL   wires",
+        "     1   1.500   0.250       0",
+        "     2   2.500   0.250       0",
+    ]
+    assert list(table.rows(read_lines(run))) == []
+    write(run, line(1), line(2), line(3, **{"objective/scores": None}), time_s=100)
+    assert list(table.rows(read_lines(run))) == ["     3           0.250       0"]
+
+
+def test_a_run_that_was_killed_says_where_it_goes_on():
+    table = Table()
+    list(table.rows([line(1), line(2), line(3)]))
+    assert list(table.rows([line(1)])) == ["went on after step 1"]
+    assert list(table.rows([line(1), line(2)])) == ["     2   2.500   0.250       0"]
+
+
+def test_the_command_ends_with_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    run = write(tmp_path / "work" / "f1", line(1), time_s=100)
+    (run / "run.json").write_text("{}")
+    assert main(["cycle", "watch"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [str(run / "metrics.jsonl"), "  step   score      KL   wires", "     1   1.500   0.250       0"]
+
+
+def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    assert main(["cycle", "watch", "--once"]) == 2
+    assert f"No PPO run has written below {tmp_path / 'work'}" in capsys.readouterr().err
+
+
+def test_columns_are_those_that_the_run_has():
+    assert list(Table().rows([])) == []
+    title, row = Table().rows([line(1, **{"watch/twin_gap": 0.5, "watch/score_watcher": 1.0})])
+    assert title.split() == ["step", "score", "KL", "watcher", "gap", "wires"]
+    assert row.split() == ["1", "1.500", "0.250", "1.000", "0.500", "0"]
