@@ -67,7 +67,8 @@ def _candidates(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
     kept: dict[str, list[tuple[bytes, dict[str, Any]]]] = {kind: [] for kind in KINDS}
     for record in stream_records(folder, read_manifest(folder)):
         mine = kept.get(record["question"])
-        if record["split"] != "held_out" or mine is None:
+        # In a tie the sides stand in no order.
+        if record["split"] != "held_out" or mine is None or record.get("tie"):
             continue
         mine.append((hashlib.sha256(f"logp/{record['id']}".encode()).digest(), record))
         if len(mine) > 2 * count:

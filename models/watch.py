@@ -237,8 +237,8 @@ class Watch:
     def _kl_alarms(self, signals: RolloutSignals) -> list[Alarm]:
         """A KL below 0 is impossible, unless replies were not sampled from the policy whose log-probs are read.
 
-        That is what a wrong temperature, a truncated distribution, stale weights in the sampler, or a mask that
-        counts the wrong tokens look like.
+        That is what stale weights in the sampler, a truncated distribution, or a mask that counts the wrong tokens
+        look like. A wrong temperature shows only once policy and reference differ.
         """
         settings, kl = self.settings, signals.kl_nats
         found = []

@@ -49,12 +49,17 @@ def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None 
 
 
 def collapse_rows(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> list[Row]:
-    """Entropy, distinct words, duplicates, stock replies and refusals, beside the initial policy's."""
+    """The watcher's score, entropy, distinct words, duplicates, stock replies and refusals, beside the initial's."""
     found = evaluation.get("collapse")
     if not found:
         return []
     before = initial.get("collapse") or {}
-    rows = [
+    rows: list[Row] = []
+    if "watcher_score" in evaluation:
+        rows.append(
+            ("Watcher's score", f"{evaluation['watcher_score']:.3f} ({_beside(initial.get('watcher_score'), '.3f')})")
+        )
+    rows += [
         ("Entropy", f"{evaluation['entropy']:.3f} nats per token ({_beside(initial.get('entropy'), '.3f')})"),
         ("Distinct word pairs", f"{_shown(found['distinct_2'])} ({_beside(before.get('distinct_2'))})"),
         ("Replies that equal another", f"{_shown(found['duplicates'])} ({_beside(before.get('duplicates'))})"),

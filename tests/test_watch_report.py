@@ -65,3 +65,4 @@ def test_collapse_stands_beside_the_initial_policys_and_quotes_safely():
         ("Refusals of ordinary requests", "12.5% (initial policy: –)"),
     ]
     assert collapse_rows({"entropy": 1.5, "by_kind": {}}, initial) == []
+    assert collapse_rows(found | {"watcher_score": 0.5}, initial)[0] == ("Watcher's score", "0.500 (initial policy: –)")

@@ -95,6 +95,8 @@ def test_a_cycle_killed_in_three_ways_repeats_no_finished_stage(
     # Killed attempts are not shown as running for ever.
     assert {stage["state"] for stage in shown["stages"]} == {"done", "found", "failed"}
     assert shown["comparison_set"]["num_comparisons"] == 80
+    # PPO was watched with the held-out part of the same set.
+    assert shown["training"]["logp_accuracy"]["pairs"]["helpful"] > 0
     # With more than MIN_COMPARISONS fresh the next run would begin a cycle; 20 are too few.
     assert "Skipped: 20 of 40" in orchestrator("cycle", "run", "--config", str(config_file))
 

@@ -27,6 +27,9 @@ def test_pairs_are_held_out_ones_of_each_question_whatever_the_order(policy_dir,
     other = held_out_pairs(write_comparison_set(tmp_path / "other", records[::-1]), chat, 4, 512)
     assert [pair.scored.id for pair in one] == [pair.scored.id for pair in other]
     assert [pair.question for pair in one] == ["helpful"] * 4 + ["harmless"] * 3
+    tied = [record | {"tie": "tie"} if record["id"] == one[0].scored.id else record for record in records]
+    others = held_out_pairs(write_comparison_set(tmp_path / "tied", tied), chat, 4, 512)
+    assert one[0].scored.id not in {pair.scored.id for pair in others}
     train = {record["id"] for record in records if record["split"] == "train"}
     assert train.isdisjoint(pair.scored.id for pair in one)
 
