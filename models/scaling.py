@@ -32,8 +32,12 @@ class ScalingPoint:
     n: int
 
 
-def fit_scaling(points: Sequence[ScalingPoint], confidence: float = 0.95) -> dict[str, Any]:
+def fit_scaling(
+    points: Sequence[ScalingPoint], *, comparisons: float | None = None, confidence: float = 0.95
+) -> dict[str, Any]:
     """Fit accuracy = a + b·ln(parameters) + c·ln(comparisons), and say what follows for the last point.
+
+    `comparisons` is what the last point's model was trained on in the end, where the point is not its end.
 
     Weighted least squares, each point with its binomial variance. b needs three
     different sizes and c three different numbers of comparisons; with fewer sizes only the points
@@ -69,17 +73,19 @@ def fit_scaling(points: Sequence[ScalingPoint], confidence: float = 0.95) -> dic
         columns, design = ["a"], design[:, :1]
     fit = _Fit(design, points, confidence)
     coefficients = {name: fit.linear(np.eye(len(columns))[place]) for place, name in enumerate(columns)}
+    now = last.comparisons if comparisons is None else comparisons
     asked = {
-        "twice_the_comparisons": ("c", ScalingPoint(last.parameters, 2 * last.comparisons, 0.5, 1)),
-        "four_times_the_parameters": ("b", ScalingPoint(4 * last.parameters, last.comparisons, 0.5, 1)),
+        "twice_the_comparisons": ("c", ScalingPoint(last.parameters, 2 * now, 0.5, 1)),
+        "four_times_the_parameters": ("b", ScalingPoint(4 * last.parameters, now, 0.5, 1)),
     }
-    here = np.array(_row(last, columns))
+    here = np.array(_row(ScalingPoint(last.parameters, now, 0.5, 1), columns))
     forecast = {}
     for name, (needed, point) in asked.items():
         if needed in columns:
             there = np.array(_row(point, columns))
             forecast[name] = {"gain": fit.linear(there - here), "accuracy": fit.linear(there)}
     return {
+        "comparisons": now,
         "num_points": len(points),
         "num_sizes": len(sizes),
         "num_comparison_counts": len(counts),

@@ -30,6 +30,8 @@ SMALL, NORMAL = 8, 9
 
 # Bars of raters beyond these would be thinner than their names.
 MAX_RATERS = 8
+# The interval of a smaller group spans the picture and says nothing; report.json has it.
+MIN_GROUP_PAIRS = 5
 
 
 Place = Literal["best", "upper left", "upper right", "lower left", "lower right"]
@@ -155,6 +157,8 @@ def _groups(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             items = sorted(items, key=lambda item: (-item[1]["n"], item[0]))[:MAX_RATERS]
             word = "rater "
         for name, entry in items:
+            if entry["n"] < MIN_GROUP_PAIRS:
+                continue
             yield word + _short(name), entry
 
 
@@ -248,7 +252,7 @@ def scaling(numbers: dict[str, Any]) -> Figure | None:
     forecast = found["forecast"]["twice_the_comparisons"]
     if forecast is not None:
         nearest = min(p["comparisons"] for p in points if p["parameters"] == last["parameters"])
-        furthest = 2 * last["comparisons"]
+        furthest = 2 * found["comparisons"]
         # A line in ln(comparisons): the gain of one doubling gives it backwards too.
         at_first = forecast["accuracy"]["value"] - forecast["gain"]["value"] * math.log2(furthest / nearest)
         line = [at_first, forecast["accuracy"]["value"]]

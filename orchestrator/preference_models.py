@@ -35,6 +35,7 @@ def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
         .order_by(t.Artifact.id)
     )
     points = [ScalingPoint(*row) for row in session.execute(query) if row[2] is not None]
+    now = model.results.get("num_train")
     source = "the preference models of the ledger"
     if max(len({p.parameters for p in points}), len({p.comparisons for p in points})) < MIN_DISTINCT:
         points = [
@@ -47,7 +48,7 @@ def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
     used = [
         {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, "n": p.n} for p in points
     ]
-    return {"source": source, "points": used, **fit_scaling(points)}
+    return {"source": source, "points": used, **fit_scaling(points, comparisons=now)}
 
 
 def mix_matrix(session: Session, model: t.Artifact) -> dict[str, dict[str, Any]] | None:

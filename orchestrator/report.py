@@ -147,6 +147,8 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
                     rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
         if held_out.get("calibration", {}).get("n"):
             rows.append(("PM calibration", _calibration(held_out["calibration"])))
+            by_question = held_out["calibration"]["by_question"]
+            rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
     rows += scaling_rows(numbers.get("scaling"))
     if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))
@@ -210,8 +212,16 @@ def _calibration(found: dict[str, Any]) -> str:
     if found["slope"] is None:
         return error
     low, high = found["slope_ci"]
-    verdict = "over-confident" if high < 1 else "under-confident" if low > 1 else "calibrated within the interval"
-    return f"{verdict}: slope {_with_interval(found['slope'], found['slope_ci'], 2)}, {error}"
+    return f"{_verdict(low, high)}: slope {_with_interval(found['slope'], found['slope_ci'], 2)}, {error}"
+
+
+def _verdict(low: float, high: float) -> str:
+    """What an interval of the slope of outcomes on gaps says."""
+    if high < 0:
+        return "the wrong way round"
+    if high < 1:
+        return "over-confident"
+    return "under-confident" if low > 1 else "calibrated within the interval"
 
 
 def _mistakes(numbers: dict[str, Any]) -> list[str]:

@@ -93,6 +93,7 @@ def test_the_report_shows_pictures_where_they_are_and_mistakes_by_id():
     worst = known["preference_model"]["held_out"]["mistakes"][0]
     assert f"| {worst['id']} | {worst['source']} | {worst['question']} |" in text
     assert "| PM calibration | " in text
+    assert "| … harmless | " in text
 
 
 def test_nothing_is_drawn_before_it_is_asked_for():

@@ -38,6 +38,9 @@ def test_the_ledger_is_used_where_models_differ_enough_and_the_learning_curve_el
     assert found is not None
     assert found["source"] == "the learning curve of this preference model"
     assert found["c"]["value"] == pytest.approx(0.02)
+    # The curve's last block is at 200; the model was trained on 1,000.
+    forecast = found["forecast"]["twice_the_comparisons"]["accuracy"]["value"]
+    assert forecast == pytest.approx(0.4 + 0.02 * math.log(2000))
     third = add_model(session, 2000)
     # Neither a control, nor a twin, nor a later model plays a part.
     add_model(session, 4000, shuffle_labels=True)

@@ -62,6 +62,15 @@ def test_one_size_tells_nothing_of_b_and_everything_of_c():
     assert found["forecast"]["twice_the_comparisons"]["gain"]["value"] == pytest.approx(0.03 * math.log(2))
 
 
+def test_the_forecast_begins_where_training_ended():
+    # The last block of a learning curve lies before the end; twice 6000, not twice 4000.
+    found = fit_scaling([exact(10**5, d) for d in (1000, 2000, 4000)], comparisons=6000)
+    labels = found["forecast"]["twice_the_comparisons"]
+    assert found["comparisons"] == 6000
+    assert labels["accuracy"]["value"] == pytest.approx(exact(10**5, 12000).accuracy, abs=ROUNDING)
+    assert labels["gain"]["value"] == pytest.approx(0.03 * math.log(2), abs=ROUNDING)
+
+
 def test_two_sizes_use_the_points_of_the_last_one_only():
     other = [ScalingPoint(10, d, 0.9, 1000) for d in (1000, 2000, 4000)]
     found = fit_scaling([*other, *(exact(10**5, d) for d in (1000, 2000, 4000))])
