@@ -71,7 +71,7 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         await run.stage(stages.promote, cycle_id, decision_id)
         await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
         _, markdown = await run.stage(stages.write_report, cycle_id)
-        await run.report(number, markdown)
+        await run.report(f"cycle {number}", markdown)
         refusal = await run.ask(stages.refusal, decision_id)
         await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
         return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")

@@ -20,6 +20,7 @@ from prefect.workers.process import ProcessWorker
 
 from flows.cycle import cycle
 from flows.healing import ensure_automation
+from flows.robustness import robustness
 from flows.running import GPU
 from flows.training import GPU_FLOWS
 from orchestrator.config import CycleConfig, load_config
@@ -69,7 +70,8 @@ async def register(name: str, config_file: Path | None) -> None:
         for pool in POOLS:
             await ensure_pool(client, pool)
         await ensure_automation(client)
-    for item in [cycle_deployment(name, config_file), *(deployment(flow, GPU, "gpu") for flow in GPU_FLOWS)]:
+    on_gpu = [deployment(flow, GPU, "gpu") for flow in (*GPU_FLOWS, robustness)]
+    for item in [cycle_deployment(name, config_file), *on_gpu]:
         await asyncio.to_thread(item.apply)
         print(f"registered {item.flow_name}/{item.name} on pool {item.work_pool_name}", flush=True)
 

@@ -58,8 +58,8 @@ class Runner(Protocol):
     async def announce(self, title: str) -> None:
         """Say which cycle this is, once that is known."""
 
-    async def report(self, number: int, markdown: str) -> None:
-        """Show the cycle's report."""
+    async def report(self, of: str, markdown: str) -> None:
+        """Show the report of a cycle ("cycle 3") or an experiment."""
 
 
 class InProcess:
@@ -86,7 +86,7 @@ class InProcess:
         """Print the title."""
         self._say(title)
 
-    async def report(self, number: int, markdown: str) -> None:
+    async def report(self, of: str, markdown: str) -> None:
         """Print the report."""
         self._say(markdown)
 
@@ -139,9 +139,9 @@ class OnPools:
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run.id), name=title)
 
-    async def report(self, number: int, markdown: str) -> None:
+    async def report(self, of: str, markdown: str) -> None:
         """Keep the report as an artifact in the Prefect UI."""
-        await acreate_markdown_artifact(markdown, key=f"cycle-{number}", description=f"Report of cycle {number}")
+        await acreate_markdown_artifact(markdown, key=of.replace(" ", "-"), description=f"Report of {of}")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -17,6 +17,7 @@ COMMANDS = {
     "up": ("orchestrator.commands.up", "run everything on this machine until Ctrl-C"),
     "demo": ("orchestrator.commands.demo", "three cycles of the loop in a small world, in minutes"),
     "cycle": ("orchestrator.commands.cycle", "run, list and show cycles"),
+    "experiment": ("orchestrator.commands.experiment", "questions to the data beside the cycles: robustness"),
     "import": ("orchestrator.commands.import_", "import human comparisons from files"),
     "export": ("orchestrator.commands.export", "export comparisons to a file"),
     "check-data": ("orchestrator.commands.check_data", "find repeats and texts of evaluations in files of comparisons"),

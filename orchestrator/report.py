@@ -6,7 +6,6 @@ in `orchestrator/pictures.py`.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from orchestrator import ledger
 from orchestrator.cycles import database
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
-from orchestrator.pictures import Picture, draw_all
+from orchestrator.pictures import Picture, data_uri, draw_all
 from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
@@ -35,7 +34,7 @@ def write_report(cycle_id: int) -> tuple[int, str]:
         numbers = cycle_numbers(cycle_id)
         pictures = draw_all(numbers | {"policy_scores": _policy_scores(context, cycle_id)})
         # The Prefect UI shows PNG as data URIs and strips inline SVG.
-        markdown = to_markdown(numbers, [(picture, _data_uri(picture.png)) for picture in pictures])
+        markdown = to_markdown(numbers, [(picture, data_uri(picture.png)) for picture in pictures])
         # Times stay out of the artifact, so that the same cycle gives the same report.
         lasting = {key: value for key, value in numbers.items() if key != "stages"}
 
@@ -254,10 +253,6 @@ def _policy_scores(context: StageContext, cycle_id: int) -> dict[str, dict[str, 
         for record in replies(context.store.fetch(digest)):
             by_kind.setdefault(record["kind"], []).append(record["score"])
     return scores
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:

@@ -32,7 +32,7 @@ from orchestrator.preference_inputs import preference_model_inputs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
 from orchestrator.report import write_report
 from orchestrator.snapshots import publish_snapshots
-from orchestrator.stage import StageContext, build, run_job_stage
+from orchestrator.stage import Occasion, StageContext, build, run_job_stage
 
 __all__ = [
     "anything_live",
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-def prepare_initial_policy(cycle_id: int, *, fresh: bool = False) -> int:
+def prepare_initial_policy(cycle_id: Occasion, *, fresh: bool = False) -> int:
     """The frozen start of every policy: pretrained here, or a Hugging Face model made ready. Returns its artifact."""
     with StageContext(cycle_id, "prepare_initial_policy") as context:
         section = context.config.initial_policy
@@ -104,14 +104,14 @@ def check_data(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) ->
         return build(context, "data_check", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)
 
 
-def pretrain_preference_model(cycle_id: int, initial_id: int, *, fresh: bool = False) -> int:
+def pretrain_preference_model(cycle_id: Occasion, initial_id: int, *, fresh: bool = False) -> int:
     """Train a trunk for preference models on ranked public answers, from the initial policy's. Returns its artifact."""
     with StageContext(cycle_id, "pretrain_preference_model") as context:
         return pretrained_trunk(context, initial_id, fresh=fresh)
 
 
 def train_preference_model(
-    cycle_id: int, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
+    cycle_id: Occasion, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
 ) -> int:
     """Train the preference model on the comparison set, from the initial policy's trunk or that of PMP.
 
@@ -129,7 +129,7 @@ def train_preference_model(
 
 
 def train_watcher(
-    cycle_id: int,
+    cycle_id: Occasion,
     comparison_set_id: int,
     initial_id: int,
     preference_model_id: int,
@@ -150,7 +150,7 @@ def train_watcher(
         )
 
 
-def check_preference_model(cycle_id: int, preference_model_id: int, *, fresh: bool = False) -> int | None:
+def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fresh: bool = False) -> int | None:
     """Record the PM's held-out accuracy, and stop the cycle where a sign is the wrong way round.
 
     Looked at are the orientation pairs, all and by question, and the held-out comparisons of each source. Returns the
@@ -193,7 +193,7 @@ def check_preference_model(cycle_id: int, preference_model_id: int, *, fresh: bo
         return evaluation_id
 
 
-def build_prompts(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) -> int:
+def build_prompts(cycle_id: Occasion, comparison_set_id: int, *, fresh: bool = False) -> int:
     """The prompts of the PM's training part, and those to judge on. Returns the prompt set's artifact."""
     with StageContext(cycle_id, "build_prompts") as context:
         section = context.config.prompts
@@ -233,7 +233,7 @@ def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, *, fresh: 
 
 
 def train_policy(
-    cycle_id: int,
+    cycle_id: Occasion,
     initial_id: int,
     preference_model_id: int,
     prompt_set_id: int,
@@ -262,7 +262,7 @@ def train_policy(
 
 
 def evaluate_policy(
-    cycle_id: int,
+    cycle_id: Occasion,
     policy_id: int,
     initial_id: int,
     preference_model_id: int,

@@ -153,10 +153,12 @@ def agreement(session: Session) -> dict[int, Agreement]:
 
     Shown beside the dialogues, to be read: low agreement is as often a harder topic as a careless rater.
     """
+    # One that an experiment alone has trained, on half of the comparisons say, comes after all that cycles use.
+    of_a_cycle = select(t.Stage.id).where(t.Stage.artifact_id == t.Artifact.id).exists()
     results = session.scalar(
         select(t.Artifact.results)
         .where(t.Artifact.kind == "preference_model", ~ledger.is_watcher())
-        .order_by(t.Artifact.id.desc())
+        .order_by(of_a_cycle.desc(), t.Artifact.id.desc())
         .limit(1)
     )
     found = ((results or {}).get("held_out") or {}).get("by_rater") or {}

@@ -54,7 +54,7 @@ def test_the_form_has_typed_and_described_parameters(instance: Instance) -> None
 
 
 def test_training_has_deployments_of_its_own_on_the_gpu_pool(instance: Instance) -> None:
-    for flow in ("train-preference-model", "train-policy", "evaluate-policies"):
+    for flow in ("train-preference-model", "train-policy", "evaluate-policies", "robustness"):
         assert get(instance, f"/deployments/name/{flow}/gpu")["work_pool_name"] == "gpu"
     assert get(instance, "/deployments/name/cycle/weekly")["work_pool_name"] == "cpu"
 

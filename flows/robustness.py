@@ -1,0 +1,93 @@
+"""The robustness experiment as one flow: two preference models on halves, PPO against one, both score the way.
+
+On the `gpu` pool it is one run; `python -m flows.robustness --config FILE` is the same in this process, without a
+Prefect server. Run again, it finds what was made. Read `orchestrator/robustness.py` next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.running import InProcess, OnPools, Runner, cycle_run_name
+from orchestrator import robustness as experiment
+from orchestrator import stages
+from orchestrator.config import CycleConfig, load_config
+from orchestrator.errors import OrchestratorError
+
+
+@flow(name="robustness", flow_run_name=cycle_run_name)
+async def robustness(
+    config: str,
+    overrides: list[str] = [],  # noqa: B006
+    comparisons: str | None = None,
+    fresh: bool = False,
+) -> State:
+    """Train two preference models on halves of the comparisons, follow one with PPO, and see whether both agree.
+
+    Args:
+        config: TOML file of a cycle; an absolute path on the worker's machine. Its gates play no part.
+        overrides: Settings to change, each as section.key=value, e.g. ppo.kl_coef=0.
+        comparisons: Comparison set, by id or the beginning of its digest; the newest where not given.
+        fresh: Build every artifact anew, even where one like it is there already.
+    """
+    await halves(load_config(Path(config), overrides), OnPools(), comparisons=comparisons, fresh=fresh)
+    return Completed(message="Both preference models have judged the policies; see the report.")
+
+
+async def halves(config: CycleConfig, run: Runner, *, comparisons: str | None = None, fresh: bool = False) -> str:
+    """Take the stages of the experiment in their order; returns the report in Markdown."""
+    config = experiment.with_halves(config)
+    comparison_set_id = await run.ask(experiment.comparison_set, comparisons)
+    await run.announce(f"robustness: {config.name}")
+    initial_id = await run.stage(stages.prepare_initial_policy, config, fresh=fresh)
+    pmp_id = None
+    if config.pmp.files:
+        pmp_id = await run.stage(stages.pretrain_preference_model, config, initial_id, fresh=fresh)
+    model_id = await run.stage(
+        stages.train_preference_model, config, comparison_set_id, initial_id, pmp_id, fresh=fresh
+    )
+    await run.stage(stages.check_preference_model, config, model_id, fresh=fresh)
+    watcher_id = await run.stage(
+        stages.train_watcher, config, comparison_set_id, initial_id, model_id, pmp_id, fresh=fresh
+    )
+    prompt_set_id = await run.stage(stages.build_prompts, config, comparison_set_id, fresh=fresh)
+    run_id = await run.stage(stages.train_policy, config, initial_id, model_id, prompt_set_id, watcher_id, fresh=fresh)
+    evaluation_ids = [
+        await run.stage(
+            stages.evaluate_policy, config, policy_id, initial_id, model_id, prompt_set_id, watcher_id, fresh=fresh
+        )
+        for policy_id in await run.ask(experiment.policies, initial_id, run_id)
+    ]
+    _, markdown = await run.stage(experiment.write_report, config, run_id, model_id, watcher_id, evaluation_ids)
+    await run.report("robustness", markdown)
+    return markdown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the options and run here; 0 for an experiment that ended, 2 for an error."""
+    parser = argparse.ArgumentParser(prog="orchestrator experiment robustness --inline")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--comparisons")
+    parser.add_argument("--fresh", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        config: CycleConfig = load_config(args.config, args.set)
+        here = InProcess(lambda line: print(line, flush=True))
+        asyncio.run(halves(config, here, comparisons=args.comparisons, fresh=args.fresh))
+    except OrchestratorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
