@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from models.pair_file import PairFile
+
 MANIFEST_FORMAT = 1
 SPLITS = ("train", "held_out")
 HASH_BLOCK_BYTES = 1 << 20
@@ -71,7 +73,7 @@ class TokenPair:
 class TokenPairs:
     """All pairs of one split that fit, in the order of the shards, and how many did not fit."""
 
-    pairs: list[TokenPair] = field(default_factory=list)
+    pairs: list[TokenPair] | PairFile = field(default_factory=list)
     num_too_long: int = 0
 
 
@@ -215,18 +217,20 @@ def load_token_pairs(
     chat: DialogueEncoder,
     max_tokens: int,
     wanted: Callable[[dict[str, Any]], bool] | None = None,
+    splits: dict[str, TokenPairs] | None = None,
 ) -> dict[str, TokenPairs]:
     """Verify a comparison set and tokenise it, by split; only the records that are `wanted`, where that is given.
 
     A pair is left out, and counted, when either side has more than `max_tokens`
     tokens: cutting it would let the preference model judge replies it was never
-    shown whole. Held in memory are ids at four bytes each, no text.
+    shown whole. Ids take four bytes each, no text is held. With `splits` the pairs
+    are added to those, which may keep them on disk.
 
     Raises:
         ComparisonSetError: see `read_manifest` and `stream_records`.
     """
     manifest = read_manifest(directory)
-    splits = {split: TokenPairs() for split in SPLITS}
+    splits = splits if splits is not None else {split: TokenPairs() for split in SPLITS}
     for record in stream_records(directory, manifest):
         if wanted is not None and not wanted(record):
             continue

@@ -26,6 +26,9 @@ from models.preference_trunk import can_pack, states_at_reads
 CHUNK_TOKENS_CPU = 2048
 CHUNK_TOKENS_GPU = 16384
 
+# Pairs that are sorted by length together.
+SCORED_AT_ONCE = 4096
+
 
 class PreferenceModelError(Exception):
     """A directory is not a preference model that can score."""
@@ -100,10 +103,17 @@ class PreferenceModel:
 
     def score_pairs(self, pairs: Sequence[TokenPair]) -> tuple[list[float], list[float]]:
         """Scores of the better and of the worse sides."""
-        better = [[*pair.prefix_ids, *pair.better_ids] for pair in pairs]
-        worse = [[*pair.prefix_ids, *pair.worse_ids] for pair in pairs]
-        scores = self.score_sequences(better + worse)
-        return scores[: len(pairs)], scores[len(pairs) :]
+        better: list[float] = []
+        worse: list[float] = []
+        # Blocks, so that the sequences in memory don't grow with the held-out part.
+        for start in range(0, len(pairs), SCORED_AT_ONCE):
+            block = pairs[start : start + SCORED_AT_ONCE]
+            sides = [[*pair.prefix_ids, *pair.better_ids] for pair in block]
+            sides += [[*pair.prefix_ids, *pair.worse_ids] for pair in block]
+            scores = self.score_sequences(sides)
+            better += scores[: len(block)]
+            worse += scores[len(block) :]
+        return better, worse
 
 
 def fresh_preference_model(initial: Path, chat: ChatFormat, seed: int, device: torch.device) -> Any:

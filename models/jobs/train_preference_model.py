@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from models.chat import ChatFormat
-from models.comparison_data import ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
+from models.comparison_data import SPLITS, ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
 from models.huggingface import model_card, save_model
 from models.jobs.policy_inputs import check_same_chat
 from models.jobs.runtime import Job, JobError, main, settings_from
+from models.pair_file import PairFile
 from models.preference import (
     CHUNK_TOKENS_CPU,
     CHUNK_TOKENS_GPU,
@@ -169,18 +170,15 @@ def _load(
             )
         return part_of(record["split_key"], settings.twin) == settings.part
 
-    splits: dict[str, TokenPairs] = {}
+    # On disk, so that memory does not grow with the comparisons.
+    splits = {name: TokenPairs(PairFile(job.out, TokenPair)) for name in SPLITS}
     for role in ("comparisons", "skills"):
         if role not in job.inputs and role != "comparisons":
             continue
         try:
-            found = load_token_pairs(job.input(role), chat, max_tokens, wanted)
+            load_token_pairs(job.input(role), chat, max_tokens, wanted, splits)
         except ComparisonSetError as error:
             raise JobError(str(error)) from error
-        for name, split in found.items():
-            whole = splits.setdefault(name, TokenPairs())
-            whole.pairs += split.pairs
-            whole.num_too_long += split.num_too_long
     for name, split in splits.items():
         if not any(pair.tie is None for pair in split.pairs):
             raise JobError(

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from models.comparison_data import ComparisonSetError, load_token_pairs, read_manifest, token_pair
+from models.comparison_data import (
+    ComparisonSetError,
+    TokenPair,
+    TokenPairs,
+    load_token_pairs,
+    read_manifest,
+    token_pair,
+)
+from models.pair_file import PairFile
 from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
 
 END = 0
@@ -153,3 +161,22 @@ def test_dialogue_order_keeps_dialogues_together_in_pieces():
     pieces = [[0, 1, 3, 4, 6, 7, 8, 9], [2, 5], [10, 11], [12]]
     assert order == [i for piece in epoch_order(4, 3, 0) for i in pieces[piece]]
     assert order != dialogue_order(dialogues, seed=3, epoch=1)
+
+
+def test_pairs_on_disk_are_the_pairs_in_memory(tmp_path):
+    records = [record(i, f"prompt {i}", f"better {i}", f"worse {i} é") for i in range(5)]
+    records[3] |= {"rater": "r", "split_key": "ab", "turn": 2}
+    directory = write_set(tmp_path / "set", records[:3], [*records[3:], record(9, "a", "b", "c", "held_out")])
+    in_memory = load_token_pairs(directory, LetterChat(), 1000)
+    on_disk = {split: TokenPairs(PairFile(tmp_path, TokenPair)) for split in in_memory}
+    load_token_pairs(directory, LetterChat(), 1000, splits=on_disk)
+    for split, pairs in in_memory.items():
+        assert list(on_disk[split].pairs) == pairs.pairs
+    train = on_disk["train"].pairs
+    assert isinstance(train, PairFile)
+    assert (train[-1], train[1:3], len(train)) == (train[4], [train[1], train[2]], 5)
+    train.append(train[0])  # after reading
+    assert train[5] == train[0] != train[1]
+    with pytest.raises(IndexError):
+        train[6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]  # the file has no name
