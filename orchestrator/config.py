@@ -51,6 +51,32 @@ class PretrainSection(Section):
     threads: int = Field(1, ge=1, description="CPU threads; another number gives other last digits")
 
 
+class DistillSection(Section):
+    """Context distillation: the initial policy learns to say without a prompt what its teacher says after it."""
+
+    files: list[PathText] = Field(
+        description="Texts: JSONL(.gz) with `text`, `messages` or `chosen`/`rejected`, or .txt(.gz); half of it plain"
+    )
+    prompt_file: PathText | None = Field(
+        None,
+        description="Preamble, and examples after Human: and Assistant:, parted by ---; by default our own",
+    )
+    teacher: PathText | None = Field(
+        None, description="Hugging Face model with the same tokenizer; the initial policy itself where not given"
+    )
+    teacher_revision: str | None = Field(None, description="Revision of the teacher on the hub")
+    tokens: int = Field(1_000_000, ge=1, description="Tokens of text that the teacher reads; the paper: 350 million")
+    max_tokens: int = Field(256, ge=2, description="Tokens of one text, beside the prompt's; longer ones are cut")
+    held_out_texts: int = Field(64, ge=1, description="Texts for the KL curve, never trained on")
+    learning_rate_multiple: float = Field(0.05, ge=0, description="Of the pretraining's learning rate; decays to 0")
+    reference_learning_rate: float | None = Field(
+        None, gt=0, description="The pretraining's learning rate; known where the model is pretrained here"
+    )
+    batch_texts: int = Field(32, ge=1, description="Texts per optimiser step")
+    epochs: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+
+
 class InitialPolicySection(Section):
     """The frozen start of every policy, and the KL reference: a Hugging Face model, or one pretrained here."""
 
@@ -59,6 +85,8 @@ class InitialPolicySection(Section):
         None, description="Revision on the hub; pin it, else the name may come to mean another model"
     )
     pretrain: PretrainSection | None = None
+    distill: DistillSection | None = None
+    """Where given, the model above is only the student, and the policy starts from what it has learnt."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -456,7 +484,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     target[parts[-1]] = value
 
 
-PATH_KEYS = {"path", "file", "train_file", "held_out_file", "examples_file"}
+PATH_KEYS = {"path", "file", "train_file", "held_out_file", "examples_file", "prompt_file", "teacher"}
 
 
 def _absolute(node: Any, base: Path, key: str = "") -> Any:
@@ -469,7 +497,7 @@ def _absolute(node: Any, base: Path, key: str = "") -> Any:
         return [_absolute(value, base) if isinstance(value, dict) else value for value in node]
     if isinstance(node, str) and key in PATH_KEYS and node:
         expanded = Path(os.path.expanduser(os.path.expandvars(node)))
-        if key == "path" and not (base / expanded).exists():
+        if key in ("path", "teacher") and not (base / expanded).exists():
             return node
         return node if "$" in str(expanded) else str(base / expanded)
     return node

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.intervals import wilson
 from models.logistic import sigmoid
-from orchestrator import kl_picture
+from orchestrator import distillation_picture, kl_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -319,6 +319,7 @@ def _short(name: str, limit: int = 24) -> str:
 Draw = Callable[[dict[str, Any]], "Figure | None"]
 
 PICTURES: dict[str, tuple[str, Draw]] = {
+    "distillation_kl": (distillation_picture.CAPTION, distillation_picture.distillation_kl),
     "reliability": ("Preference model: does a score gap win as often as it says?", reliability),
     "accuracy_by_group": ("Preference model: held-out accuracy by group, with 95 % intervals.", accuracy_by_group),
     "accuracy_by_threshold": (

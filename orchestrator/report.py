@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator import ledger
 from orchestrator.cycles import database
+from orchestrator.distillation_picture import distillation_numbers, distillation_rows
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, data_uri, draw_all
@@ -60,6 +61,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             select(t.Decision).where(t.Decision.cycle_id == cycle_id).order_by(t.Decision.id.desc()).limit(1)
         ).first()
         snapshot = artifacts.get("snapshot")
+        initial = artifacts.get("initial_policy")
         comparison_set = artifacts.get("comparison_set")
         model = artifacts.get("preference_model")
         numbers: dict[str, Any] = {
@@ -68,6 +70,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "artifact_ids": {kind: artifact.id for kind, artifact in artifacts.items()},
             "comparison_set": comparison_set.results if comparison_set else None,
             "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
+            "distillation": distillation_numbers(initial.results) if initial else None,
             "preference_model": model.results if model else None,
             "scaling": scaling(session, model) if model else None,
             "mix_matrix": mix_matrix(session, model) if model else None,
@@ -120,7 +123,7 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
 
 
 def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
+    rows = distillation_rows(numbers.get("distillation"))
     if numbers["comparison_set"]:
         found = numbers["comparison_set"]
         rows.append(

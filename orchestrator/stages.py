@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from db import tables as t
-from orchestrator import data_check, dataset, initial_policy, ledger
+from orchestrator import data_check, dataset, distillation, initial_policy, ledger
 from orchestrator.cycles import (
     anything_live,
     close_cycle,
@@ -66,12 +66,19 @@ __all__ = [
 
 
 def prepare_initial_policy(cycle_id: Occasion, *, fresh: bool = False) -> int:
-    """The frozen start of every policy: pretrained here, or a Hugging Face model made ready. Returns its artifact."""
+    """The frozen start of every policy: pretrained here, or a Hugging Face model made ready; and distilled where asked.
+
+    Returns its artifact.
+    """
     with StageContext(cycle_id, "prepare_initial_policy") as context:
         section = context.config.initial_policy
         if section.pretrain is None:
-            return initial_policy.from_hugging_face(context, section, fresh=fresh)
-        return initial_policy.pretrained(context, section.pretrain, fresh=fresh)
+            prepared_id = initial_policy.from_hugging_face(context, section, fresh=fresh)
+        else:
+            prepared_id = initial_policy.pretrained(context, section.pretrain, fresh=fresh)
+        if section.distill is None:
+            return prepared_id
+        return distillation.distilled(context, section, prepared_id, fresh=fresh)
 
 
 def freeze_comparisons(cycle_id: int, *, fresh: bool = False) -> int:

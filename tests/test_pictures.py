@@ -40,7 +40,13 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
     scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
     curve = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
     points = [asdict(point) for point in curve]
+    distilled = [
+        {"tokens": 100 * i, "held_out_kl_nats": 1 / (1 + i), "train_kl_nats": 1.1 / (1 + i) if i else None}
+        for i in range(5)
+    ]
     return {
+        "distillation": {"held_out_kl_before": 1.0, "held_out_kl_after": 0.2, "distillation_curve": distilled}
+        | {"num_tokens": 400, "prompt_version": "hhh-1"},
         "preference_model": {"held_out": held_out_report(pairs)},
         "scaling": {"source": "the ledger", "points": points, **fit_scaling(curve)},
         "policy_scores": {"snapshot": scores, "initial": scores},

@@ -1,0 +1,196 @@
+"""Job: train a student on a distillation set, so that it says without the prompt what the teacher says after it.
+
+    python -m models.jobs.distill_student --spec spec.json --out DIR
+    {"job": "distill_student", "inputs": {"student": "...", "distillation_set": "..."}, "settings": {}}
+
+The loss is the KL from the teacher over its 50 likeliest tokens and the rest together, per token. The result is an
+initial policy; its curve of KL against tokens is in results.json.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.chat import ChatFormat, ChatFormatError
+from models.distillation import (
+    HELD_OUT_FILE,
+    DistillationError,
+    Manifest,
+    Shard,
+    distillation_kl,
+    same_tokenizer,
+    shard_file,
+)
+from models.huggingface import load_causal_lm, model_card, save_model
+from models.jobs.runtime import Job, JobError, main, settings_from
+from models.preference_batches import chunks_by_length
+from models.sampler_random import derive_seed, permutation
+
+NAME = "distill_student"
+# Tokens of one forward pass; its gradients are summed over the step.
+CHUNK_TOKENS = 2048
+# Points of the held-out curve, the first and the last included.
+CURVE_POINTS = 20
+
+CARD = """The fixed start of every cycle: PPO begins here, its frozen copy is the KL reference, and preference
+models start from its trunk. Distilled: it says without the prompt what its teacher says after it."""
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Training of the student; linear decay to zero, no weight decay."""
+
+    reference_learning_rate: float
+    """The learning rate that the model was pretrained with."""
+    learning_rate_multiple: float = 0.05
+    """Of the reference; the paper's."""
+    batch_texts: int = 32
+    """Texts per optimiser step; the paper's."""
+    epochs: int = 1
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if min(self.batch_texts, self.epochs, self.checkpoint_every) < 1:
+            raise ValueError("batch_texts, epochs and checkpoint_every must be positive")
+
+
+def run(job: Job) -> None:
+    """Train on every shard, resuming where an earlier start was killed, and publish the initial policy.
+
+    Raises:
+        JobError: a student with another tokenizer than the set's, or a folder that is no distillation set.
+    """
+    settings = settings_from(DistillSettings, job.settings)
+    folder, student = job.input("distillation_set"), job.input("student")
+    try:
+        manifest, chat = Manifest.load(folder), ChatFormat.load(student)
+        held_out = Shard.load(folder / HELD_OUT_FILE)
+    except (DistillationError, ChatFormatError, OSError) as error:
+        raise JobError(str(error)) from error
+    if not same_tokenizer(student, folder):
+        raise JobError(
+            f"The student {student.name} has another tokenizer or chat template than the distillation set, whose ids "
+            "would mean other words to it. Take a teacher with the student's tokenizer."
+        )
+    model: Any = load_causal_lm(student, device=job.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    plan = steps_of(manifest, settings, job.seed)
+    every = max(1, len(plan) // (CURVE_POINTS - 1))
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "curve": []}
+    checkpoint = job.load_checkpoint()
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint[1]["model"])
+        optimiser.load_state_dict(checkpoint[1]["optimiser"])
+        state = checkpoint[1]["state"]
+    else:
+        state["curve"].append([0, held_out_kl(model, held_out, job.device), None])
+        job.log(0, tokens=0, held_out_kl_nats=state["curve"][0][1])
+    started_s, seen = time.monotonic(), 0
+    shards = Shards(folder)
+    recent: list[float] = list(state.get("recent", []))
+    for step in range(state["step"], len(plan)):
+        rate = settings.reference_learning_rate * settings.learning_rate_multiple * (1 - step / len(plan))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        number, rows = plan[step]
+        kl, tokens = gradients(model, shards[number], rows, job.device)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        seen += tokens
+        recent.append(kl)
+        done = step + 1
+        state["step"], state["tokens"] = done, state["tokens"] + tokens
+        line: dict[str, float] = {"kl_nats": kl, "learning_rate": rate, "grad_norm": grad_norm.item()}
+        if done % every == 0 or done == len(plan):
+            line["held_out_kl_nats"] = held_out_kl(model, held_out, job.device)
+            state["curve"].append([state["tokens"], line["held_out_kl_nats"], sum(recent) / len(recent)])
+            recent = []
+        job.log(done, tokens=state["tokens"], **line)
+        job.progress(done, len(plan), "distil")
+        if done % settings.checkpoint_every == 0 and done < len(plan):
+            kept = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            job.save_checkpoint(done, kept | {"state": state | {"recent": recent}})
+    if seen:
+        job.facts["tokens_per_s"] = round(seen / (time.monotonic() - started_s))
+    results = {
+        "prompt_version": manifest.prompt_version,
+        "optimiser_steps": len(plan),
+        "num_tokens": state["tokens"],
+        "held_out_texts": manifest.held_out,
+        "held_out_kl_before": state["curve"][0][1],
+        "held_out_kl_after": state["curve"][-1][1],
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocab_size": chat.vocab_size,
+    }
+    curve = [{"tokens": tokens, "held_out_kl_nats": kl, "train_kl_nats": train} for tokens, kl, train in state["curve"]]
+
+    def write(out: Path) -> None:
+        save_model(model, out, chat, model_card("Initial policy", CARD, results, tags=("initial-policy", "distilled")))
+
+    job.publish(write, results | {"distillation_curve": curve})
+
+
+def steps_of(manifest: Manifest, settings: DistillSettings, seed: int) -> list[tuple[int, list[int]]]:
+    """(shard, texts of it) of every optimiser step; a function of its arguments alone, which exact resume rests on."""
+    plan = []
+    for epoch in range(settings.epochs):
+        for number in permutation(derive_seed(seed, epoch, 0), len(manifest.shards)).tolist():
+            order = permutation(derive_seed(seed, epoch, number + 1), manifest.shards[number]).tolist()
+            plan += [
+                (number, order[start : start + settings.batch_texts])
+                for start in range(0, len(order), settings.batch_texts)
+            ]
+    return plan
+
+
+class Shards:
+    """The training shards, one of them in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: tuple[int, Shard] | None = None
+
+    def __getitem__(self, number: int) -> Shard:
+        if self._held is None or self._held[0] != number:
+            self._held = None
+            self._held = (number, Shard.load(self._folder / shard_file(number)))
+        return self._held[1]
+
+
+def gradients(model: Any, shard: Shard, rows: list[int], device: torch.device) -> tuple[float, int]:
+    """Add the gradients of the mean KL of these texts; (the mean in nats per token, tokens)."""
+    model.train()
+    total = sum(shard.num_targets(row) for row in rows)
+    kl = 0.0
+    for chunk in chunks_by_length([shard.length(row) for row in rows], CHUNK_TOKENS):
+        part = summed_kl(model, shard, [rows[index] for index in chunk], device) / total
+        part.backward()  # type: ignore[no-untyped-call]
+        kl += part.item()
+    return kl, total
+
+
+@torch.no_grad()
+def held_out_kl(model: Any, shard: Shard, device: torch.device) -> float:
+    """Mean KL of all texts of a shard, nats per token, in evaluation mode."""
+    model.eval()
+    total = sum(shard.num_targets(row) for row in range(len(shard)))
+    chunks = chunks_by_length([shard.length(row) for row in range(len(shard))], CHUNK_TOKENS)
+    return sum(summed_kl(model, shard, chunk, device).item() for chunk in chunks) / total
+
+
+def summed_kl(model: Any, shard: Shard, rows: list[int], device: torch.device) -> torch.Tensor:
+    """KL in nats summed over the places of these texts."""
+    ids, mask, targets = shard.batch(rows, device)
+    # Causal attention never looks right, so real tokens don't see the padding and no attention mask is needed.
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return distillation_kl(model.get_output_embeddings()(hidden[mask]), targets).sum()
+
+
+if __name__ == "__main__":
+    main(NAME, run)
