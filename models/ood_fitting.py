@@ -27,6 +27,8 @@ FEW_LAYERS = 6
 # Layers that a choice looks at, spread evenly: hidden states of all layers of a large model would not fit in memory.
 MAX_CANDIDATES = 8
 FOLDS = 5
+# Fewer examples choose no layer: by ten the choice was worse than the rule, by a hundred as good (docs/log.md).
+MIN_EXAMPLES_TO_CHOOSE = 30
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
@@ -39,8 +41,8 @@ class OodSettings:
 
     detector: DetectorKind = "relative"
     layer: int | None = None
-    """0: the embeddings. Without it, the layer that tells the examples of harm best from home; without those, the
-    last of up to six layers, or the middle one of more."""
+    """0: the embeddings. Without it, the layer that tells the examples of harm best from home, where there are 30 or
+    more; else the last of up to six layers, or the middle one of more."""
     home: str = "helpful"
     """The kind of prompt that the policy knows; what the prompt set has of the other kind is used to judge."""
     quantile: float = 0.99
@@ -170,7 +172,7 @@ def fit_detector(
 
     if settings.layer is not None:
         layers, chosen_by = [settings.layer], "setting"
-    elif examples:
+    elif len(examples) >= MIN_EXAMPLES_TO_CHOOSE:
         layers, chosen_by = candidate_layers(num_layers), "validation"
     else:
         layers, chosen_by = [layer_by_rule(num_layers)], "rule"

@@ -87,7 +87,8 @@ def test_layers_to_choose_from() -> None:
 def test_strangers_are_beyond_the_threshold(policy: tuple[Any, ChatFormat], detector: Any, tmp_path: Path) -> None:
     model, chat = policy
     settings = OodSettings(detector=detector, quantile=0.9)
-    fitted = fit_detector(model, chat, HOME, settings, examples=FAR, others=[FAR[0], prompt("}}}}####]]]]")])
+    examples = [*FAR, *[prompt(f"zzzz {{{{ {number} ####") for number in range(26)]]
+    fitted = fit_detector(model, chat, HOME, settings, examples=examples, others=[FAR[0], prompt("}}}}####]]]]")])
     told = fitted.results
     assert (told["num_fit"], told["num_validation"], told["false_alarms"]["n"]) == (67, 14, 15)
     # What opens like an example is not judged again.
