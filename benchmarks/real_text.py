@@ -49,7 +49,13 @@ DEV = (f"{HELPFUL}/dev.jsonl.gz", f"{HARMLESS}/dev.jsonl.gz")
 TEXTS = ("plain_text/tinyshakespeare.txt", "plain_text/c4_demo.jsonl.gz", "plain_text/wiki_demo.txt.gz", *TRAIN)
 PICTURES = ("kl_law", "reliability")
 MAX_TRAIN_SCORED = 2000
-FULL = {"num_prompts": 128, "best_of": 16, "best_of_prompts": 64, "max_reply_tokens": 48}
+FULL = {
+    "num_prompts": 128,
+    "best_of": 64,
+    "best_of_prompts": 64,
+    "best_of_points": [1, 4, 16, 64],
+    "max_reply_tokens": 48,
+}
 
 
 @dataclass(frozen=True)
@@ -279,9 +285,9 @@ def page(found: list[Numbers]) -> str:
     lines = [
         "# Results on real text",
         "",
-        "Written by `python -m benchmarks.real_text --size SIZE`; the numbers are in [results/](results/). Models are "
-        "trained from scratch on the text of the data folder alone (no development file), so that they know far less "
-        "language than the paper's: its figure for the size stands beside as context, not as a target. Intervals are "
+        "Written by `python -m benchmarks.real_text --size SIZE`; the numbers are in [results/](results/). Models are",
+        "trained from scratch on the text of the data folder alone (no development file), so that they know far less",
+        "language than the paper's: its figure for the size stands beside as context, not as a target. Intervals are",
         "95 %, over pairs.",
         "",
     ]
