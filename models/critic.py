@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.policy import ReplyChunk
+from models.trunk import states_at
 
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
 
@@ -41,8 +42,7 @@ class Critic(nn.Module):
         """Values (N,) of the chunk's reply tokens; `policy_states` (N, D) are what the policy read there."""
         if self.trunk is None:
             return self.head(policy_states if self.kind == "shared" else policy_states.detach())
-        hidden = self.trunk(input_ids=chunk.ids, use_cache=False).last_hidden_state
-        return self.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, chunk.positions))
+        return self.head(states_at(self.trunk, chunk.ids, chunk.positions))
 
     def expect(self, value: float) -> None:
         """Predict this value, in score units, before anything was learned."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.preference_batches import chunks_by_length, right_padded
+from models.trunk import states_at
 
 if TYPE_CHECKING:
     from models.critic import Critic
@@ -87,8 +88,7 @@ class Policy:
     def states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         """Final hidden states (N, D) and logits (N, V) of the chunk's reply tokens."""
         if self._plain_head:
-            hidden = self.model.base_model(input_ids=chunk.ids, use_cache=False).last_hidden_state
-            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chunk.positions)
+            states = states_at(self.model.base_model, chunk.ids, chunk.positions)
             return states, self.head(states)
         output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
         hidden = output.hidden_states[-1]

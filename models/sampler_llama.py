@@ -23,7 +23,7 @@ _FIRST_BLOCK_GPU = 512
 _BLOCKS_OF_A_SIZE = 4
 
 # Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
-_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 _Projection = tuple[Tensor, Tensor | None]
 
@@ -35,7 +35,7 @@ def supports(model: Any) -> bool:
         return False
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return rotary in _FIXED_ROTARY and set(layers) == {"full_attention"} and config.hidden_act == "silu"
+    return rotary in FIXED_ROTARY and set(layers) == {"full_attention"} and config.hidden_act == "silu"
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,16 @@ class LlamaDecoder:
         width = max(map(len, numbers))
         self.reserve(start + count, width + 1)
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in numbers], device=device)
-        cos, sin = self._cos[:width], self._sin[:width]
+        cos, sin = self._cos[:width, None], self._sin[:width, None]
         hidden = F.embedding(ids, self._embedding)
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            query, key, value = self._attention_inputs(F.rms_norm(hidden, norm_1.shape, norm_1, self.eps), qkv)
-            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+            normed = F.rms_norm(hidden, norm_1.shape, norm_1, self.eps)
+            query, key, value = (x.transpose(1, 2) for x in self._attention_inputs(normed, qkv, cos, sin))
             for cache, states in ((self._keys[index], key), (self._values[index], value)):
                 for block in self._covering(width):
                     part = states[:, :, block.start : block.start + block.size]
                     rows = self._view(cache, block, start + count).unflatten(0, (-1, self.kv_heads))[start:]
-                    rows[:, :, : part.shape[2]] = part[copies]
+                    rows[:, :, : part.shape[2]] = part if len(ids) == count else part[copies]
             # Padding stands on the right, so that the causal mask alone hides it from real tokens.
             attended = F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, enable_gqa=self.kv_heads != self.heads
@@ -193,8 +192,8 @@ class LlamaDecoder:
         scale = self.head_dim**-0.5
         hidden = F.embedding(ids, self._embedding)
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            query, key, value = self._attention_inputs(F.rms_norm(hidden, norm_1.shape, norm_1, self.eps), qkv)
-            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+            normed = F.rms_norm(hidden, norm_1.shape, norm_1, self.eps)
+            query, key, value = self._attention_inputs(normed, qkv, cos, sin)
             self._keys[index].index_copy_(0, places, key.reshape(-1, self.head_dim))
             self._values[index].index_copy_(0, places, value.reshape(-1, self.head_dim))
             query = query.reshape(count * self.kv_heads, groups, self.head_dim) * scale
@@ -234,15 +233,19 @@ class LlamaDecoder:
         self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
         return order
 
-    def _attention_inputs(self, hidden: Tensor, qkv: list[_Projection]) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (..., heads, head_dim), key and value (..., kv_heads, head_dim)."""
+    def _attention_inputs(
+        self, hidden: Tensor, qkv: list[_Projection], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (..., heads, head_dim), key and value (..., kv_heads, head_dim), the first two rotated."""
         shape = (*hidden.shape[:-1], -1, self.head_dim)
         if len(qkv) == 1:
-            joined = F.linear(hidden, *qkv[0]).view(shape)
-            query, key, value = joined.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+            both, value = (
+                F.linear(hidden, *qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+            )
+            query, key = rotated(both, cos, sin).split([self.heads, self.kv_heads], dim=-2)
             return query, key, value
         query, key, value = (F.linear(hidden, *projection).view(shape) for projection in qkv)
-        return query, key, value
+        return rotated(query, cos, sin), rotated(key, cos, sin), value
 
     def _mlp(self, hidden: Tensor, gate_up: list[_Projection], down: _Projection) -> Tensor:
         if len(gate_up) == 1:
@@ -282,7 +285,7 @@ def _projections(modules: Sequence[nn.Linear], join: bool) -> list[_Projection]:
     return [(weight, torch.cat(biases))]
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of (..., head_dim) states, the two halves of a head being the plane.
 
     Source: Su et al. 2021, arXiv:2104.09864, in the half-split layout of Hugging Face checkpoints.

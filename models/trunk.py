@@ -1,0 +1,68 @@
+"""Final hidden states of a decoder at chosen positions, without the work that no chosen position needs.
+
+What lies behind the last layer's attention is computed at those positions alone: a tenth of a forward and backward
+where half of the tokens are prompt. Policy, reference and critic read their states here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.sampler_llama import FIXED_ROTARY, rotated
+
+
+def states_at(trunk: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """Final states (N, D), after the last norm.
+
+    Args:
+        trunk: a Hugging Face decoder without its head (`model.base_model`).
+        ids: (B, T), right-padded; a causal model never sees padding from an earlier position.
+        positions: (N,) flat indices into (B, T).
+    """
+    if not computes_itself(trunk):
+        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+    hidden = trunk.embed_tokens(ids)
+    cos, sin = trunk.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])
+    cos, sin = cos[:, None], sin[:, None]
+    layers = trunk.layers[: trunk.config.num_hidden_layers]
+    for number, layer in enumerate(layers):
+        attention = layer.self_attn
+        normed = _norm(layer.input_layernorm, hidden)
+        query, key, value = (
+            projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        if number == len(layers) - 1:
+            attended, hidden = (x.flatten(0, 1).index_select(0, positions) for x in (attended, hidden))
+        hidden = hidden + attention.o_proj(attended)
+        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
+        hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return _norm(trunk.norm, hidden)
+
+
+def computes_itself(trunk: Any) -> bool:
+    """Whether `states_at` knows this architecture and setting; others run their own forward."""
+    config = trunk.config
+    return (
+        type(trunk).__name__ in ("LlamaModel", "Qwen2Model")
+        and (config.rope_parameters or {}).get("rope_type", "default") in FIXED_ROTARY
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and config.hidden_act == "silu"
+        and config._attn_implementation == "sdpa"
+        and not (trunk.training and (config.attention_dropout or trunk.gradient_checkpointing))
+    )
+
+
+def _norm(module: nn.Module, states: Tensor) -> Tensor:
+    weight: Any = module.weight
+    return F.rms_norm(states, weight.shape, weight, module.variance_epsilon)  # type: ignore[arg-type]
