@@ -29,6 +29,7 @@ OTHERS = (
     "policy_throughput",
     "raters_load",
     "real_text",
+    "step_costs",
     "watch_false_alarms",
 )
 
