@@ -51,10 +51,14 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def computes_itself(trunk: Any) -> bool:
-    """Whether `states_at` knows this architecture and setting; others run their own forward."""
+    """Whether `states_at` knows this architecture and setting; others run their own forward.
+
+    So does a trunk with hooks, which somebody wants to be called (sharding, for one).
+    """
     config = trunk.config
     return (
-        type(trunk).__name__ in ("LlamaModel", "Qwen2Model")
+        not (trunk._forward_pre_hooks or trunk._forward_hooks)
+        and type(trunk).__name__ in ("LlamaModel", "Qwen2Model")
         and (config.rope_parameters or {}).get("rope_type", "default") in FIXED_ROTARY
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and config.hidden_act == "silu"

@@ -42,3 +42,10 @@ def test_a_model_in_training_with_dropout_runs_its_own_forward():
     model = llama(attention_dropout=0.5)
     assert computes_itself(model.base_model)
     assert not computes_itself(model.train().base_model)
+
+
+def test_a_hook_on_the_trunk_is_called():
+    trunk, seen = llama().base_model, []
+    trunk.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state.shape))
+    states_at(trunk, torch.tensor([[5, 6, 7]]), torch.tensor([2]))
+    assert seen == [(1, 3, 32)]
