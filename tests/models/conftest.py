@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from marked_words import write_prompts, write_scorer
-from ppo_runs import run_ppo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from models.jobs import prepare_policy
 from models.jobs.runtime import Job
+from tests.models.marked_words import write_prompts, write_scorer
+from tests.models.ppo_runs import run_ppo
 
 HIDDEN = 64
 TEXT = [
