@@ -27,6 +27,7 @@ OTHERS = (
     "ood",
     "pages",
     "policy_throughput",
+    "ppo_ablations",
     "raters_load",
     "real_text",
     "step_costs",

@@ -1,0 +1,84 @@
+"""PPO finds the policy that is best by enumeration, and a PPO that is wrong in one place does not.
+
+The world is benchmarks/known_answer.py: two prompts, replies of up to two tokens, a reward by table.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.known_answer import PROMPTS, KnownReward, all_replies, distance_from_optimum, train, write_world
+from models.chat import ChatFormat
+from models.jobs import train_policy
+
+NEAR_NATS = 0.02
+LONGEST = 2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    yield write_world(tmp_path_factory.mktemp("known") / "world")
+    torch.use_deterministic_algorithms(False)
+
+
+def trained_distance(world, out, kl_coef, change=None, **settings):
+    training = train(world, out, {"kl_coef": kl_coef} | settings, change=change)
+    return distance_from_optimum(world, training.policy.model, kl_coef, LONGEST)
+
+
+def test_world_is_what_it_says(world):
+    chat, known = ChatFormat.load(world / "initial"), KnownReward(world / "initial")
+    replies = list(all_replies(chat, 11, LONGEST))
+    assert len(replies) == 1 + 10 * 11  # the end at once, or one of ten others and any of eleven after it
+    assert len(PROMPTS) == 2
+    # "a" to prompt a: 0.5 * 1.0. "ab": 0.5 * 1.0 + 0.3 * 0.3. "cc" to prompt b: 0.5 + 0.3 - 0.2.
+    rewards = [known.reward("a", "a"), known.reward("a", "ab"), known.reward("b", "cc")]
+    assert rewards == pytest.approx([0.5, 0.59, 0.6])
+    dialogue = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "cc"}]
+    assert known.score_sequences([chat.score_ids(dialogue)]) == [pytest.approx(0.6)]
+    # The initial policy passes for no coefficient, so that passing means having learned.
+    assert all(
+        distance_from_optimum(world, world / "initial", kl_coef, LONGEST) > NEAR_NATS for kl_coef in (0.1, 0.3, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kl_coef", "settings"),
+    [
+        # The farther the best policy is, the longer the way.
+        pytest.param(0.1, {"iterations": 48, "halve_every_samples": 6000}, marks=pytest.mark.slow),
+        (0.3, {}),
+        pytest.param(1.0, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
+    assert trained_distance(world, tmp_path / "run", kl_coef, **settings) < NEAR_NATS
+
+
+@pytest.mark.slow
+def test_a_flipped_kl_sign_is_found_out(world, tmp_path, monkeypatch):
+    rewards = train_policy.token_rewards
+    monkeypatch.setattr(train_policy, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
+    assert trained_distance(world, tmp_path / "run", 0.3, iterations=16) > NEAR_NATS
+
+
+@pytest.mark.slow
+def test_an_advantage_on_the_wrong_token_is_found_out(world, tmp_path, monkeypatch):
+    estimate = train_policy.advantages_and_returns
+
+    def shifted(*args):
+        advantages, returns = estimate(*args)
+        return advantages.roll(1, dims=1), returns
+
+    monkeypatch.setattr(train_policy, "advantages_and_returns", shifted)
+    assert trained_distance(world, tmp_path / "run", 0.3) > NEAR_NATS
+
+
+@pytest.mark.slow
+def test_a_doubled_kl_coefficient_is_found_out(world, tmp_path):
+    def double(training):
+        training.kl_coef *= 2
+        training.settings = dataclasses.replace(training.settings, kl_coef=training.kl_coef)
+
+    assert trained_distance(world, tmp_path / "run", 0.3, change=double) > NEAR_NATS
