@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # Run by default. To add one, write a module that returns 1 where it misses a target, and name it here.
-LEARNING: tuple[str, ...] = ("ppo_speed", "sampler_speed")
+LEARNING: tuple[str, ...] = ("preference_model_speed", "preference_model_scaling", "ppo_speed", "sampler_speed")
 # Run when named: they need a database, a browser, real data, or several gigabytes of disk.
 OTHERS = (
     "feedback_throughput",

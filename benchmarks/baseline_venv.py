@@ -20,6 +20,8 @@ from pathlib import Path
 
 # The last release that still trains with PPO.
 TRL_PPO = "trl==1.12.0"
+# The newest release on 2026-11-24, for its RewardTrainer.
+TRL_REWARD = "trl==1.16.0"
 
 
 def baseline_python(*requirements: str) -> Path:
