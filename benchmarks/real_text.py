@@ -322,7 +322,13 @@ def page(found: list[Numbers]) -> str:
                 f"| {_entry(held_out['length_regressed']['by_source'].get(source))} "
                 f"| {f'{paper:.3f}' if source == HELPFUL else '–'} |"
             )
-    lines += ["", "Trained on one source alone, and judged on both:", ""]
+    lines += [
+        "",
+        "Helpful pairs are four times as many as harmless ones, and what their raters like may be carried over, so "
+        "that harmless lies below chance. By default that stops a cycle before PPO; this benchmark sets "
+        '`orientation.contradicting_source = "report"`. Trained on one source alone, and judged on both:',
+        "",
+    ]
     lines += ["| size | trained on | judged on helpful | judged on harmless |", "|---|---|---|---|"]
     for numbers in found:
         rows = {"both": numbers["held_out"]["by_source"], **numbers["one_sided"]}

@@ -72,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output, `head` for one, has gone: not an error of ours.
         sys.stderr.close()
         return 0
+    except Exception as error:
+        # By its name: SQLAlchemy need not be imported to see it. A database that nobody migrated has no tables.
+        if "UndefinedTable" not in str(error):
+            raise
+        print(
+            "error: the database has no schema of ours, or an older one. Run `orchestrator migrate`.", file=sys.stderr
+        )
+        return OrchestratorError.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

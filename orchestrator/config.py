@@ -6,6 +6,8 @@ Where things run is in `settings.py` and never here. A relative path is taken fr
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -430,7 +432,9 @@ def load_config(
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"No configuration file at {file}.") from None
+        raise ConfigError(f"No configuration file at {file}. Begin with a copy of examples/local.toml.") from None
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read ({error.strerror}); expected a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.") from None
     for override in overrides or []:
@@ -445,14 +449,19 @@ def parse_config(
 ) -> C:
     """Validate a mapping, e.g. the one stored on a cycle; errors name key, value and what was expected."""
     try:
-        return model.model_validate(raw)
+        # By way of JSON, which has no types beyond those of TOML: strict there means that "40" is no number and true no
+        # 1.0, while tables are still sections and arrays tuples.
+        return model.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         lines = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                message = f"unknown key; known are {', '.join(_known_keys(model, item['loc'][:-1]))}"
+                known = _known_keys(model, item["loc"][:-1])
+                near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+                meant = f"did you mean {near[0]}? " if near else ""
+                message = f"unknown key; {meant}known are {', '.join(known)}"
             found = "" if item["type"] in ("missing", "extra_forbidden") else f" (found {item['input']!r})"
             lines.append(f"{key}: {message}{found}" if key else message)
         raise ConfigError(f"In {origin}: " + "; ".join(lines) + ".") from None

@@ -33,3 +33,23 @@ def test_no_command_imports_torch_to_tell_its_options(name):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_worker_without_a_server_says_what_it_lacks(home, monkeypatch, capsys):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert cli.main(["worker", "--pool", "gpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: No Prefect server: no instance runs on ")
+    assert said.count("\n") == 1
+
+
+def test_a_database_that_nobody_migrated_is_told(home, postgres, monkeypatch, capsys):
+    monkeypatch.setenv("DATABASE_URL", postgres.url_of("postgres"))
+    assert cli.main(["artifacts"]) == 2
+    assert capsys.readouterr().err.endswith("Run `orchestrator migrate`.\n")
+
+
+def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, monkeypatch, capsys):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    assert cli.main(["serve-policy", "--gate", "abcdef"]) == 2
+    assert "--gate abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err

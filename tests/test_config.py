@@ -25,18 +25,38 @@ def test_overrides_are_typed_like_the_file(file):
 
 
 def test_unknown_key_names_the_known_ones(file):
-    with pytest.raises(ConfigError, match=r"ppo\.kl_coeff: unknown key; known are .*kl_coef"):
+    with pytest.raises(ConfigError, match=r"ppo\.kl_coeff: unknown key; did you mean kl_coef\? known are .*kl_coef"):
         load_config(file, ["ppo.kl_coeff=1"])
 
 
 def test_unknown_section_is_an_error(file):
-    with pytest.raises(ConfigError, match=r"pp: unknown key; known are .*ppo"):
+    with pytest.raises(ConfigError, match=r"pp: unknown key; did you mean ppo\? known are .*ppo"):
         load_config(file, ["pp.kl_coef=1"])
 
 
 def test_wrong_type_tells_what_was_found(file):
     with pytest.raises(ConfigError, match=r"ppo\.epochs: .*integer.*found 'many'"):
         load_config(file, ["ppo.epochs=many"])
+
+
+@pytest.mark.parametrize(
+    "override", ["ppo.iterations='40'", "ppo.whiten_advantages='yes'", "ppo.learning_rate=true", "seed='7'", "seed=7.0"]
+)
+def test_values_are_not_taken_for_others(file, override):
+    key = override.partition("=")[0].replace(".", r"\.")
+    with pytest.raises(ConfigError, match=rf"{key}: .*found "):
+        load_config(file, [override])
+
+
+def test_a_whole_number_is_welcome_where_a_fraction_is_and_arrays_are_tuples(file):
+    config = load_config(file, ["ppo.learning_rate=1", "evaluation.best_of=4", "evaluation.best_of_points=[1, 4]"])
+    assert config.ppo.learning_rate == 1.0
+    assert config.evaluation.best_of_points == (1, 4)
+
+
+def test_a_folder_in_place_of_a_file_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"can't be read \(Is a directory\); expected a TOML file"):
+        load_config(tmp_path)
 
 
 def test_override_without_value_tells_the_form(file):

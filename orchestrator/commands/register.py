@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from orchestrator.commands.worker import become
+from orchestrator.config import load_config
 from orchestrator.prefect_api import api_url
 from orchestrator.settings import Settings
 
@@ -19,6 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become `python -m flows.register`, which knows Prefect."""
+    if args.config is not None:
+        load_config(args.config)
     os.environ["PREFECT_API_URL"] = api_url(Settings.from_env().home)
     words = ["--name", args.name]
     words += ["--config", str(args.config.absolute())] if args.config is not None else []

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--per-minute is {args.per_minute}; expected at least 1.")
     settings = Settings.from_env()
     database_url = settings.require_database_url()
+    if args.gate is not None:
+        _check_gate(database_url, args.gate)
     # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -93,3 +95,21 @@ def run(args: argparse.Namespace) -> int:
     )
     serve(create_app(config), args.host, args.port, "policy server")
     return 0
+
+
+def _check_gate(database_url: str, name: str) -> None:
+    """Refuse a gate that no detector can stand at, rather than every request.
+
+    Raises:
+        ConfigError: the digest begins no detector, or several.
+    """
+    from db.session import session
+    from orchestrator.deployments import digests_of
+
+    with session(database_url) as database:
+        found = digests_of(database, "sha256:" + name.removeprefix("sha256:"), ("ood_detector",))
+    if len(found) != 1:
+        raise ConfigError(
+            f"--gate {name} is the beginning of {len(found)} detectors' digests; expected one. "
+            "`orchestrator ood list` shows those there are."
+        )

@@ -28,6 +28,11 @@ def run(args: argparse.Namespace) -> int:
     # Postgres, migrations and the supervisor are imported only to run them, not for --help.
     from orchestrator.up import Instance, addresses
 
+    if args.config is not None:
+        from orchestrator.config import load_config
+
+        # Before anything is started: what is misspelt there is told at once.
+        load_config(args.config)
     settings = Settings.from_env(find_instance=False)
     with Instance(
         settings.home,

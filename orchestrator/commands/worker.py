@@ -10,6 +10,8 @@ import os
 import sys
 
 from orchestrator.jobs import PROJECT_ROOT
+from orchestrator.prefect_api import api_url
+from orchestrator.settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the worker, so that signals reach it."""
+    # Without one Prefect would begin a temporary server of its own and wait for it.
+    os.environ["PREFECT_API_URL"] = api_url(Settings.from_env().home)
     words = ["--pool", args.pool]
     words += ["--name", args.name] if args.name else []
     words += ["--limit", str(args.limit)] if args.limit is not None else []
