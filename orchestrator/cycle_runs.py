@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from db import tables as t
 from orchestrator.cycles import database
-from orchestrator.errors import ServiceUnavailable
+from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.prefect_api import FlowRunState, PrefectApi
 from orchestrator.stage import fresh_name
 
@@ -30,6 +30,24 @@ def start_cycle(
     """Start a run of the cycle's Prefect deployment; returns the flow run's id."""
     parameters: dict[str, Any] = {"config": str(config.absolute()), "overrides": overrides, "fresh": fresh}
     return api.start_run(deployment, parameters)
+
+
+def print_to_end(api: PrefectApi, flow_run_id: str, home: Path, *, wait: bool) -> None:
+    """Print where the run is to be seen, and, where asked to wait, what happens until its end.
+
+    Raises:
+        CycleError: the run ended otherwise than completed.
+    """
+    print(f"Flow run: {api.ui_url}/runs/flow-run/{flow_run_id}", flush=True)
+    if not wait:
+        return
+    started_s = time.monotonic()
+    state = follow(
+        api, flow_run_id, home, lambda line: print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
+    )
+    if state.type != "COMPLETED":
+        raise CycleError(f"The run ended as {state.line}")
+    print(state.line)
 
 
 def follow(api: PrefectApi, flow_run_id: str, home: Path, say: Say) -> FlowRunState:

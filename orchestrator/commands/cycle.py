@@ -59,22 +59,11 @@ def _run(args: argparse.Namespace) -> int:
         for override in args.set:
             words += ["--set", override]
         become("flows.inline", [*words, *(["--fresh"] if args.fresh else [])])
-    from orchestrator.cycle_runs import follow, start_cycle
+    from orchestrator.cycle_runs import print_to_end, start_cycle
 
     api = PrefectApi(api_url(settings.home))
     flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
-    print(f"Flow run: {api.ui_url}/runs/flow-run/{flow_run_id}", flush=True)
-    if args.no_wait:
-        return 0
-    started_s = time.monotonic()
-
-    def say(line: str) -> None:
-        print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
-
-    state = follow(api, flow_run_id, settings.home, say)
-    if state.type != "COMPLETED":
-        raise CycleError(f"The run ended as {state.line}")
-    print(state.line)
+    print_to_end(api, flow_run_id, settings.home, wait=not args.no_wait)
     return 0
 
 

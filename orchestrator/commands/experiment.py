@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from orchestrator.commands.worker import become
 from orchestrator.config import load_config
-from orchestrator.errors import CycleError
 from orchestrator.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
 
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             words += ["--set", override]
         words += ["--comparisons", args.comparisons] if args.comparisons else []
         become("flows.robustness", [*words, *(["--fresh"] if args.fresh else [])])
-    from orchestrator.cycle_runs import follow
+    from orchestrator.cycle_runs import print_to_end
 
     api = PrefectApi(api_url(settings.home))
     flow_run_id = api.start_run(
@@ -55,16 +53,5 @@ def run(args: argparse.Namespace) -> int:
             "fresh": args.fresh,
         },
     )
-    print(f"Flow run: {api.ui_url}/runs/flow-run/{flow_run_id}", flush=True)
-    if args.no_wait:
-        return 0
-    started_s = time.monotonic()
-
-    def say(line: str) -> None:
-        print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
-
-    state = follow(api, flow_run_id, settings.home, say)
-    if state.type != "COMPLETED":
-        raise CycleError(f"The run ended as {state.line}")
-    print(state.line)
+    print_to_end(api, flow_run_id, settings.home, wait=not args.no_wait)
     return 0
