@@ -52,5 +52,5 @@ def test_the_section_of_a_cycle_is_off_unless_it_is_given() -> None:
     section = parse_config(plain | {"ood": {}}).ood
     assert section is not None
     assert (section.detector, section.quantile) == ("relative", 0.99)
-    with pytest.raises(ConfigError, match="unknown key; known are detector, examples_file, home"):
+    with pytest.raises(ConfigError, match=r"did you mean quantile\? known are detector, examples_file, home"):
         parse_config(plain | {"ood": {"quantil": 0.9}})

@@ -60,7 +60,7 @@ def test_other_settings_are_another_instance() -> None:
 
 
 def test_unknown_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"raters\.tast: unknown key; known are .*taste"):
+    with pytest.raises(ConfigError, match=r"raters\.tast: unknown key; did you mean taste\? known are .*taste"):
         example("raters.tast=random")
 
 
