@@ -26,6 +26,7 @@ SMALL = (
     "ppo.iterations=2",
     "evaluation.num_prompts=30",
     "evaluation.best_of=2",
+    "evaluation.best_of_points=[1, 2]",
 )
 
 
