@@ -290,7 +290,9 @@ def test_a_restored_watch_goes_on_as_if_nothing_had_happened():
     whole.rollout(collapsed, 1)
     again = Watch(WatchSettings())
     again.restore(broken.state)
-    assert again.rollout(collapsed, 2) == whole.rollout(collapsed, 2) != None  # noqa: E711
+    tripped = again.rollout(collapsed, 2)
+    assert tripped is not None
+    assert tripped == whole.rollout(collapsed, 2)
     assert again.state == whole.state
 
 
