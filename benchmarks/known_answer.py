@@ -25,6 +25,7 @@ from models.chat_setup import END, PAD, ROLES, SCORE, default_template, write_ch
 from models.huggingface import load_causal_lm, save_model
 from models.jobs import train_policy
 from models.jobs.runtime import Job
+from models.ppo_settings import PPOSettings
 
 LETTERS = "abcde"
 PROMPTS = ("a", "b")
@@ -158,7 +159,7 @@ def train(
     job.prepare_process()
     known = KnownReward(world / "initial")
     training = train_policy.PolicyTraining(
-        job, train_policy.PPOSettings(**(SETTINGS | settings)), known.chat, preference_model=known
+        job, PPOSettings(**(SETTINGS | settings)), known.chat, preference_model=known
     )
     if change is not None:
         change(training)

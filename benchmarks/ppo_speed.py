@@ -209,6 +209,7 @@ def worker(spec: dict[str, Any]) -> int:
     from models.chat import ChatFormat
     from models.jobs import train_policy
     from models.jobs.runtime import Job
+    from models.ppo_settings import PPOSettings
     from models.sampler import SamplingParams
     from models.sampler_random import derive_seed
 
@@ -242,7 +243,7 @@ def worker(spec: dict[str, Any]) -> int:
     out.mkdir(parents=True)
     job = Paced({"job": "train_policy", "inputs": inputs, "device": spec["device"]}, out)
     job.prepare_process()
-    settings = train_policy.PPOSettings(
+    settings = PPOSettings(
         iterations=10_000,
         prompts_per_iteration=len(lengths),
         max_reply_tokens=max(lengths),

@@ -28,6 +28,7 @@ from models.chat import ChatFormat
 from models.comparison_data import TokenPair
 from models.jobs import train_policy
 from models.jobs.runtime import Job
+from models.ppo_settings import PPOSettings
 from models.preference import fresh_preference_model, pair_scores
 from models.sampler import SamplingParams
 from models.sampler_random import derive_seed
@@ -119,7 +120,7 @@ def ppo(size: Size, device: torch.device, replies: int, folder: Path) -> list[tu
     inputs = {name: str(folder / name) for name in ("initial", "preference_model", "prompts")}
     job = TwoIterations({"job": "train_policy", "inputs": inputs, "device": device.type}, folder / "out")
     job.prepare_process()
-    settings = train_policy.PPOSettings(
+    settings = PPOSettings(
         iterations=3, prompts_per_iteration=replies, max_reply_tokens=max(lengths), epochs=epochs,
         minibatch_replies=minibatch, learning_rate=1e-6,
     )  # fmt: skip

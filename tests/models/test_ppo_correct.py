@@ -17,6 +17,7 @@ from models.huggingface import load_causal_lm
 from models.jobs import train_policy
 from models.policy import Policy, reply_chunks
 from models.ppo import token_rewards
+from models.ppo_settings import PPOSettings
 from models.rollout import SAMPLER_BOUNDS, RolloutCollector
 from models.sampler import Completion, DecodeEngine
 
@@ -51,7 +52,7 @@ def test_every_sequence_that_a_model_reads_has_exactly_one_bos(tmp_path, prompts
     chat = ChatFormat.load(policy)
     inputs = {"initial": str(policy), "preference_model": str(scorer), "prompts": str(prompts_dir)}
     job = train_policy.Job({"job": "train_policy", "inputs": inputs, "device": "cpu"}, tmp_path)
-    settings = train_policy.PPOSettings(prompts_per_iteration=8, minibatch_replies=8, max_reply_tokens=6)
+    settings = PPOSettings(prompts_per_iteration=8, minibatch_replies=8, max_reply_tokens=6)
     training = train_policy.PolicyTraining(job, settings, chat)
     read = []
     for model in (training.policy.model, training.collector.reference.model, training.collector.preference_model.model):

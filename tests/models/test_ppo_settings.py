@@ -10,9 +10,9 @@ from models.critic import Critic
 from models.huggingface import load_causal_lm
 from models.jobs import train_policy
 from models.jobs.runtime import JobError
-from models.jobs.train_policy import PPOSettings
 from models.policy import Policy, reply_chunks
 from models.ppo import adapted_kl_coef
+from models.ppo_settings import PPOSettings
 
 CRITICS = ("shared", "detached", "separate", "preference_model")
 ROUNDING = 1e-6
