@@ -9,19 +9,26 @@ import csv
 import gzip
 import io
 import json
-from collections import Counter
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from db.split import normalised
 from orchestrator.contamination import CheckedComparison, DataCheck, TextIndex
 from orchestrator.errors import ImportFileError
-from orchestrator.formats import detect_or_none, make_parser
-from orchestrator.formats.reading import RecordFile
+from orchestrator.formats import HEAD_RECORDS, detect_or_none, make_parser
+from orchestrator.formats.reading import RecordFile, check_named_gzip
 from orchestrator.formats.records import Refused, load_object
 
 OVERLAPS_FILE = "overlaps.jsonl"
+SHOWN_LINES = 10
+"""Lines of refused records that are named, of each reason the first."""
+JSON_SUFFIXES = (".json", ".jsonl", "")
+SUFFIXES = ".json, .jsonl, .csv, .tsv and .txt, each plain or as .gz"
 
 # What the public evaluations call the text that is put to a model, in lower case.
 TEXT_KEYS = {
@@ -52,11 +59,20 @@ def check_comparison_set(directory: Path, against: list[Path], out: Path) -> dic
     return check.result()
 
 
+@dataclass(frozen=True)
+class RefusedRecord:
+    """A record of a file that can't become a comparison: where it stands, and why."""
+
+    line: int
+    reason: str
+    detail: str
+
+
 def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
     """Check a file of comparisons, or of other texts, for repeats; comparisons also against `against`.
 
     Raises:
-        ImportFileError: the file can't be read, or holds neither comparisons nor texts.
+        ImportFileError: the file can't be read, is not what its name says, or holds neither comparisons nor texts.
     """
     if not is_comparisons(file):
         verbatim: list[int] = []
@@ -72,13 +88,26 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
             "distinct_texts": len(plain),
             "distinct_texts_verbatim": len(set(verbatim)),
         }
-    check, refused = DataCheck(against), Counter[str]()
+    check, refused = DataCheck(against), defaultdict[str, list[int]](list)
+    first, num_read = None, 0
     for item in comparisons(file):
-        if isinstance(item, Refused):
-            refused[item.reason] += 1
+        if isinstance(item, RefusedRecord):
+            first = first or item
+            refused[item.reason].append(item.line)
         else:
+            num_read += 1
             check.add(item)
-    return {"file": str(file), "refused": dict(sorted(refused.items())), **check.result()}
+    if first is not None and num_read == 0:
+        raise ImportFileError(
+            f"{file}: none of its records can be read as a comparison; line {first.line}: {first.reason}, "
+            f"{first.detail}. docs/formats.md shows what is read."
+        )
+    return {
+        "file": str(file),
+        "refused": {reason: len(lines) for reason, lines in sorted(refused.items())},
+        "refused_lines": {reason: lines[:SHOWN_LINES] for reason, lines in sorted(refused.items())},
+        **check.result(),
+    }
 
 
 def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
@@ -87,7 +116,7 @@ def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
     for file in files:
         if is_comparisons(file):
             openings[file] = {
-                hash(normalised(_opening(item))) for item in comparisons(file) if not isinstance(item, Refused)
+                hash(normalised(_opening(item))) for item in comparisons(file) if not isinstance(item, RefusedRecord)
             }
     known = list(openings)
     return [
@@ -98,28 +127,40 @@ def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
 
 
 def is_comparisons(file: Path) -> bool:
-    """Whether the first record is one of the formats that can be imported."""
-    if _suffix(file) not in (".json", ".jsonl", ""):
-        return False
-    try:
-        with RecordFile(file) as records:
-            return any(detect_or_none(load_object(raw.text, check=False)) for raw in _first(records))
-    except Refused:
-        return False
+    """Whether the file holds records in one of the formats that can be imported."""
+    return _format_of(file) is not None
 
 
-def comparisons(file: Path) -> Iterator[CheckedComparison | Refused]:
+def _format_of(file: Path) -> str | None:
+    """The import format of the first records that are in one; None for a file of other texts."""
+    if _suffix(file) not in JSON_SUFFIXES:
+        return None
+    with RecordFile(file) as records:
+        for raw in islice(records, HEAD_RECORDS):
+            try:
+                record = load_object(raw.text, check=False)
+            except Refused:
+                continue
+            if (found := detect_or_none(record)) is not None:
+                return found
+            if {"chosen", "rejected"} <= record.keys():
+                raise ImportFileError(
+                    f"{file}, line {raw.line}: chosen is {type(record['chosen']).__name__} and rejected is "
+                    f"{type(record['rejected']).__name__}, which fits no known format of comparisons; expected whole "
+                    "dialogues, or replies beside a prompt. docs/formats.md shows what is read."
+                )
+    return None
+
+
+def comparisons(file: Path) -> Iterator[CheckedComparison | RefusedRecord]:
     """The comparisons of a file in any format that can be imported; those without a choice as if `a` were chosen."""
-    parser = None
+    parser = make_parser(_format_of(file) or "", file)
     with RecordFile(file) as records:
         for raw in records:
             try:
-                record = load_object(raw.text)
-                if parser is None:
-                    parser = make_parser(detect_or_none(record) or "", file)
-                for item in parser(record):
+                for item in parser(load_object(raw.text)):
                     if isinstance(item, Refused):
-                        yield item
+                        yield RefusedRecord(raw.line, item.reason, item.detail)
                         continue
                     better, worse = (item.b, item.a) if item.side == "b" else (item.a, item.b)
                     yield CheckedComparison(
@@ -133,7 +174,7 @@ def comparisons(file: Path) -> Iterator[CheckedComparison | Refused]:
                         decided=item.side != "none",
                     )
             except Refused as refusal:
-                yield refusal
+                yield RefusedRecord(raw.line, refusal.reason, refusal.detail)
 
 
 def read_texts(file: Path) -> TextIndex:
@@ -145,7 +186,7 @@ def read_texts(file: Path) -> TextIndex:
     index = TextIndex(name_of(file))
     if is_comparisons(file):
         for item in comparisons(file):
-            if not isinstance(item, Refused):
+            if not isinstance(item, RefusedRecord):
                 index.add([message["content"] for message in item.prompt if message["role"] == "user"])
     else:
         for texts in _records(file):
@@ -166,15 +207,22 @@ def texts_of(record: Any) -> list[str]:
 
 
 def _records(file: Path) -> Iterator[list[str]]:
-    """The texts of each record of a file that is no comparisons."""
+    """The texts of each record of a file that is no comparisons; a record without any is passed over."""
+    yield from (texts for texts in _all_records(file) if texts)
+
+
+def _all_records(file: Path) -> Iterator[list[str]]:
     suffix = _suffix(file)
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv", ".txt"):
         with _opened(file) as lines:
+            _check_no_json(file, lines)
+            if suffix == ".txt":
+                yield from ([line.strip()] for line in lines if line.strip())
+                return
             for row in csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ","):
                 yield texts_of(row)
-    elif suffix == ".txt":
-        with _opened(file) as lines:
-            yield from ([line.strip()] for line in lines if line.strip())
+    elif suffix not in JSON_SUFFIXES:
+        raise ImportFileError(f"{file} is named {suffix}; read are {SUFFIXES}. Convert the file, or rename it.")
     else:
         whole = _one_object(file)
         if whole is not None:
@@ -182,7 +230,27 @@ def _records(file: Path) -> Iterator[list[str]]:
             return
         with RecordFile(file) as records:
             for raw in records:
-                yield texts_of(json.loads(raw.text))
+                try:
+                    yield texts_of(json.loads(raw.text))
+                except ValueError as error:
+                    raise ImportFileError(
+                        f"{file}, line {raw.line}: not JSON ({error}); expected one JSON value per line or one JSON "
+                        f"array, as the name says. Correct the line, or rename the file: read are {SUFFIXES}."
+                    ) from None
+
+
+def _check_no_json(file: Path, lines: IO[str]) -> None:
+    """Refuse a file of JSON records that is named like plain text or a table; its texts would be taken for others."""
+    first = next((line for line in lines if line.strip()), "")
+    lines.seek(0)
+    try:
+        record = json.loads(first)
+    except ValueError:
+        return
+    if isinstance(record, dict | list):
+        raise ImportFileError(
+            f"{file} is named {_suffix(file)}, but its first line is JSON. Rename it to .jsonl to have it read."
+        )
 
 
 def _one_object(file: Path) -> Any:
@@ -233,20 +301,20 @@ def _opening(comparison: CheckedComparison) -> str:
     return next((str(m["content"]) for m in comparison.prompt if m["role"] == "user"), "")
 
 
-def _first(records: RecordFile) -> Iterator[Any]:
-    yield from (raw for raw, _ in zip(records, range(1), strict=False))
-
-
 def _suffix(file: Path) -> str:
     return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
-def _opened(file: Path) -> Any:
+def _opened(file: Path) -> IO[str]:
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise ImportFileError(f"{file}: {error.strerror}.") from None
-    data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    zipped = check_named_gzip(file, raw[:2])
+    try:
+        data = gzip.decompress(raw) if zipped else raw
+    except (EOFError, OSError, zlib.error) as error:
+        raise ImportFileError(f"{file}: the gzip data is damaged ({error}). Fetch the file again.") from None
     try:
         return io.StringIO(data.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
@@ -254,4 +322,5 @@ def _opened(file: Path) -> Any:
 
 
 def _no_text(file: Path) -> ImportFileError:
-    return ImportFileError(f"{file} holds no text; expected comparisons, JSON, JSONL, CSV, TSV or plain text.")
+    found = "is empty" if file.stat().st_size == 0 else "holds no text"
+    return ImportFileError(f"{file} {found}; expected comparisons, JSON, JSONL, CSV, TSV or plain text.")

@@ -15,13 +15,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from orchestrator.errors import ImportFileError
-from orchestrator.formats import FORMATS, detect, make_parser
+from orchestrator.formats import FORMATS, HEAD_RECORDS, detect, make_parser
 from orchestrator.formats.reading import RawRecord, RecordFile
 from orchestrator.formats.records import Refused, load_object
 from orchestrator.staging import ImportFacts, ImportOptions, Staging
-
-HEAD_RECORDS = 20
-"""Records looked at to find out the format."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator.config import InitialPolicySection, PretrainSection
 from orchestrator.dataset import file_digest
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, ImportFileError
+from orchestrator.formats.reading import check_named_gzip
 from orchestrator.stage import StageContext, build, run_job_stage
 
 
@@ -127,9 +130,8 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     """Texts of a file: plain text in pieces, JSONL by record; of a comparison both sides alike."""
     from orchestrator.formats.hh import split_messages
 
-    opener = gzip.open if file.suffix == ".gz" else open
     name = file.name.removesuffix(".gz")
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with _opened(file) as lines:
         if not name.endswith(".jsonl"):
             yield from _paragraphs(lines)
             return
@@ -139,19 +141,45 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise ConfigError(f"{file}, line {number}: not JSON ({error}).") from None
+                raise ConfigError(f"{file}, line {number}: not JSON ({error}); expected an object per line.") from None
+            if not isinstance(record, dict):
+                raise ConfigError(f"{file}, line {number}: found {type(record).__name__}; expected an object per line.")
             if "messages" in record:
                 yield {"messages": record["messages"]}
             elif "text" in record:
                 yield {"text": record["text"]}
             elif "chosen" in record and "rejected" in record:
                 for side in ("chosen", "rejected"):
-                    yield {"messages": split_messages(record[side])}
+                    if not (isinstance(record[side], str) and (messages := split_messages(record[side]))):
+                        raise ConfigError(
+                            f"{file}, line {number}: {side} is no dialogue; expected one text of turns after "
+                            "'\\n\\nHuman:' and '\\n\\nAssistant:'."
+                        )
+                    yield {"messages": messages}
             else:
                 raise ConfigError(
                     f"{file}, line {number}: found keys {sorted(record)}; "
                     "expected messages, text, or chosen and rejected."
                 )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[str]]:
+    """The file as UTF-8 text, unpacked where its name says that it is gzip.
+
+    Raises:
+        ConfigError: it can't be read to its end as what its name says.
+    """
+    try:
+        if file.suffix == ".gz":
+            with file.open("rb") as raw:
+                check_named_gzip(file, raw.read(2))
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            yield lines
+    except ImportFileError as error:
+        raise ConfigError(f"{error} The configuration names it.") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} can't be read ({error}); the configuration names it. Fetch it again.") from None
 
 
 PARAGRAPH_CHARACTERS = 2000

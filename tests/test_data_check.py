@@ -147,6 +147,61 @@ def test_a_file_without_text_or_that_is_not_there_is_one_line(tmp_path: Path, ca
     assert "none.jsonl: No such file" in capsys.readouterr().err
 
 
+GOOD = '{"prompt": "Name a river.", "chosen": "the Rhine", "rejected": "the moon"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", GOOD, "is named .txt, but its first line is JSON. Rename it to .jsonl"),
+        ("a.csv", GOOD, "is named .csv, but its first line is JSON. Rename it to .jsonl"),
+        ("a.md", "Name a river.\n", "is named .md; read are .json, .jsonl, .csv, .tsv and .txt"),
+        ("a.jsonl", "goal,target\nWhat?,x\n", "line 1: not JSON"),
+        ("a.jsonl", '{"prompt": "What?"}\nWhy?\n', "line 2: not JSON"),
+        ("a.json", "Name a river.\n", "line 1: not JSON"),
+        ("a.jsonl.gz", GOOD, "is named .gz but is no gzip data: it begins with b'{\"'"),
+        ("a.txt.gz", "", "is named .gz but is no gzip data: it is empty"),
+        ("a.jsonl", "", "is empty; expected comparisons, JSON"),
+        ("a.jsonl", "{}\n[]\n", "holds no text; expected comparisons"),
+        (
+            "a.jsonl",
+            '{"chosen": "x", "rejected": 3}\n',
+            "line 1: chosen is str and rejected is int, which fits no",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "chosen": "y", "rejected": "y"}\n' * 2,
+            "none of its records can be read as a comparison; line 1: identical_replies, both sides are the same text",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_not_called_clean(tmp_path, capsys, name, content, says):
+    (tmp_path / name).write_text(content)
+    assert cli.main(["check-data", str(tmp_path / name)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {tmp_path / name}")
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_damaged_gzip_of_plain_text_is_one_line(tmp_path: Path, capsys):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"What?\n" * 100)[:20])
+    assert cli.main(["check-data", str(tmp_path / "a.txt.gz")]) == 2
+    assert "the gzip data is damaged" in capsys.readouterr().err
+
+
+def test_refused_records_are_named_by_line_and_a_broken_first_one_hides_no_format(tmp_path: Path, capsys):
+    same = '{"prompt": "x", "chosen": "y", "rejected": "y"}\n'
+    (tmp_path / "a.jsonl").write_text("cut{\n" + GOOD + same * 12 + '{"prompt": "x", "chosen": "y"}\n')
+    assert cli.main(["check-data", str(tmp_path / "a.jsonl")]) == 0
+    # Line 1 is no JSON, 2 is good, 3 to 14 are the same twice, 15 has no other side.
+    assert (
+        "1 comparisons, refused: identical_replies 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 …), "
+        "missing_field 1 (line 15), not_json 1 (line 1)"
+    ) in capsys.readouterr().out
+
+
 def test_cost_grows_linearly():
     texts = index(*(f"{number} {RUN}" for number in range(100)))
 
@@ -237,7 +292,7 @@ def test_the_command_tells_it_in_words_and_in_json(data_dir: Path, capsys):
     files = [str(folder / "train_b.jsonl.gz"), str(folder / "dev.jsonl.gz")]
     assert cli.main(["check-data", *files, "--against", str(data_dir / "llmbar/natural.json")]) == 0
     printed = capsys.readouterr().out
-    assert "refused: identical_replies 2" in printed
+    assert "refused: identical_replies 2 (lines " in printed
     assert "8 opening messages stand in both" in printed
     assert "llmbar/natural.json: 0 comparisons" in printed
     assert cli.main(["check-data", "--json", files[1]]) == 0

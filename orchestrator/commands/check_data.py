@@ -48,7 +48,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"{report['file']}: {report['texts']} texts, {report['texts'] - report['distinct_texts']} of them repeats "
             f"({report['texts'] - report['distinct_texts_verbatim']} verbatim)"
         ]
-    refused = ", ".join(f"{reason} {count}" for reason, count in report["refused"].items())
+    refused = ", ".join(
+        f"{reason} {count} ({_named(report['refused_lines'][reason], count)})"
+        for reason, count in report["refused"].items()
+    )
     lines = [
         f"{report['file']}: {report['comparisons']} comparisons" + (f", refused: {refused}" if refused else ""),
         f"  {report['prompts']} prompts, {report['repeated_prompts']} of them in several comparisons",
@@ -63,3 +66,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"{found['texts_met']} of its {found['texts']} texts ({found['whole_message']} as a whole message)"
         )
     return lines
+
+
+def _named(lines: list[int], count: int) -> str:
+    """The lines that were refused, the first of them where there are many."""
+    numbers = ", ".join(map(str, lines)) + (" …" if count > len(lines) else "")
+    return f"line {numbers}" if count == 1 else f"lines {numbers}"

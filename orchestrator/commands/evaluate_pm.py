@@ -23,9 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the pairs of every file."""
+    from orchestrator.formats.reading import check_openable
     from orchestrator.preference_evaluation import evaluate
     from orchestrator.settings import Settings
 
+    check_openable(args.files)
     settings = Settings.from_env()
     model, name = _model(args.preference_model, settings)
     found = evaluate(model, args.files, settings, args.question)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from db.session import session
 from orchestrator.formats import FORMATS
+from orchestrator.formats.reading import check_openable
 from orchestrator.importing import ImportReport, ImportRequest, import_file
 from orchestrator.settings import Settings
 
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import each file in a transaction of its own; the files before a failing one stay imported."""
+    check_openable(args.files)
     url = Settings.from_env().require_database_url()
     request = ImportRequest(
         format=args.format,
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _line(report: ImportReport) -> str:
+    if report.records == 0:
+        return f"{report.file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)"
     reasons = ", ".join(f"{reason} {count}" for reason, count in report.reasons.items())
     return (
         f"{report.file} ({report.format}, source {report.source}): {report.read} read, {report.imported} imported, "

@@ -15,7 +15,10 @@ from orchestrator.errors import ImportFileError
 from orchestrator.formats import arena, graded, hh, judged, mt_bench, own, preferences, ranked_trees
 from orchestrator.formats.records import ImportedComparison, Message, Parser, Refused, Side
 
-__all__ = ["EXPORTS", "FORMATS", "Format", "detect", "make_parser", "reads_back"]
+__all__ = ["EXPORTS", "FORMATS", "HEAD_RECORDS", "Format", "detect", "make_parser", "reads_back"]
+
+HEAD_RECORDS = 20
+"""Records looked at to find out the format of a file."""
 
 
 @dataclass(frozen=True)

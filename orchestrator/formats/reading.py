@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 from pathlib import Path
@@ -65,10 +65,13 @@ class RecordFile:
         self._hashing = _Hashing(self._file)
         raw = BufferedReader(self._hashing, CHUNK_BYTES)
         try:
-            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+            zipped = check_named_gzip(self.path, raw.peek(2)[:2])
         except OSError as error:
             self._file.close()
             raise ImportFileError(f"{self.path}: {error.strerror}.") from None
+        except ImportFileError:
+            self._file.close()
+            raise
         self._stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
         return self
 
@@ -189,3 +192,29 @@ class RecordFile:
 
     def _error(self, what: str) -> ImportFileError:
         return ImportFileError(f"{self.path}, line {max(self.line, 1)}: {what}. Nothing of this file was imported.")
+
+
+def check_named_gzip(path: Path, head: bytes) -> bool:
+    """Whether a file is gzip data, by its first two bytes; its name may leave that out, but must not claim it.
+
+    Raises:
+        ImportFileError: the name ends in .gz and the content is something else.
+    """
+    zipped = head == b"\x1f\x8b"
+    if not zipped and path.suffix == ".gz":
+        found = "is empty" if not head else f"begins with {head!r}"
+        raise ImportFileError(
+            f"{path} is named .gz but is no gzip data: it {found}. Fetch it again, or rename it if it is plain."
+        )
+    return zipped
+
+
+def check_openable(paths: Iterable[Path]) -> None:
+    """See that every file is there, before anything else is looked for.
+
+    Raises:
+        ImportFileError: the first that can't be opened, or is named .gz and is none.
+    """
+    for path in paths:
+        with RecordFile(path):
+            pass

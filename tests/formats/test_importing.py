@@ -212,6 +212,28 @@ def test_an_empty_file_has_no_records(session: Session, tmp_path: Path) -> None:
     assert counts(import_file(session, write(tmp_path / "set" / "f.jsonl"))) == (0, 0, 0, 0)
 
 
+def test_the_command_says_that_an_empty_file_is_empty(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    file = write(tmp_path / "set" / "f.jsonl")
+    assert main(["import", str(file)]) == 0
+    said = f"{file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("command", ["import", "evaluate-pm"])
+def test_a_missing_file_is_told_before_a_missing_instance(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, str(tmp_path / "none.jsonl")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none.jsonl'}: No such file or directory.\n"
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_text("{}")
+    assert main([command, str(plain)]) == 2
+    assert "is named .gz but is no gzip data: it begins with b'{}'" in capsys.readouterr().err
+
+
 def test_a_file_that_fails_leaves_nothing_and_the_one_before_it_everything(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
