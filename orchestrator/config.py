@@ -10,11 +10,15 @@ import difflib
 import json
 import os
 import tomllib
+import zoneinfo
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from orchestrator.config_errors import explain
 from orchestrator.errors import ConfigError
 
 
@@ -23,7 +27,7 @@ def _expanded(value: Any) -> Any:
         return value
     expanded = os.path.expandvars(value)
     if "$" in expanded:
-        raise ValueError(f"{value!r} names an environment variable that is not set")
+        raise ValueError("an environment variable that it names is not set")
     return os.path.expanduser(expanded)
 
 
@@ -33,7 +37,7 @@ PathText = Annotated[str, BeforeValidator(_expanded)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are never coerced in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class PretrainSection(Section):
@@ -42,7 +46,7 @@ class PretrainSection(Section):
     files: list[PathText] = Field(
         description="Dialogue or text files: JSONL(.gz) with `messages`, `text` or `chosen`/`rejected`, or .txt(.gz)"
     )
-    hidden_size: int = Field(128, ge=16, description="Width; a multiple of num_heads")
+    hidden_size: int = Field(128, ge=16, description="Width; a multiple of twice num_heads")
     num_layers: int = Field(4, ge=1)
     num_heads: int = Field(4, ge=1)
     vocab_size: int = Field(1024, ge=300, description="Entries of the byte-level BPE tokenizer trained on the text")
@@ -51,6 +55,15 @@ class PretrainSection(Section):
     learning_rate: float = Field(6e-3, ge=0)
     epochs: int = Field(1, ge=1)
     threads: int = Field(1, ge=1, description="CPU threads; another number gives other last digits")
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} with num_heads {self.num_heads}; expected a multiple of "
+                f"{2 * self.num_heads}, since each head turns pairs of numbers"
+            )
+        return self
 
 
 class DistillSection(Section):
@@ -94,6 +107,11 @@ class InitialPolicySection(Section):
     def _one_of(self) -> Self:
         if (self.path is None) == (self.pretrain is None):
             raise ValueError("give either initial_policy.path or the section [initial_policy.pretrain]")
+        if self.distill is not None and self.distill.reference_learning_rate is None and self.pretrain is None:
+            raise ValueError(
+                "distill.reference_learning_rate is not given; for a model that was pretrained elsewhere, name the "
+                "learning rate of its pretraining (published with most models, some 3e-4 at 1B parameters)"
+            )
         return self
 
 
@@ -187,6 +205,13 @@ class PreferenceModelSection(Section):
     )
     threads: int = Field(1, ge=1)
 
+    @field_validator("soft_targets")
+    @classmethod
+    def _by_strength(cls, targets: tuple[float, ...]) -> tuple[float, ...]:
+        if len(targets) != 4 or list(targets) != sorted(targets) or not 0.5 <= targets[0] <= targets[-1] <= 1:
+            raise ValueError("expected four probabilities from 0.5 to 1, for strengths 1 to 4, rising")
+        return targets
+
 
 class OrientationSection(Section):
     """What the preference model must not order the wrong way round: a hand-made set, and no source as a whole."""
@@ -246,6 +271,13 @@ class WatchSection(Section):
     max_clip_fraction: float = Field(0.8, ge=0, le=1, description="Share of tokens clipped, over a rollout's steps")
     max_ratio_error: float = Field(1.0, ge=0, description="|mean ratio − 1| over a rollout's steps")
     patience: int = Field(2, ge=1, description="Rollouts in a row beyond a wire; raise it where alarms are noise")
+
+    @field_validator("max_length_factor")
+    @classmethod
+    def _above_one(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise ValueError("expected a factor above 1, or 0 to turn the wire off")
+        return factor
 
 
 class PPOSection(Section):
@@ -378,6 +410,12 @@ class OodSection(Section):
     l2: float = Field(1e-3, gt=0, description="Penalty on the weights of `exposure`; raise it for few examples")
     threads: int = Field(1, ge=1)
 
+    @model_validator(mode="after")
+    def _examples_to_learn_from(self) -> Self:
+        if self.detector == "exposure" and self.examples_file is None:
+            raise ValueError("detector 'exposure' learns from examples; give examples_file, or take another detector")
+        return self
+
 
 class ServingSection(Section):
     """How live policies answer raters. Equal for every contestant."""
@@ -392,6 +430,37 @@ class ScheduleSection(Section):
 
     cron: str = Field("0 6 * * 1", description="Weekly, Monday at 6")
     timezone: str = Field("UTC", description="IANA time zone of the schedule")
+
+    @field_validator("cron")
+    @classmethod
+    def _comes_round(cls, expression: str) -> str:
+        # Seconds, as a sixth field, stand last for Prefect and first for cronsim.
+        reason = "it has another number of fields"
+        if len(expression.split()) == 5:
+            try:
+                next(CronSim(expression, datetime(2000, 1, 1)))
+                return expression
+            except StopIteration:
+                reason = "such a day never comes"
+            except CronSimError as error:
+                reason = str(error).lower()
+        raise ValueError(
+            f"expected a cron expression of five fields (minute, hour, day, month, weekday), such as 0 6 * * 1 for "
+            f"Mondays at six; {reason}"
+        )
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            near = difflib.get_close_matches(name, zoneinfo.available_timezones(), 1)
+            raise ValueError(
+                "expected an IANA time zone, such as UTC or Europe/Berlin"
+                + (f"; did you mean {near[0]}?" if near else "")
+            ) from None
+        return name
 
 
 class CycleConfig(Section):
@@ -453,27 +522,7 @@ def parse_config(
         # 1.0, while tables are still sections and arrays tuples.
         return model.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                known = _known_keys(model, item["loc"][:-1])
-                near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
-                meant = f"did you mean {near[0]}? " if near else ""
-                message = f"unknown key; {meant}known are {', '.join(known)}"
-            found = "" if item["type"] in ("missing", "extra_forbidden") else f" (found {item['input']!r})"
-            lines.append(f"{key}: {message}{found}" if key else message)
-        raise ConfigError(f"In {origin}: " + "; ".join(lines) + ".") from None
-
-
-def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    section: Any = model
-    for part in (part for part in path if isinstance(part, str)):
-        annotation = section.model_fields[part].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(choice for choice in choices if hasattr(choice, "model_fields"))
-    return sorted(section.model_fields)
+        raise ConfigError(f"In {origin}: {explain(error, model)}.") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

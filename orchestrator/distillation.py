@@ -73,15 +73,11 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
 
 
 def _reference_rate(section: InitialPolicySection, distill: DistillSection) -> float:
-    """The learning rate that multiples are of: the model's own in pretraining."""
+    """The learning rate that multiples are of: the model's own in pretraining. The configuration has one of the two."""
     if distill.reference_learning_rate is not None:
         return distill.reference_learning_rate
-    if section.pretrain is not None:
-        return section.pretrain.learning_rate
-    raise ConfigError(
-        "initial_policy.distill.reference_learning_rate is not given; for a model that was pretrained elsewhere, name "
-        "the learning rate of its pretraining (published with most models, some 3e-4 at 1B parameters)."
-    )
+    assert section.pretrain is not None
+    return section.pretrain.learning_rate
 
 
 def parse_prompt(text: str) -> list[dict[str, str]]:

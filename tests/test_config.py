@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_unknown_section_is_an_error(file):
 
 
 def test_wrong_type_tells_what_was_found(file):
-    with pytest.raises(ConfigError, match=r"ppo\.epochs: .*integer.*found 'many'"):
+    with pytest.raises(ConfigError, match=r"ppo\.epochs: found 'many'; expected a whole number"):
         load_config(file, ["ppo.epochs=many"])
 
 
@@ -44,7 +45,7 @@ def test_wrong_type_tells_what_was_found(file):
 )
 def test_values_are_not_taken_for_others(file, override):
     key = override.partition("=")[0].replace(".", r"\.")
-    with pytest.raises(ConfigError, match=rf"{key}: .*found "):
+    with pytest.raises(ConfigError, match=rf"{key}: found .*; expected "):
         load_config(file, [override])
 
 
@@ -52,6 +53,113 @@ def test_a_whole_number_is_welcome_where_a_fraction_is_and_arrays_are_tuples(fil
     config = load_config(file, ["ppo.learning_rate=1", "evaluation.best_of=4", "evaluation.best_of_points=[1, 4]"])
     assert config.ppo.learning_rate == 1.0
     assert config.evaluation.best_of_points == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("ppo=3", "ppo: found 3; expected a section with keys of its own"),
+        ("ppo.watch=[]", "ppo.watch: found []; expected a section with keys of its own"),
+        ("ood=true", "ood: found true; expected a section with keys of its own"),
+        ("pmp.files='x'", "pmp.files: found 'x'; expected a list in square brackets"),
+        ("pmp.files=['a', 3]", "pmp.files, entry 2: found 3; expected a text in quotes"),
+        ("comparisons.label_kinds=['x']", "comparisons.label_kinds, entry 1: found 'x'; expected 'human' or 'model'"),
+        (
+            "preference_model.skills={name='a'}",
+            "preference_model.skills: found a section with name; expected sections that each begin with "
+            "[[preference_model.skills]], in double brackets",
+        ),
+        (
+            "preference_model.skills=[{name='a'}]",
+            "preference_model.skills, entry 1, file: not given, and has no default",
+        ),
+        (
+            "preference_model.skills=[{name='a', file='b', questio='c'}]",
+            "preference_model.skills, entry 1, questio: unknown key; did you mean question?",
+        ),
+        (
+            "evaluation.best_of_points=[1, 'x']",
+            "evaluation.best_of_points, entry 2: found 'x'; expected a whole number",
+        ),
+        ("ppo.kl_coef=-1", "ppo.kl_coef: found -1; expected at least 0"),
+        ("ppo.discount=2", "ppo.discount: found 2; expected at most 1"),
+        ("ppo.learning_rate=inf", "ppo.learning_rate: found inf; expected a finite number"),
+        ("ppo.learning_rate=nan", "ppo.learning_rate: found nan; expected a finite number"),
+        ("name=''", "name: found ''; expected a text of at least 1 characters"),
+        ("ppo.whiten_advantages=1", "ppo.whiten_advantages: found 1; expected true or false"),
+    ],
+)
+def test_a_wrong_value_is_told_in_the_words_of_the_file(file, override, told):
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [override])
+    assert str(refused.value).startswith(f"In {file}: {told}")
+
+
+def test_everything_that_is_wrong_is_told_at_once_and_long_values_are_cut(file):
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, ["ppo.epochs='" + 90 * "x" + "'", "gates.max_kl_nats=0"])
+    shown = "'" + 79 * "x" + "…"
+    assert str(refused.value) == (
+        f"In {file}: ppo.epochs: found {shown}; expected a whole number; "
+        "gates.max_kl_nats: found 0; expected more than 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        # What the jobs refuse, and a cycle would only find out when it comes to them.
+        (["preference_model.soft_targets=[0.6, 0.7]"], "soft_targets: found [0.6, 0.7]; expected four probabilities"),
+        (["preference_model.soft_targets=[0.6, 0.8, 0.7, 0.9]"], "expected four probabilities from 0.5 to 1, .*rising"),
+        (["preference_model.soft_targets=[0.4, 0.6, 0.7, 0.8]"], "expected four probabilities from 0.5 to 1"),
+        (["preference_model.soft_targets=[0.6, 0.7, 0.8, 1.1]"], "expected four probabilities from 0.5 to 1"),
+        (["ppo.watch.max_length_factor=1"], "ppo.watch.max_length_factor: found 1; expected a factor above 1, or 0"),
+        (["ood.detector=exposure"], "ood: detector 'exposure' learns from examples; give examples_file"),
+        (["initial_policy.distill.files=['a.txt']"], "initial_policy: distill.reference_learning_rate is not given"),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_at_once(file, overrides, told):
+    with pytest.raises(ConfigError, match=re.escape(told).replace(r"\.\*", ".*")):
+        load_config(file, overrides)
+
+
+def test_the_width_is_a_multiple_of_twice_the_heads(tmp_path):
+    (tmp_path / "c.toml").write_text("[initial_policy.pretrain]\nfiles = ['a']\nhidden_size = 36\nnum_heads = 6\n")
+    assert load_config(tmp_path / "c.toml")
+    with pytest.raises(ConfigError, match="hidden_size is 36 with num_heads 4; expected a multiple of 8"):
+        load_config(tmp_path / "c.toml", ["initial_policy.pretrain.num_heads=4"])
+
+
+@pytest.mark.parametrize("cron", ["0 6 * * 1", "*/15 8-18 * * MON-FRI", "0 0 L * *", "0 0 29 2 *", "30 5 1,15 * *"])
+def test_a_schedule_that_is_taken_is_taken_by_prefect(file, cron):
+    from prefect.client.schemas.schedules import CronSchedule
+
+    assert CronSchedule(cron=load_config(file, [f"schedule.cron='{cron}'"]).schedule.cron, timezone="UTC").cron == cron
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("cron", "weekly", "five fields (minute, hour, day, month, weekday), such as 0 6 * * 1"),
+        ("cron", "0 6 * *", "it has another number of fields"),
+        ("cron", "0 0 6 * * 1", "it has another number of fields"),
+        ("cron", "0 25 * * 1", "bad hour"),
+        ("cron", "0 6 31 2 *", "bad day-of-month"),
+        (
+            "timezone",
+            "Europe/Berln",
+            "expected an IANA time zone, such as UTC or Europe/Berlin; did you mean Europe/Berlin",
+        ),
+        ("timezone", "../UTC", "expected an IANA time zone"),
+        ("timezone", "Europe", "expected an IANA time zone"),
+        ("timezone", "", "expected an IANA time zone"),
+    ],
+)
+def test_a_schedule_that_can_t_be_is_refused_when_the_file_is_read(file, key, value, told):
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [f"schedule.{key}='{value}'"])
+    assert f"schedule.{key}: found '{value}'; " in str(refused.value)
+    assert told in str(refused.value)
 
 
 def test_a_folder_in_place_of_a_file_is_told(tmp_path):
