@@ -4,6 +4,9 @@ One forward without module calls, masks only where needed, and a key-value cache
 requests; `tests/models/test_sampler.py` holds it against the plain Hugging Face forward.
 """
 
+import contextlib
+import itertools
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +25,15 @@ _FIRST_BLOCK_CPU = 32
 _FIRST_BLOCK_GPU = 512
 _BLOCKS_OF_A_SIZE = 4
 
+# Tokens of prompts in one forward pass on CPU: the states of more leave the cache.
+_PREFILL_TOKENS_CPU = 1024
+
 # Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 _Projection = tuple[Tensor, Tensor | None]
+# Norm, queries with keys and values, output, norm, gate with up, down. No norm: it is part of the product after it.
+_Layer = tuple[Tensor | None, list[_Projection], _Projection, Tensor | None, list[_Projection], _Projection]
 
 
 def supports(model: Any) -> bool:
@@ -50,7 +58,7 @@ class _Block:
 class LlamaDecoder:
     """Key-value cache and forward; rows 0 .. n-1 are the running requests, in the engine's order.
 
-    A layer's keys are one tensor (places, head_dim), its values another. Row r, key-value head h and position p of a
+    A layer's keys and values are one tensor (2, places, head_dim). Row r, key-value head h and position p of a
     block have the place base + (r * kv_heads + h) * size + p - start.
     """
 
@@ -64,10 +72,11 @@ class LlamaDecoder:
         self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
         self._rows = 0  # that there is room for
         self._blocks: list[_Block] = []
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._places = 0  # of a layer's keys
+        self._caches: list[Tensor] = []
         self._sizes = self._firsts = torch.zeros(0, dtype=torch.long)
-        self._cos = self._sin = torch.empty(0)
+        self._angles: list[Tensor] = []  # of every position: (positions, 1, head_dim) cosines and sines, or one complex
+        self._viewed: tuple[tuple[int, list[int]], list[tuple[list[Tensor], list[Tensor]]]] | None = None
         self.sync()
 
     @torch.no_grad()
@@ -75,7 +84,7 @@ class LlamaDecoder:
         """Read the model's weights again after they changed."""
         trunk = self.model.model
         join = sum(p.numel() for p in self.model.parameters()) < _JOIN_BELOW_PARAMETERS
-        self._layers = []
+        self._layers: list[_Layer] = []
         for layer in trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             self._layers.append(
@@ -91,6 +100,32 @@ class LlamaDecoder:
         self._embedding = trunk.embed_tokens.weight.detach()
         self._norm = trunk.norm.weight.detach()
         self._head = _projections([self.model.lm_head], False)[0]
+        self._eps = self._norm.new_full((1,), self.eps)
+        self._folded = join and self._embedding.dtype == torch.float32
+        if self._folded:
+            self._layers = [self._fold(layer) for layer in self._layers]
+        self._scale = 1.0 if self._folded else self.head_dim**-0.5
+
+    def _fold(self, layer: _Layer) -> _Layer:
+        """A layer whose products include the norm before them and the scale of the queries.
+
+        The two coordinates of a plane of the rotary embedding come to stand side by side, as those of a complex number;
+        scores don't depend on the order of coordinates. Weights lie in memory as the product reads them.
+        """
+        norm_1, qkv, out, norm_2, gate_up, down = layer
+        assert norm_1 is not None
+        assert norm_2 is not None
+        heads = self.heads + 2 * self.kv_heads
+        order = torch.arange(heads * self.head_dim, device=norm_1.device).view(heads, 2, self.head_dim // 2)
+        values = order[-self.kv_heads :].flatten()
+        order = torch.cat((order[: -self.kv_heads].transpose(1, 2).flatten(), values))
+        scale = torch.ones(heads, self.head_dim, device=norm_1.device)
+        scale[: self.heads] = self.head_dim**-0.5
+        scale = scale.flatten()
+        weight, bias = qkv[0]
+        joined = (weight[order] * norm_1 * scale[:, None], None if bias is None else bias[order] * scale)
+        gated = (gate_up[0][0] * norm_2, gate_up[0][1])
+        return None, [_laid_out(joined)], _laid_out(out), None, [_laid_out(gated)], _laid_out(down)
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` requests of up to `length` tokens; what is cached is kept."""
@@ -103,17 +138,17 @@ class LlamaDecoder:
         old_blocks, old_rows = self._blocks, self._rows
         self._blocks, self._rows = _blocks(rows * self.kv_heads, length, self._embedding.device), rows
         last = self._blocks[-1]
-        places = last.base + rows * self.kv_heads * last.size
-        for caches in (self._keys, self._values):
-            old_caches = list(caches)
-            caches.clear()
-            for index in range(len(self._layers)):
-                # Zeros, not empty: masked columns are still multiplied, and NaN x 0 is NaN.
-                new = self._embedding.new_zeros((places, self.head_dim))
-                # Blocks of the same positions have the same size, whatever the length: sizes depend on their order.
-                for old, block in zip(old_blocks, self._blocks, strict=False):
-                    self._view(new, block, old_rows).copy_(self._view(old_caches[index], old, old_rows))
-                caches.append(new)
+        self._places = last.base + rows * self.kv_heads * last.size
+        old_caches, self._caches, self._viewed = self._caches, [], None
+        for index in range(len(self._layers)):
+            caches = _zeros(2 * self._places * self.head_dim, self._embedding).view(2, self._places, self.head_dim)
+            # Blocks of the same positions have the same size, whatever the length: sizes depend on their order.
+            for old, block in zip(old_blocks, self._blocks, strict=False):
+                for new, cache in zip(caches, old_caches[index], strict=True):
+                    self._view(new, block, old_rows).copy_(self._view(cache, old, old_rows))
+            if old_caches:
+                old_caches[index] = torch.empty(0)  # two copies of one layer at a time
+            self._caches.append(caches)
         device = self._embedding.device
         sizes = torch.tensor([block.size for block in self._blocks], device=device)
         # For every position: the size of its block, and the place of row 0, head 0 there.
@@ -122,7 +157,9 @@ class LlamaDecoder:
         self._firsts = torch.repeat_interleave(firsts, sizes) + torch.arange(len(self._sizes), device=device)
         positions = torch.arange(len(self._sizes), device=device)[None]
         cos, sin = self.model.model.rotary_emb(self._embedding[:1], positions)
-        self._cos, self._sin = cos[0], sin[0]
+        half = self.head_dim // 2
+        self._angles = [torch.complex(cos[0, :, :half], sin[0, :, :half])] if self._folded else [cos[0], sin[0]]
+        self._angles = [x[:, None] for x in self._angles]
 
     def _view(self, cache: Tensor, block: _Block, rows: int) -> Tensor:
         """The block of the first rows, (rows * kv_heads, size, head_dim)."""
@@ -141,75 +178,116 @@ class LlamaDecoder:
         """
         start, count, device = len(self.lengths), len(prompts), self._embedding.device
         numbers: dict[tuple[int, ...], int] = {}
-        copies = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
-        width = max(map(len, numbers))
-        self.reserve(start + count, width + 1)
-        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in numbers], device=device)
-        cos, sin = self._cos[:width, None], self._sin[:width, None]
-        hidden = F.embedding(ids, self._embedding)
+        copies = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+        unique = list(numbers)
+        self.reserve(start + count, max(map(len, unique)) + 1)
+        lengths = torch.tensor([len(prompt) for prompt in unique], device=device)
+        places = torch.tensor(copies, device=device)
+        self.lengths = torch.cat([self.lengths, lengths[places]])
+        last = []
+        for first, end in _groups([len(prompt) for prompt in unique], device):
+            rows = [start + row for row, number in enumerate(copies) if first <= number < end]
+            last.append(self._prefill(unique[first:end], rows, [copies[row - start] - first for row in rows]))
+        return self._logits(torch.cat(last))[places]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int], copies: list[int]) -> Tensor:
+        """States after each prompt's last token, (b, D), before the final norm; `rows` keep the keys and values of the
+        prompts that `copies` names."""
+        count, device = len(prompts), self._embedding.device
+        width = max(map(len, prompts))
+        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+        target, source = torch.tensor([rows, copies], device=device)
+        last = torch.tensor([i * width + len(prompt) - 1 for i, prompt in enumerate(prompts)], device=device)
+        real = torch.arange(width, device=device) <= (last % width)[:, None, None, None]
+        angles = [x[:width].repeat(count, 1, 1) for x in self._angles]
+        hidden = F.embedding(ids.view(-1), self._embedding)
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            normed = F.rms_norm(hidden, norm_1.shape, norm_1, self.eps)
-            query, key, value = (x.transpose(1, 2) for x in self._attention_inputs(normed, qkv, cos, sin))
-            for cache, states in ((self._keys[index], key), (self._values[index], value)):
+            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
+            # (2, b, kv_heads, width, head_dim)
+            keys_values = pairs.view(count, width, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            for cache, states in zip(self._caches[index], keys_values, strict=True):
                 for block in self._covering(width):
                     part = states[:, :, block.start : block.start + block.size]
-                    rows = self._view(cache, block, start + count).unflatten(0, (-1, self.kv_heads))[start:]
-                    rows[:, :, : part.shape[2]] = part if len(ids) == count else part[copies]
-            # Padding stands on the right, so that the causal mask alone hides it from real tokens.
+                    view = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
+                    view[target, :, : part.shape[2]] = part[source]
+            # Behind the last layer's keys and values only what was asked for is computed. Before, padding stands on the
+            # right, so that the causal mask alone hides it from real tokens.
+            behind = index == len(self._layers) - 1
+            if behind:
+                query, hidden = query[last], hidden[last]
             attended = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=self.kv_heads != self.heads
+                query.view(count, -1, self.heads, self.head_dim).transpose(1, 2),
+                keys_values[0],
+                keys_values[1],
+                attn_mask=real if behind else None,
+                is_causal=not behind,
+                scale=self._scale,
+                enable_gqa=self.kv_heads != self.heads,
             )
-            attended = attended.transpose(1, 2).reshape(len(ids), width, -1)
-            hidden = hidden + F.linear(attended, *out)
-            hidden = hidden + self._mlp(F.rms_norm(hidden, norm_2.shape, norm_2, self.eps), gate_up, down)
-        lengths = torch.tensor([len(prompt) for prompt in numbers], device=device)
-        last = hidden[torch.arange(len(ids), device=device), lengths - 1]
-        self.lengths = torch.cat([self.lengths, lengths[copies]])
-        return self._logits(last)[copies]
+            attended = attended.transpose(1, 2).reshape(len(hidden), -1)
+            hidden = _added(hidden, attended, out)
+            hidden = _added(hidden, self._gated(self._normed(hidden, norm_2), gate_up), down)
+        return hidden
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Append one token to every row, ids (n,), and give the logits that follow it, (n, V)."""
         count = len(ids)
-        self.lengths = self.lengths + 1
-        positions = self.lengths - 1
-        width = int(self.lengths.max())
+        positions, self.lengths = self.lengths, self.lengths + 1
+        shortest, width = (int(x) for x in self.lengths.aminmax())
         self.reserve(count, width)
         blocks = self._covering(width)
         sizes = [block.size for block in blocks]
-        columns = torch.arange(sum(sizes), device=ids.device)
         if ids.device.type == "cuda":
             # There a part of a block costs no more than its share, and what is masked need not be computed.
             sizes[-1] = width - blocks[-1].start
-            columns = columns[:width]
+        views = self._views(count, blocks, sizes)
+        # Columns before `masked` are seen by every row.
+        masked = next((block.start for block in blocks if block.start + block.size > shortest), sum(sizes))
+        columns = torch.arange(masked, sum(sizes), device=ids.device)
         bias = torch.zeros((count, len(columns)), dtype=self._embedding.dtype, device=ids.device)
         bias.masked_fill_(columns[None] > positions[:, None], float("-inf"))
         bias = bias[:, None].expand(count, self.kv_heads, -1).reshape(count * self.kv_heads, 1, -1)
         lines = torch.arange(count * self.kv_heads, device=ids.device).view(count, self.kv_heads)
-        places = (self._firsts[positions][:, None] + lines * self._sizes[positions][:, None]).view(-1)
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        places = self._firsts[positions][:, None] + lines * self._sizes[positions][:, None]
+        places = torch.cat((places, places + self._places), dim=1).view(-1)
+        angles = [x[positions] for x in self._angles]
         groups = self.heads // self.kv_heads
-        scale = self.head_dim**-0.5
         hidden = F.embedding(ids, self._embedding)
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            normed = F.rms_norm(hidden, norm_1.shape, norm_1, self.eps)
-            query, key, value = self._attention_inputs(normed, qkv, cos, sin)
-            self._keys[index].index_copy_(0, places, key.reshape(-1, self.head_dim))
-            self._values[index].index_copy_(0, places, value.reshape(-1, self.head_dim))
-            query = query.reshape(count * self.kv_heads, groups, self.head_dim) * scale
-            keys, values = (
-                [self._view(cache[index], block, count)[:, :size] for block, size in zip(blocks, sizes, strict=True)]
-                for cache in (self._keys, self._values)
-            )
-            scores = [torch.bmm(query, part.transpose(1, 2)) for part in keys]
-            weights = torch.softmax((torch.cat(scores, dim=2) if len(scores) > 1 else scores[0]).add_(bias), dim=-1)
-            shares = weights.split(sizes, dim=2)
+            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
+            self._caches[index].view(-1, self.head_dim).index_copy_(0, places, pairs.view(-1, self.head_dim))
+            query = query.view(count * self.kv_heads, groups, self.head_dim)
+            if self._scale != 1:
+                query = query * self._scale
+            keys, values = views[index]
+            parts = [torch.bmm(query, part) for part in keys]
+            scores = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+            if len(columns):
+                scores[:, :, masked:] += bias
+            shares = torch.softmax(scores, dim=-1).split(sizes, dim=2)
             attended = torch.bmm(shares[0], values[0])
             for share, part in zip(shares[1:], values[1:], strict=True):
                 attended.baddbmm_(share, part)
-            hidden = hidden + F.linear(attended.reshape(count, -1), *out)
-            hidden = hidden + self._mlp(F.rms_norm(hidden, norm_2.shape, norm_2, self.eps), gate_up, down)
+            hidden = _added(hidden, attended.view(count, -1), out)
+            hidden = _added(hidden, self._gated(self._normed(hidden, norm_2), gate_up), down)
         return self._logits(hidden)
+
+    def _views(self, count: int, blocks: list[_Block], sizes: list[int]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """By layer and block the transposed keys (lines, head_dim, size) and the values (lines, size, head_dim).
+
+        Making them takes as long as a small product, so that they are kept while rows and blocks stay the same.
+        """
+        if self._viewed is None or self._viewed[0] != (count, sizes):
+            cut = []
+            for caches in self._caches:
+                keys, values = (
+                    [self._view(cache, block, count)[:, :size] for block, size in zip(blocks, sizes, strict=True)]
+                    for cache in caches
+                )
+                cut.append(([part.transpose(1, 2) for part in keys], values))
+            self._viewed = (count, sizes), cut
+        return self._viewed[1]
 
     def drop(self, ended: set[int]) -> list[int]:
         """Remove rows; rows from the end fill the gaps, so that few cached keys move.
@@ -226,36 +304,53 @@ class LlamaDecoder:
         if gaps:
             target, source = torch.tensor([gaps, movers], device=self.lengths.device)
             blocks = self._covering(int(self.lengths[source].max()))
-            for cache in (*self._keys, *self._values):
+            for cache in itertools.chain.from_iterable(self._caches):
                 for block in blocks:
                     rows = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
                     rows[target] = rows[source]
         self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
         return order
 
-    def _attention_inputs(
-        self, hidden: Tensor, qkv: list[_Projection], cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (..., heads, head_dim), key and value (..., kv_heads, head_dim), the first two rotated."""
-        shape = (*hidden.shape[:-1], -1, self.head_dim)
+    def _normed(self, hidden: Tensor, weight: Tensor | None) -> Tensor:
+        """RMS norm; without a weight where that is part of the product that follows."""
+        if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+            return F.rms_norm(hidden, hidden.shape[-1:], weight, self.eps)
+        # F.rms_norm is six operations on CPU and takes twice as long.
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        normed = hidden * torch.addcmul(self._eps, length, length, value=1 / hidden.shape[-1]).rsqrt_()
+        return normed if weight is None else normed.mul_(weight)
+
+    def _attention_inputs(self, hidden: Tensor, qkv: list[_Projection], angles: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries (n, heads, head_dim) and keys before values (n, 2 * kv_heads, head_dim), each whole in memory.
+
+        Queries and keys are rotated.
+        """
+        shape = (len(hidden), -1, self.head_dim)
+        if self._folded:
+            states = F.linear(hidden, *qkv[0]).view(shape)
+            turned = states[:, : self.heads + self.kv_heads].unflatten(-1, (-1, 2))
+            torch.view_as_complex(turned).mul_(angles[0])
+            return states[:, : self.heads].contiguous(), states[:, self.heads :].contiguous()
+        cos, sin = angles
         if len(qkv) == 1:
             both, value = (
-                F.linear(hidden, *qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+                F.linear(hidden, *qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
             )
-            query, key = rotated(both, cos, sin).split([self.heads, self.kv_heads], dim=-2)
-            return query, key, value
-        query, key, value = (F.linear(hidden, *projection).view(shape) for projection in qkv)
-        return rotated(query, cos, sin), rotated(key, cos, sin), value
+            query, key = rotated(both, cos, sin).split([self.heads, self.kv_heads], dim=1)
+        else:
+            query, key, value = (F.linear(hidden, *projection).view(shape) for projection in qkv)
+            query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        return query.contiguous(), torch.cat((key, value), dim=1)
 
-    def _mlp(self, hidden: Tensor, gate_up: list[_Projection], down: _Projection) -> Tensor:
+    def _gated(self, hidden: Tensor, gate_up: list[_Projection]) -> Tensor:
         if len(gate_up) == 1:
             gate, up = F.linear(hidden, *gate_up[0]).chunk(2, dim=-1)
         else:
             gate, up = (F.linear(hidden, *projection) for projection in gate_up)
-        return F.linear(F.silu(gate) * up, *down)
+        return F.silu(gate, inplace=True).mul_(up)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(hidden, self._norm.shape, self._norm, self.eps), *self._head).float()
+        return F.linear(self._normed(hidden, self._norm), *self._head).float()
 
 
 def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
@@ -283,6 +378,45 @@ def _projections(modules: Sequence[nn.Linear], join: bool) -> list[_Projection]:
         return [(weight, None)]
     biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]
     return [(weight, torch.cat(biases))]
+
+
+def _zeros(count: int, like: Tensor) -> Tensor:
+    """A cache's memory, (count,). Zeros, not empty: masked columns are still multiplied, and NaN x 0 is NaN.
+
+    On CPU in large pages where the system has them: a step reads and writes the keys of every row, which lie some
+    kilobytes from each other, and looking up small pages took a twelfth of it (docs/log.md).
+    """
+    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_zeros(count)
+    memory = mmap.mmap(-1, count * like.element_size())
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype)
+
+
+def _laid_out(projection: _Projection) -> _Projection:
+    """The same matrix, column by column in memory: F.linear reads it so; the fewer inputs, the less that matters."""
+    weight, bias = projection
+    return weight.t().contiguous().t(), bias
+
+
+def _added(hidden: Tensor, states: Tensor, projection: _Projection) -> Tensor:
+    """`hidden` plus the projected states, in its place."""
+    weight, bias = projection
+    hidden.addmm_(states, weight.t())
+    return hidden if bias is None else hidden.add_(bias)
+
+
+def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int]]:
+    """Prompts first .. end - 1 that run through the layers together: few enough tokens for the cache of a CPU."""
+    limit = _PREFILL_TOKENS_CPU if device.type == "cpu" else sum(lengths)
+    groups: list[tuple[int, int]] = []
+    first = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (end + 1 - first) * max(lengths[first : end + 1]) > limit:
+            groups.append((first, end))
+            first = end
+    return groups
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -64,27 +64,36 @@ def choose_tokens(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: T
         ids (B,) and their log-probs (B,) under the model itself, that is at temperature 1
         and without top-p, whatever they were drawn with.
     """
+    plain, narrowed = bool((temperature == 1).all()), top_p < 1
+    if plain and not bool(narrowed.any()):
+        # What the draw sums up is also what the log-probs are divided by: one pass of exponentials in place of two.
+        peaks = logits.amax(dim=-1, keepdim=True)
+        cumulative = (logits - peaks).exp_().cumsum(dim=-1)
+        ids = _drawn(cumulative, uniform)
+        return ids[:, 0], (logits.gather(1, ids) - peaks - cumulative[:, -1:].log())[:, 0]
     logps = torch.log_softmax(logits, dim=-1)
-    plain = bool((temperature == 1).all())
     if plain:
         probs = logps.exp()
     else:
         # A row at temperature 0 is overwritten below; 1 only keeps its division finite.
         divisor = torch.where(temperature > 0, temperature, torch.ones_like(temperature))
         probs = torch.softmax(logits / divisor[:, None], dim=-1)
-    narrowed = top_p < 1
     if bool(narrowed.any()):
         rows = narrowed.nonzero()[:, 0]
         probs[rows] = _keep_top(probs[rows], top_p[rows])
-    cumulative = probs.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # The first token whose cumulative probability exceeds the target. `right=True` passes over
-    # tokens of probability zero; the target must stay below the total, which rounding could reach.
-    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    ids = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    ids = _drawn(probs.cumsum(dim=-1), uniform)[:, 0]
     if not plain:
         ids = torch.where(temperature > 0, ids, logits.argmax(dim=-1))
     return ids, logps.gather(1, ids[:, None])[:, 0]
+
+
+def _drawn(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row, (B, 1), from cumulative weights (B, V), whose total may be any positive number."""
+    total = cumulative[:, -1:]
+    # The first token whose cumulative weight exceeds the target. `right=True` passes over tokens of weight zero; the
+    # target must stay below the total, which rounding could reach.
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)
 
 
 def _keep_top(probs: Tensor, top_p: Tensor) -> Tensor:

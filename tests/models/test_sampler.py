@@ -23,15 +23,26 @@ from models.sampler_llama import LlamaDecoder
 from models.sampler_random import choose_tokens, derive_seed, permutation, uniforms
 
 FORWARD_TOLERANCE = 1e-4  # float32, sums in another order
+ROUNDING = 5e-6  # float32, log-probs down to -30
 VOCAB = 64
 EOS = 1
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {"initializer_range": 0.3, "max_position_embeddings": 64, "intermediate_size": 64}  # peaked, varied logits
 
 
+def with_norms(model):
+    """Norm weights start at one, which would hide that they are left out."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
 def llama(**changes):
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**(SMALL | WIDE | {"num_key_value_heads": 2} | changes))).eval()
+    config = LlamaConfig(**(SMALL | WIDE | {"num_key_value_heads": 2} | changes))
+    return with_norms(LlamaForCausalLM(config).eval())
 
 
 def qwen2(**changes):
@@ -41,7 +52,7 @@ def qwen2(**changes):
         for layer in model.model.layers:
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 projection.bias.normal_()
-    return model
+    return with_norms(model)
 
 
 def gpt2():
@@ -184,6 +195,20 @@ def test_a_prompt_that_comes_several_times_is_computed_once_and_gives_the_same_r
     assert completions[1].ids == completions[4].ids
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_prompts_run_through_the_layers_in_groups_of_a_few_tokens(monkeypatch, joined):
+    monkeypatch.setattr(sampler_llama, "_PREFILL_TOKENS_CPU", 16)
+    if not joined:
+        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+    model = llama()
+    prompts = some_prompts() * 2  # each in one group, its second row too
+    engine = DecodeEngine(model, EOS, max_slots=16)
+    assert_equal_to_plain_forward(model, engine.generate(prompts, [SamplingParams(6, seed=i) for i in range(16)]))
+    # 3 and 4 pad to 8 tokens, with 5 to 15; 20 tokens are a group of their own.
+    groups = sampler_llama._groups([3, 4, 5, 7, 7, 20, 16, 9], torch.device("cpu"))
+    assert groups == [(0, 3), (3, 5), (5, 6), (6, 7), (7, 8)]
+
+
 def test_cancelled_and_closed_requests_are_gone():
     engine = DecodeEngine(llama(), EOS, max_slots=1)
     running, waiting = (engine.submit([5, 6], SamplingParams(9, seed=s)) for s in (0, 1))
@@ -309,6 +334,19 @@ def test_choice_inverts_the_cumulative_distribution():
     ids, logps = draw([0.2, 0.0, 0.5, 0.3, 0.0], [0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-24])
     assert ids == [0, 0, 2, 2, 3, 3]
     assert logps == pytest.approx([math.log(p) for p in (0.2, 0.2, 0.5, 0.5, 0.3, 0.3)], abs=1e-5)
+
+
+def test_the_plain_draw_and_the_one_of_mixed_settings_agree():
+    # A row at temperature 2 sends the whole batch through the general way.
+    logits = 5 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(64, generator=torch.Generator().manual_seed(1))
+    ones, warmer = torch.ones(64), torch.tensor([1.0] * 63 + [2.0])
+    ids, logps = choose_tokens(logits, uniform, ones, ones)
+    mixed_ids, mixed_logps = choose_tokens(logits, uniform, warmer, ones)
+    assert ids[:63].tolist() == mixed_ids[:63].tolist()
+    expected = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[:, None])[:, 0]
+    assert logps.tolist() == pytest.approx(expected.tolist(), abs=ROUNDING)
+    assert mixed_logps[:63].tolist() == pytest.approx(expected[:63].tolist(), abs=ROUNDING)
 
 
 def test_temperature_sharpens_but_log_probs_stay_the_models():
