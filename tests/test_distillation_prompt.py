@@ -54,7 +54,7 @@ def test_the_files_of_the_section_are_found_from_the_configuration(tmp_path: Pat
     (tmp_path / "teacher").mkdir()
     (tmp_path / "cycle.toml").write_text(
         '[initial_policy]\npath = "org/model"\n[initial_policy.distill]\nfiles = ["a.txt"]\nprompt_file = "p.md"\n'
-        'teacher = "teacher"\n'
+        'teacher = "teacher"\nreference_learning_rate = 1e-3\n'
     )
     section = load_config(tmp_path / "cycle.toml").initial_policy.distill
     assert section is not None
