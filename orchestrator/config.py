@@ -33,11 +33,25 @@ def _expanded(value: Any) -> Any:
 
 PathText = Annotated[str, BeforeValidator(_expanded)]
 
+LoraRank = Annotated[
+    int, Field(ge=0, description="Train adapters of this rank on frozen weights (docs/lora.md); 0 trains all weights")
+]
+LoraAlpha = Annotated[float, Field(gt=0, description="An adapter's output is scaled by lora_alpha / lora_rank")]
+LoraLayers = Annotated[
+    tuple[str, ...], Field(description="Linear layers with an adapter (q_proj, …); none named: attention and MLP, all")
+]
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are never coerced in silence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _checked_lora(section: Any) -> Any:
+    if section.lora_layers and not section.lora_rank:
+        raise ValueError(f"lora_layers is {list(section.lora_layers)} with lora_rank 0; give a lora_rank, 8 for one")
+    return section
 
 
 class PretrainSection(Section):
@@ -196,6 +210,9 @@ class PreferenceModelSection(Section):
     )
     soft_target_unknown: float = Field(1.0, ge=0.5, le=1, description="The same where the strength is unknown")
     lm_coef: float = Field(0.0, ge=0, description="Weight of the language-model loss on the better reply, per token")
+    lora_rank: LoraRank = 0
+    lora_alpha: LoraAlpha = 16.0
+    lora_layers: LoraLayers = ()
     skills: list[SkillSection] = Field([], description="Extra comparisons from files, [[preference_model.skills]]")
     shuffle_labels: bool = Field(False, description="Control: train on random labels; accuracy must be at chance")
     twin: Literal["off", "halves", "holdout"] = Field(
@@ -211,6 +228,10 @@ class PreferenceModelSection(Section):
         if len(targets) != 4 or list(targets) != sorted(targets) or not 0.5 <= targets[0] <= targets[-1] <= 1:
             raise ValueError("expected four probabilities from 0.5 to 1, for strengths 1 to 4, rising")
         return targets
+
+    @model_validator(mode="after")
+    def _layers_with_a_rank(self) -> Self:
+        return _checked_lora(self)
 
 
 class OrientationSection(Section):

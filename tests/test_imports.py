@@ -25,6 +25,8 @@ ARROWS = {
 }
 # What the training jobs may use besides the standard library: torch, transformers and what these two bring.
 MODELS_MAY_USE = LEARNING | {"numpy", "jinja2"}
+# What is optional, and the one function that imports it when a setting asks for it.
+LATE = {"peft": ("models/adapters.py", "_peft")}
 # Parts of orchestrator that answer people or order stages: they never touch a tensor, not even through
 # another module.
 WITHOUT_TORCH = ["orchestrator.cli", "orchestrator.web.app", "orchestrator.stages", "db.tables"]
@@ -73,9 +75,28 @@ def test_models_need_torch_and_transformers_alone() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for path in files("models")
         for line, module in imported(path)
-        if module.split(".")[0] not in allowed
+        if module.split(".")[0] not in allowed | set(LATE)
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("extra", sorted(LATE))
+def test_what_is_optional_is_imported_late_and_in_one_place(extra: str) -> None:
+    everywhere = {
+        (path.relative_to(ROOT).as_posix(), line)
+        for package in ("models", "orchestrator", "flows", "db")
+        for path in files(package)
+        for line, module in imported(path)
+        if module.split(".")[0] == extra
+    }
+    place, name = LATE[extra]
+    (function,) = (
+        node
+        for node in ast.parse((ROOT / place).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    assert {path for path, _ in everywhere} == {place}
+    assert all(function.lineno < line <= (function.end_lineno or 0) for _, line in everywhere)
 
 
 @pytest.mark.parametrize("package", ["db", "flows", "migrations"])

@@ -21,6 +21,19 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from models.adapters import (
+    AdapterError,
+    Lora,
+    adapted_names,
+    add_adapter,
+    check_lora,
+    digest_of_base,
+    learned_state,
+    lora_of,
+    merged,
+    restore,
+    save_adapter,
+)
 from models.chat import ChatFormat
 from models.comparison_data import SPLITS, ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
 from models.huggingface import model_card, save_model
@@ -34,6 +47,7 @@ from models.preference import (
     can_pack,
     fresh_preference_model,
     pair_scores,
+    scalar_head,
     tree_scores,
 )
 from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
@@ -69,6 +83,9 @@ class PreferenceModelSettings:
     soft_targets: tuple[float, ...] = SOFT_TARGETS  # by strength 1 to 4
     soft_target_unknown: float = SOFT_TARGET_UNKNOWN
     lm_coef: float = 0.0
+    lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank and the head
+    lora_alpha: float = 16.0  # an adapter's output is scaled by lora_alpha / lora_rank
+    lora_layers: tuple[str, ...] = ()  # linear layers with an adapter; none named: all of attention and MLP
     shuffle_labels: bool = False
     twin: Twin = "off"  # whether the training part is shared between this model and a watcher
     part: Part = "production"  # which of the two this is
@@ -83,6 +100,7 @@ class PreferenceModelSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction is {self.warmup_fraction}; expected a share of the steps, 0 to 1.")
+        check_lora(self)
         check_targets(self.soft_targets, self.soft_target_unknown)
         if self.part == "watcher" and self.twin == "off":
             raise ValueError("part is 'watcher' and twin is 'off'; a watcher needs twin = 'halves' or 'holdout'.")
@@ -92,14 +110,17 @@ def run(job: Job) -> None:
     """Train, score the held-out comparisons, publish.
 
     Raises:
-        JobError: a split is empty, or the comparison set is not what its manifest says.
+        JobError: a split is empty, the comparison set is not what its manifest says, or adapters are asked for that
+            can't be made.
     """
     settings = settings_from(PreferenceModelSettings, job.settings)
+    lora = _lora(settings)
     initial = job.input("initial")
     chat = ChatFormat.load(initial)
     start = job.inputs.get("pmp", initial)
     check_same_chat(start, initial, "pre-trained preference model")
     model = fresh_preference_model(start, chat, job.seed, job.device)
+    base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
     splits, left_out = _load(job, chat, max_tokens, settings)
     train, held_out = splits["train"].pairs, splits["held_out"].pairs
@@ -110,7 +131,11 @@ def run(job: Job) -> None:
     train_loss = training.run()
 
     job.progress(training.num_steps, training.num_steps, "evaluate")
-    preference_model = PreferenceModel(model.eval(), chat)
+    trained = model.eval()
+    if lora is not None:
+        # What is judged below is what is published.
+        model = merged(trained)
+    preference_model = PreferenceModel(model, chat)
     scored = score_pairs(preference_model, [pair for pair in held_out if pair.tie is None])
     results: dict[str, Any] = {
         "num_train": len(train),
@@ -128,15 +153,47 @@ def run(job: Job) -> None:
         **_offset(job, preference_model, max_tokens),
         **_ties(preference_model, train, held_out, left_out),
     }
+    if lora is not None:
+        results["lora"] = _lora_results(lora, trained)
+        results["choices"]["trained"] = f"adapters of rank {lora.rank} and the head, the rest frozen"
     if settings.twin != "off":
         results["twin"] = _twin_results(job, settings, len(train), scored)
 
     def write(directory: Path) -> None:
         save_model(model, directory, chat, card(results, settings))
+        if lora is not None and base_sha256 is not None:
+            save_adapter(trained, directory, "SEQ_CLS", lora, base_sha256)
         with (directory / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
     job.publish(write, results)
+
+
+def _lora(settings: PreferenceModelSettings) -> Lora | None:
+    try:
+        return lora_of(settings)
+    except AdapterError as error:
+        raise JobError(str(error)) from error
+
+
+def _train_adapter_only(model: Any, lora: Lora, seed: int) -> str:
+    """Freeze all but an adapter and the score head; gives the digest of the frozen trunk."""
+    base_sha256 = digest_of_base(model.base_model)
+    try:
+        add_adapter(model, lora, seed)
+    except AdapterError as error:
+        raise JobError(str(error)) from error
+    scalar_head(model).requires_grad_(True)
+    return base_sha256
+
+
+def _lora_results(lora: Lora, model: Any) -> dict[str, Any]:
+    return {
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "layers": adapted_names(model),
+        "trained_parameters": sum(tensor.numel() for tensor in learned_state(model).values()),
+    }
 
 
 def trained_on(pairs: Sequence[TokenPair], harmless_weight: float) -> list[str]:
@@ -357,7 +414,7 @@ class Training:
     def _checkpoint(self, step: int, loss_sum: float) -> None:
         self.job.save_checkpoint(
             step,
-            {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "loss_sum": loss_sum},
+            {"model": learned_state(self.model), "optimiser": self.optimiser.state_dict(), "loss_sum": loss_sum},
         )
 
     def _resume(self) -> tuple[int, float]:
@@ -365,7 +422,7 @@ class Training:
         if saved is None:
             return 0, 0.0
         step, state = saved
-        self.model.load_state_dict(state["model"])
+        restore(self.model, state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         return step, state["loss_sum"]
 
@@ -387,8 +444,9 @@ def rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> 
 
 def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices, none for gains and biases, which it would pull away from the identity."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
