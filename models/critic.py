@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.policy import ReplyChunk
+from models.precision import Precision, computing_exactly, computing_in
 from models.trunk import states_at
 
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
@@ -21,7 +22,7 @@ CriticKind = Literal["shared", "detached", "separate", "preference_model"]
 class Critic(nn.Module):
     """A value head on the states of a trunk; without a trunk of its own, on the policy's."""
 
-    def __init__(self, kind: CriticKind, trunk: Any, seed: int = 0) -> None:
+    def __init__(self, kind: CriticKind, trunk: Any, seed: int = 0, precision: Precision = "float32") -> None:
         """A critic that expects 0 everywhere.
 
         Args:
@@ -29,7 +30,7 @@ class Critic(nn.Module):
                 as it is; of the others only its width is taken.
         """
         super().__init__()
-        self.kind = kind
+        self.kind, self.precision = kind, precision
         self.trunk = copy.deepcopy(trunk).requires_grad_(True) if kind in ("separate", "preference_model") else None
         self.head = ValueHead(trunk.config.hidden_size, seed).to(trunk.device)
 
@@ -42,7 +43,9 @@ class Critic(nn.Module):
         """Values (N,) of the chunk's reply tokens; `policy_states` (N, D) are what the policy read there."""
         if self.trunk is None:
             return self.head(policy_states if self.kind == "shared" else policy_states.detach())
-        return self.head(states_at(self.trunk, chunk.ids, chunk.positions))
+        with computing_in(self.precision, chunk.ids.device):
+            states = states_at(self.trunk, chunk.ids, chunk.positions)
+        return self.head(states)
 
     def expect(self, value: float) -> None:
         """Predict this value, in score units, before anything was learned."""
@@ -69,4 +72,5 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States (N, D) to values (N,)."""
-        return self.outer(torch.tanh(self.inner(states)))[:, 0]
+        with computing_exactly(states.device):
+            return self.outer(torch.tanh(self.inner(states.float())))[:, 0]

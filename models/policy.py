@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.precision import Precision, computing_in
 from models.preference_batches import chunks_by_length, right_padded
 from models.trunk import states_at
 
@@ -80,13 +81,18 @@ class Reading:
 class Policy:
     """A causal language model read at the positions that predict reply tokens."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, precision: Precision = "float32") -> None:
         self.model = model
+        self.precision = precision
         self.head = model.get_output_embeddings()
         self._plain_head = _has_plain_head(model)
 
     def states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         """Final hidden states (N, D) and logits (N, V) of the chunk's reply tokens."""
+        with computing_in(self.precision, self.model.device):
+            return self._states_and_logits(chunk)
+
+    def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         if self._plain_head:
             states = states_at(self.model.base_model, chunk.ids, chunk.positions)
             return states, self.head(states)

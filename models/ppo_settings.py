@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from models.critic import CriticKind
 from models.ppo import KLEstimator, KLPlacement
+from models.precision import Precision
 from models.watch import WatchSettings
 
 
@@ -49,6 +50,7 @@ class PPOSettings:
     harmless_weight: float = 1.0  # how often a harmless prompt comes for every time a helpful one does
     checkpoint_every: int = 5  # iterations
     snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
+    precision: Precision = "float32"  # of sampling, scoring, reading and learning; weights stay float32
     logp_every: int = 10  # iterations between measurements of mean log-p accuracy; 0: never
     logp_pairs: int = 64  # held-out comparisons of each question it is measured on
     watch: WatchSettings = field(default_factory=WatchSettings)  # tripwires; 0 turns one off

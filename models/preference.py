@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
+from models.precision import Precision, computing_exactly, computing_in
 from models.preference_batches import chunks_by_length, right_padded
 from models.preference_offset import stored_offset
 from models.preference_trees import Tree
@@ -39,6 +40,7 @@ class PreferenceModel:
 
     def __init__(self, model: nn.Module, chat: ChatFormat, offset: float | None = None) -> None:
         self.model: Any = model
+        self.precision: Precision = "float32"  # in which it scores; PPO may ask for another
         self.chat = chat
         # Mean score over the project's reference set; None where none was measured. Scores are raw everywhere; take it
         # off (`relative`) only where scores of several models stand beside each other.
@@ -96,7 +98,8 @@ class PreferenceModel:
                 )
         scores = [0.0] * len(sequences)
         for chunk in chunks_by_length([len(ids) for ids in sequences], self.chunk_tokens):
-            values = end_scores(self.model, [sequences[i] for i in chunk], self.chat.pad_id, self.device)
+            with computing_in(self.precision, self.device):
+                values = end_scores(self.model, [sequences[i] for i in chunk], self.chat.pad_id, self.device)
             for i, value in zip(chunk, values.tolist(), strict=True):
                 scores[i] = value
         return scores
@@ -152,7 +155,13 @@ def end_scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, devi
     """
     ids, ends = right_padded(sequences, pad_id, device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return scalar_head(model)(hidden[torch.arange(len(sequences), device=device), ends])[:, 0]
+    return _scores(model, hidden[torch.arange(len(sequences), device=device), ends])
+
+
+def _scores(model: Any, states: Tensor) -> Tensor:
+    """Scores (B,) of states (B, D), in float32 also where the trunk computes in less."""
+    with computing_exactly(states.device):
+        return scalar_head(model)(states.float())[:, 0]
 
 
 def pair_scores(model: Any, pairs: Sequence[TokenPair], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -165,7 +174,7 @@ def pair_scores(model: Any, pairs: Sequence[TokenPair], pad_id: int, device: tor
 
 def tree_scores(model: Any, trees: Sequence[Tree], device: torch.device) -> tuple[Tensor, Tensor]:
     """What `pair_scores` gives for the pairs of these trees, in their order, each shared token computed once."""
-    scores = scalar_head(model)(states_at_reads(model.base_model, trees, device))[:, 0]
+    scores = _scores(model, states_at_reads(model.base_model, trees, device))
     by_tree = [tree.chunk(2) for tree in scores.split([len(tree.reads) for tree in trees])]
     return torch.cat([better for better, _ in by_tree]), torch.cat([worse for _, worse in by_tree])
 

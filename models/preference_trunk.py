@@ -116,7 +116,10 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
         last = number == len(base.layers) - 1
         at = reads if last else slice(None)
         q, k, v = block.queries_keys_values(layer, x, at)
-        attended = attention(_rotated(q, cos[at], sin[at]), _rotated(k, cos, sin), v, at_reads=last)
+        # Angles in the format of the heads: float32 ones would make them float32 again.
+        angles = cos.to(q.dtype), sin.to(q.dtype)
+        q, k = _rotated(q, *(angle[at] for angle in angles)), _rotated(k, *angles)
+        attended = attention(q, k, v, at_reads=last)
         x = block.finish(layer, x[at], attended)
     return getattr(base, architecture.final_norm)(x)
 

@@ -16,6 +16,7 @@ from models.chat import ChatFormat
 from models.critic import Critic
 from models.policy import Policy, ReplyChunk, reply_chunks
 from models.ppo import reply_kl
+from models.precision import Precision
 from models.preference import PreferenceModel
 from models.prompts import Prompt
 from models.sampler import Completion, DecodeEngine, SamplingParams
@@ -26,7 +27,7 @@ CHUNK_TOKENS_GPU = 32768
 
 # How far the sampler's log-prob of a token may lie from the one that is read again, in nats. Measured over 2,048 tokens
 # of untrained Llamas (docs/log.md): float32 up to 7e-6, bfloat16 up to 0.10.
-SAMPLER_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.15}
+SAMPLER_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.15}
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models import sampler_llama
+from models.precision import DTYPES, Precision
 from models.sampler_generic import GenericDecoder
 from models.sampler_llama import LlamaDecoder
 from models.sampler_random import choose_tokens, uniforms
@@ -99,20 +100,33 @@ class DecodeEngine:
     Not thread-safe: one thread submits, steps and cancels.
     """
 
-    def __init__(self, model: Any, eos_id: int, max_slots: int = 64, max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        eos_id: int,
+        max_slots: int = 64,
+        max_context: int | None = None,
+        precision: Precision | None = None,
+    ) -> None:
         """Serve `model` as it is now; call `sync` after its weights change.
 
         Args:
             eos_id: the id that ends a reply.
             max_slots: replies decoded at the same time; further ones wait their turn.
             max_context: prompt and reply tokens of one request, by default what the model can hold.
+            precision: in which replies are computed, by default the weights' own format. Another one holds a copy of
+                the weights for Llama and Qwen2, and converts them in every step for the others.
         """
         limit = getattr(model.config, "max_position_embeddings", None)
         self.model = model
         self.eos_id = eos_id
         self.max_slots = max_slots
         self.max_context: int | None = max_context if max_context is not None else limit
-        self._decoder: Decoder = LlamaDecoder(model) if sampler_llama.supports(model) else GenericDecoder(model)
+        self._decoder: Decoder = (
+            LlamaDecoder(model, DTYPES[precision] if precision else None)
+            if sampler_llama.supports(model)
+            else GenericDecoder(model, precision or "float32")
+        )
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._next_handle = 0

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.precision import Precision, computing_in
+
 
 @dataclass
 class _Wave:
@@ -24,8 +26,8 @@ class _Wave:
 class GenericDecoder:
     """Same interface as LlamaDecoder; rows are the waves' rows, one wave after another."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, precision: Precision = "float32") -> None:
+        self.model, self.precision = model, precision
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._waves: list[_Wave] = []
@@ -84,12 +86,13 @@ class GenericDecoder:
         if self._takes_positions:
             positions = (wave.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
             extra["position_ids"] = positions[:, -ids.shape[1] :]
-        output = self.model(
-            input_ids=ids,
-            attention_mask=wave.mask.long(),
-            past_key_values=wave.cache,
-            use_cache=True,
-            **extra,
-        )
+        with computing_in(self.precision, ids.device):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=wave.mask.long(),
+                past_key_values=wave.cache,
+                use_cache=True,
+                **extra,
+            )
         wave.cache = output.past_key_values
         return output.logits[:, -1].float()

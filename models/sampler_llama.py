@@ -62,8 +62,10 @@ class LlamaDecoder:
     block have the place base + (r * kv_heads + h) * size + p - start.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+        """Decode in this format, by default the weights' own; another one costs a copy of them."""
         self.model = model
+        self.dtype: torch.dtype = dtype or model.dtype
         config = model.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
@@ -89,19 +91,19 @@ class LlamaDecoder:
             attention, mlp = layer.self_attn, layer.mlp
             self._layers.append(
                 (
-                    layer.input_layernorm.weight.detach(),
-                    _projections([attention.q_proj, attention.k_proj, attention.v_proj], join),
-                    _projections([attention.o_proj], False)[0],
-                    layer.post_attention_layernorm.weight.detach(),
-                    _projections([mlp.gate_proj, mlp.up_proj], join),
-                    _projections([mlp.down_proj], False)[0],
+                    layer.input_layernorm.weight.detach().to(self.dtype),
+                    _projections([attention.q_proj, attention.k_proj, attention.v_proj], join, self.dtype),
+                    _projections([attention.o_proj], False, self.dtype)[0],
+                    layer.post_attention_layernorm.weight.detach().to(self.dtype),
+                    _projections([mlp.gate_proj, mlp.up_proj], join, self.dtype),
+                    _projections([mlp.down_proj], False, self.dtype)[0],
                 )
             )
-        self._embedding = trunk.embed_tokens.weight.detach()
-        self._norm = trunk.norm.weight.detach()
-        self._head = _projections([self.model.lm_head], False)[0]
+        self._embedding = trunk.embed_tokens.weight.detach().to(self.dtype)
+        self._norm = trunk.norm.weight.detach().to(self.dtype)
+        self._head = _projections([self.model.lm_head], False, self.dtype)[0]
         self._eps = self._norm.new_full((1,), self.eps)
-        self._folded = join and self._embedding.dtype == torch.float32
+        self._folded = join and self.dtype == torch.float32
         if self._folded:
             self._layers = [self._fold(layer) for layer in self._layers]
         self._scale = 1.0 if self._folded else self.head_dim**-0.5
@@ -365,12 +367,14 @@ def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
     return blocks
 
 
-def _projections(modules: Sequence[nn.Linear], join: bool) -> list[_Projection]:
+def _projections(modules: Sequence[nn.Linear], join: bool, dtype: torch.dtype) -> list[_Projection]:
     """Weights and biases of linear layers that share their input, joined into one where asked.
 
     A layer without bias beside one with bias counts as bias zero.
     """
-    pairs: list[_Projection] = [(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in modules]
+    pairs: list[_Projection] = [
+        (m.weight.detach().to(dtype), None if m.bias is None else m.bias.detach().to(dtype)) for m in modules
+    ]
     if not join or len(pairs) == 1:
         return pairs
     weight = torch.cat([weight for weight, _ in pairs])

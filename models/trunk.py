@@ -37,7 +37,9 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor) -> Tensor:
             projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        # Angles in the format of the heads: float32 ones would make them float32 again.
+        angles = cos.to(query.dtype), sin.to(query.dtype)
+        query, key = rotated(query, *angles), rotated(key, *angles)
         attended = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
         )

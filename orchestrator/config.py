@@ -40,6 +40,8 @@ LoraAlpha = Annotated[float, Field(gt=0, description="An adapter's output is sca
 LoraLayers = Annotated[
     tuple[str, ...], Field(description="Linear layers with an adapter (q_proj, …); none named: attention and MLP, all")
 ]
+Precision = Literal["float32", "bfloat16"]
+PRECISION = "bfloat16: faster where the hardware multiplies it, three digits exact; weights stay float32"
 
 
 class Section(BaseModel):
@@ -213,6 +215,7 @@ class PreferenceModelSection(Section):
     lora_rank: LoraRank = 0
     lora_alpha: LoraAlpha = 16.0
     lora_layers: LoraLayers = ()
+    precision: Precision = Field("float32", description=PRECISION)
     skills: list[SkillSection] = Field([], description="Extra comparisons from files, [[preference_model.skills]]")
     shuffle_labels: bool = Field(False, description="Control: train on random labels; accuracy must be at chance")
     twin: Literal["off", "halves", "holdout"] = Field(
@@ -347,6 +350,7 @@ class PPOSection(Section):
         description="Snapshots of the run beside its result, at even steps of √KL; while it runs they take the disk of "
         "three times as many",
     )
+    precision: Precision = Field("float32", description=PRECISION)
     logp_every: int = Field(
         10, ge=0, description="Iterations between measurements of mean log-p accuracy on held-out comparisons; 0: never"
     )

@@ -31,6 +31,8 @@ class PolicyMonitor:
         self.watcher = None
         if "watcher" in job.inputs:
             self.watcher = load_preference_model(job.input("watcher"), job.input("initial"), job.device)
+            # As the training PM scores, so that the gap between the two is no matter of rounding.
+            self.watcher.precision = collector.preference_model.precision
         self.pairs = []
         if "comparisons" in job.inputs and logp_every:
             context = getattr(collector.policy.model.config, "max_position_embeddings", 2**31)

@@ -43,6 +43,7 @@ from models.ppo import (
     whiten,
 )
 from models.ppo_settings import PPOSettings
+from models.precision import note_precision
 from models.preference import PreferenceModel
 from models.prompts import KINDS, PromptSetError, PromptStream
 from models.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
@@ -97,22 +98,26 @@ class PolicyTraining:
     ) -> None:
         """Load everything; `preference_model` is the input's where not given."""
         self.job, self.settings, self.chat = job, settings, chat
+        note_precision(settings.precision, job.device)
         initial = job.input("initial")
         model = load_causal_lm(initial, device=job.device)
         reference = load_causal_lm(initial, device=job.device).requires_grad_(False)
-        self.policy = Policy(model)
+        self.policy = Policy(model, settings.precision)
         found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
         self.num_too_long = found.num_too_long
         try:
             self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
         except PromptSetError as error:
             raise JobError(str(error)) from error
-        engine = DecodeEngine(model, chat.eos_id, settings.prompts_per_iteration, longest)
+        slots = settings.prompts_per_iteration
+        engine = DecodeEngine(model, chat.eos_id, slots, longest, settings.precision)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
         if preference_model is None:
             preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
-        self.collector = RolloutCollector(self.policy, Policy(reference), preference_model, chat, engine, job.device)
+        preference_model.precision = settings.precision
+        read_reference = Policy(reference, settings.precision)
+        self.collector = RolloutCollector(self.policy, read_reference, preference_model, chat, engine, job.device)
         known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))
         if known < sayable:
             raise JobError(
@@ -121,7 +126,7 @@ class PolicyTraining:
             )
         from_pm = settings.critic == "preference_model"
         trunk = preference_model.model.base_model if from_pm else reference.base_model
-        self.critic = Critic(settings.critic, trunk, job.seed)
+        self.critic = Critic(settings.critic, trunk, job.seed, settings.precision)
         self.monitor = PolicyMonitor(
             job, self.collector, settings.watch, logp_every=settings.logp_every, logp_pairs=settings.logp_pairs
         )
@@ -228,7 +233,7 @@ class PolicyTraining:
         Learning always uses the latter, so that a gap makes replies a little off-policy and nothing else wrong.
         """
         gap = float(rollout.sampler_gaps.max())
-        bound = SAMPLER_BOUNDS[torch.bfloat16 if self.policy.model.dtype == torch.bfloat16 else torch.float32]
+        bound = SAMPLER_BOUNDS[self.settings.precision]
         if gap > bound >= self.sampler_gap:
             print(
                 f"note: the sampler's log-probs lie up to {gap:.2g} nats from those read again, expected at most "

@@ -40,6 +40,7 @@ from models.huggingface import model_card, save_model
 from models.jobs.policy_inputs import check_same_chat
 from models.jobs.runtime import Job, JobError, main, settings_from
 from models.pair_file import PairFile
+from models.precision import Precision, computing_in, note_precision
 from models.preference import (
     CHUNK_TOKENS_CPU,
     CHUNK_TOKENS_GPU,
@@ -86,6 +87,7 @@ class PreferenceModelSettings:
     lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank and the head
     lora_alpha: float = 16.0  # an adapter's output is scaled by lora_alpha / lora_rank
     lora_layers: tuple[str, ...] = ()  # linear layers with an adapter; none named: all of attention and MLP
+    precision: Precision = "float32"  # of training; weights stay float32, and the report is computed in it
     shuffle_labels: bool = False
     twin: Twin = "off"  # whether the training part is shared between this model and a watcher
     part: Part = "production"  # which of the two this is
@@ -308,6 +310,7 @@ class Training:
         self, job: Job, settings: PreferenceModelSettings, model: Any, chat: ChatFormat, pairs: Sequence[TokenPair]
     ) -> None:
         self.job, self.settings, self.model, self.chat, self.pairs = job, settings, model, chat, pairs
+        note_precision(settings.precision, job.device)
         try:
             self.weights = question_weights((pair.question for pair in pairs), settings.harmless_weight)
         except ValueError as error:
@@ -376,7 +379,8 @@ class Training:
             loss = preference_loss(better, worse, self.weights[indices].to(better.device), targets)
             if self.output_layer is not None:
                 pairs = [self.pairs[i] for i in indices]
-                good = good_sample_loss(self.model, self.output_layer, pairs, self.chat.pad_id, self.job.device)
+                with computing_in(self.settings.precision, self.job.device):
+                    good = good_sample_loss(self.model, self.output_layer, pairs, self.chat.pad_id, self.job.device)
                 loss = loss + self.settings.lm_coef * good
             share = len(indices) / len(batch)
             (loss * share).backward()
@@ -394,17 +398,22 @@ class Training:
     def _scored_chunks(self, pairs: Sequence[TokenPair]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(indices into the batch, their better and worse scores), a part of the batch at a time."""
         model, device = self.model, self.job.device
+        precision = self.settings.precision
         if self.packed:
             trees = pair_trees(pairs, model.config.hidden_size, self.chunk_tokens)
             # Half of it at once is as fast and holds half the activations; a tree may be larger.
             for chunk in chunks_by_tokens(trees, self.chunk_tokens // 2):
                 self.tokens_computed += sum(len(tree) for tree in chunk)
-                yield [i for tree in chunk for i in tree.pairs], *tree_scores(model, chunk, device)
+                with computing_in(precision, device):
+                    scores = tree_scores(model, chunk, device)
+                yield [i for tree in chunk for i in tree.pairs], *scores
             return
         lengths = [2 * max(pair.better_tokens, pair.worse_tokens) for pair in pairs]
         for members in chunks_by_length(lengths, self.chunk_tokens):
             self.tokens_computed += len(members) * lengths[members[0]]
-            yield members, *pair_scores(model, [pairs[i] for i in members], self.chat.pad_id, device)
+            with computing_in(precision, device):
+                scores = pair_scores(model, [pairs[i] for i in members], self.chat.pad_id, device)
+            yield members, *scores
 
     def _rate(self, step: int) -> float:
         return self.settings.learning_rate * rate_factor(
