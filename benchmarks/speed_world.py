@@ -124,7 +124,7 @@ class Clock:
 
 
 def has_amx() -> bool:
-    """Whether this CPU multiplies bfloat16 tiles; bf16 on other CPUs is no faster than float32."""
+    """Whether this CPU multiplies tiles of bfloat16: the hardware for which bf16 rows have targets."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
