@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.precision import Precision, computing_in
+from models.precision import Precision, computing_in, shape_multiple
 from models.preference_batches import chunks_by_length, right_padded
 from models.trunk import states_at
 
@@ -43,6 +43,7 @@ def reply_chunks(
     pad_id: int,
     chunk_tokens: int,
     device: torch.device | str = "cpu",
+    multiple: int = 1,
 ) -> list[ReplyChunk]:
     """The chosen rows in chunks of similar length, each of at most `chunk_tokens` tokens with padding.
 
@@ -50,11 +51,12 @@ def reply_chunks(
         prompts, replies: B token lists each; a reply has at least one token.
         rows: which of them to lay out.
         width: R, the number of columns of the rollout's tensors.
+        multiple: T is padded up to a multiple of it.
     """
     sequences = [[*prompts[row], *replies[row][:-1]] for row in rows]
     chunks = []
     for members in chunks_by_length([len(sequence) for sequence in sequences], chunk_tokens):
-        ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device))
+        ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), multiple)
         positions: list[int] = []
         targets: list[int] = []
         places: list[int] = []
@@ -94,8 +96,11 @@ class Policy:
 
     def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         if self._plain_head:
-            states = states_at(self.model.base_model, chunk.ids, chunk.positions)
-            return states, self.head(states)
+            count = len(chunk.positions)
+            padding = -count % shape_multiple(self.precision, self.model.device)
+            positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
+            states = states_at(self.model.base_model, chunk.ids, positions)
+            return states[:count], self.head(states)[:count]
         output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
         hidden = output.hidden_states[-1]
         logits = output.logits.reshape(-1, output.logits.shape[-1]).index_select(0, chunk.positions)

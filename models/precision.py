@@ -35,6 +35,15 @@ def computing_exactly(device: torch.device | str) -> Iterator[None]:
         yield
 
 
+def shape_multiple(precision: Precision, device: torch.device | str) -> int:
+    """To which multiple of tokens a batch is padded.
+
+    The library that multiplies bfloat16 on CPU compiles a program for every shape that it meets, each some
+    milliseconds and half a megabyte; batches of any length would meet hundreds.
+    """
+    return 32 if precision == "bfloat16" and torch.device(device).type == "cpu" else 1
+
+
 def note_precision(precision: Precision, device: torch.device | str) -> None:
     """Say on stderr where the chosen format costs speed rather than brings it."""
     if precision == "bfloat16" and (note := slow_bfloat16(device)):
@@ -42,11 +51,7 @@ def note_precision(precision: Precision, device: torch.device | str) -> None:
 
 
 def slow_bfloat16(device: torch.device | str) -> str | None:
-    """Why bfloat16 will not be faster here, as a note for people; None where the hardware multiplies it."""
-    if (
-        torch.device(device).type != "cpu"
-        or torch.cpu._is_amx_tile_supported()
-        or torch.cpu._is_avx512_bf16_supported()
-    ):
+    """Why bfloat16 will not be faster here, as a note for people; None where the hardware is made for it."""
+    if torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported():
         return None
-    return "note: this CPU does not multiply bfloat16 by itself; it is slower than float32 here."
+    return "note: this CPU has no AMX; bfloat16 was slower than float32 on such a one (docs/log.md)."

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
-from models.precision import Precision, computing_exactly, computing_in
+from models.precision import Precision, computing_exactly, computing_in, shape_multiple
 from models.preference_batches import chunks_by_length, right_padded
 from models.preference_offset import stored_offset
 from models.preference_trees import Tree
@@ -99,7 +99,8 @@ class PreferenceModel:
         scores = [0.0] * len(sequences)
         for chunk in chunks_by_length([len(ids) for ids in sequences], self.chunk_tokens):
             with computing_in(self.precision, self.device):
-                values = end_scores(self.model, [sequences[i] for i in chunk], self.chat.pad_id, self.device)
+                members, multiple = [sequences[i] for i in chunk], shape_multiple(self.precision, self.device)
+                values = end_scores(self.model, members, self.chat.pad_id, self.device, multiple)
             for i, value in zip(chunk, values.tolist(), strict=True):
                 scores[i] = value
         return scores
@@ -147,13 +148,15 @@ def scalar_head(model: Any) -> nn.Linear:
     return head
 
 
-def end_scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+def end_scores(
+    model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, multiple: int = 1
+) -> Tensor:
     """B scores read at the last id of each sequence.
 
     Padding stands on the right, where causal attention never sees it from an
     earlier position, so no attention mask is needed.
     """
-    ids, ends = right_padded(sequences, pad_id, device)
+    ids, ends = right_padded(sequences, pad_id, device, multiple)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return _scores(model, hidden[torch.arange(len(sequences), device=device), ends])
 

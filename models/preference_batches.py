@@ -84,9 +84,15 @@ def chunks_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[i
         start += size
 
 
-def right_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, index of the last id): B×T right-padded ids, and B positions at which each sequence ends."""
+def right_padded(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """(ids, index of the last id): B×T right-padded ids, and B positions at which each sequence ends.
+
+    T is the longest sequence's length, up to the next multiple.
+    """
     width = max(len(ids) for ids in sequences)
+    width += -width % multiple
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
