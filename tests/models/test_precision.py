@@ -10,6 +10,7 @@ from ppo_runs import metrics, results
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
+from models import sampler_llama
 from models.chat import ChatFormat
 from models.comparison_data import TokenPair
 from models.critic import Critic
@@ -156,18 +157,17 @@ def test_a_preference_model_scores_in_the_precision_it_is_told(policy_dir, score
     assert exact != rounded == pytest.approx(exact, rel=RELATIVE)
 
 
-def test_an_architecture_without_a_decoder_of_its_own_samples_in_bfloat16(policy_dir):
-    from models.sampler_generic import GenericDecoder
-
+@pytest.mark.parametrize("own_decoder", [True, False])
+def test_replies_are_sampled_in_bfloat16(policy_dir, monkeypatch, own_decoder):
+    if not own_decoder:
+        monkeypatch.setattr(sampler_llama, "supports", lambda model: False)
     model = load_causal_lm(policy_dir)
-    replies = []
+    logps = {}
     for precision in ("float32", "bfloat16"):
-        engine = DecodeEngine(model, 1, 4, 64, precision)
-        engine._decoder = GenericDecoder(model, precision)
-        replies.append(engine.generate([[5, 6, 7]], SamplingParams(1, seed=3))[0])
-    gap = abs(replies[0].logprobs[0] - replies[1].logprobs[0])
-    assert replies[0].ids == replies[1].ids
-    assert 0 < gap < SAMPLER_BOUNDS["bfloat16"]
+        reply = DecodeEngine(model, 1, 4, 64, precision).generate([[5, 6, 7]], SamplingParams(1, seed=3))[0]
+        assert len(reply.ids) == 1
+        logps[precision] = reply.logprobs[0]
+    assert 1e-5 < abs(logps["float32"] - logps["bfloat16"]) < SAMPLER_BOUNDS["bfloat16"]
 
 
 def test_another_precision_is_refused(train):
