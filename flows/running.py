@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ GpuFlow = Flow[P, Coroutine[Any, Any, dict[str, int]]]
 
 GPU = "gpu"
 """Name of the deployments on the pool of the same name."""
+INLINE_PICTURE = re.compile(r"!\[[^\]]*\]\(data:[^)]*\)\n*")
 POLL_S = 0.3
 MAX_POLL_S = 5.0
 
@@ -87,8 +89,8 @@ class InProcess:
         self._say(title)
 
     async def report(self, of: str, markdown: str) -> None:
-        """Print the report."""
-        self._say(markdown)
+        """Print the report without its pictures, which lie in its artifact."""
+        self._say(INLINE_PICTURE.sub("", markdown))
 
 
 class OnPools:

@@ -1,4 +1,7 @@
-"""Start a run of the cycle flow through Prefect, and follow it to its end by what our own tables say."""
+"""Start a run of the cycle flow through Prefect, and follow it to its end by what our own tables say.
+
+An experiment's stages have no rows there; its run is followed by what Prefect tells of its tasks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from sqlalchemy import select
 from db import tables as t
 from orchestrator.cycles import database
 from orchestrator.errors import CycleError, ServiceUnavailable
-from orchestrator.prefect_api import FlowRunState, PrefectApi
+from orchestrator.prefect_api import ENDED, FlowRunState, PrefectApi
 from orchestrator.stage import fresh_name
 
 DEPLOYMENT = "cycle/weekly"
@@ -22,17 +25,21 @@ POLL_S = 0.5
 OUTAGE_S = 60.0
 
 Say = Callable[[str], None]
+News = Callable[[], list[str]]
+"""What has happened since it was last asked, as lines for a person."""
 
 
-def start_cycle(
-    api: PrefectApi, config: Path, overrides: list[str], *, fresh: bool = False, deployment: str = DEPLOYMENT
-) -> str:
+def start_cycle(api: PrefectApi, config: Path, overrides: list[str], *, fresh: bool = False) -> str:
     """Start a run of the cycle's Prefect deployment; returns the flow run's id."""
-    parameters: dict[str, Any] = {"config": str(config.absolute()), "overrides": overrides, "fresh": fresh}
-    return api.start_run(deployment, parameters)
+    return api.start_run(DEPLOYMENT, flow_parameters(config, overrides, fresh=fresh))
 
 
-def print_to_end(api: PrefectApi, flow_run_id: str, home: Path, *, wait: bool) -> None:
+def flow_parameters(config: Path, overrides: list[str], *, fresh: bool = False) -> dict[str, Any]:
+    """The parameters that the flows of cycles and experiments share."""
+    return {"config": str(config.absolute()), "overrides": overrides, "fresh": fresh}
+
+
+def print_to_end(api: PrefectApi, flow_run_id: str, news: News, *, wait: bool) -> None:
     """Print where the run is to be seen, and, where asked to wait, what happens until its end.
 
     Raises:
@@ -43,32 +50,32 @@ def print_to_end(api: PrefectApi, flow_run_id: str, home: Path, *, wait: bool) -
         return
     started_s = time.monotonic()
     state = follow(
-        api, flow_run_id, home, lambda line: print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
+        api, flow_run_id, news, lambda line: print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
     )
     if state.type != "COMPLETED":
         raise CycleError(f"The run ended as {state.line}")
     print(state.line)
 
 
-def follow(api: PrefectApi, flow_run_id: str, home: Path, say: Say) -> FlowRunState:
-    """Wait for the end of the run, telling each stage as it begins and how far its job is; returns the last state.
+def follow(api: PrefectApi, flow_run_id: str, news: News, say: Say) -> FlowRunState:
+    """Wait for the end of the run, telling the news meanwhile; returns the last state.
 
     Raises:
         ServiceUnavailable: the Prefect server is gone for a minute.
     """
-    progress = Progress(home)
     last_answer_s = time.monotonic()
     said_state = ""
     while True:
         try:
             state = api.state(flow_run_id)
+            lines = news()
             last_answer_s = time.monotonic()
         except ServiceUnavailable:
             if time.monotonic() - last_answer_s > OUTAGE_S:
                 raise
             time.sleep(POLL_S)
             continue
-        for line in progress.news():
+        for line in lines:
             say(line)
         if state.ended:
             return state
@@ -125,6 +132,29 @@ class Progress:
     def _newest_stage_id() -> int:
         with database() as session:
             return session.scalars(select(t.Stage.id).order_by(t.Stage.id.desc()).limit(1)).first() or 0
+
+
+class TaskProgress:
+    """What has happened among the tasks of a flow run since the last look: a stage of an experiment is one."""
+
+    def __init__(self, api: PrefectApi, flow_run_id: str) -> None:
+        self._api, self._flow_run_id = api, flow_run_id
+        self._said: dict[str, bool] = {}
+        """Tasks that were told, by id, with whether they had ended."""
+
+    def news(self) -> list[str]:
+        """One line per task that ended or began."""
+        lines: list[str] = []
+        for run in self._api.task_runs(self._flow_run_id):
+            ended = run["state_type"] in ENDED
+            if run["id"] not in self._said and not ended and run["state_type"] == "RUNNING":
+                lines.append(f"{run['name']} …")
+                self._said[run["id"]] = False
+            elif ended and not self._said.get(run["id"], False):
+                how = "done" if run["state_type"] == "COMPLETED" else run["state_name"].lower()
+                lines.append(f"{run['name']} {how} ({run['total_run_time']:.1f} s)")
+                self._said[run["id"]] = True
+        return lines
 
 
 def _ended(stage: t.Stage) -> str:

@@ -129,6 +129,15 @@ class PrefectApi:
         ).json()
         return runs
 
+    def task_runs(self, flow_run_id: str) -> list[dict[str, Any]]:
+        """Everything Prefect tells about the tasks of a flow run, in the order in which they began."""
+        runs: list[dict[str, Any]] = self._request(
+            "POST",
+            "/task_runs/filter",
+            json={"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"},
+        ).json()
+        return runs
+
     def logs(self, flow_run_id: str, offset: int = 0) -> Iterator[str]:
         """Log lines of a run, from the given one on."""
         found = self._request(

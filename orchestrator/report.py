@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator import ledger
 from orchestrator.cycles import database
+from orchestrator.detectors import detector_rows
 from orchestrator.distillation_picture import distillation_numbers, distillation_rows
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
@@ -64,6 +65,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
         initial = artifacts.get("initial_policy")
         comparison_set = artifacts.get("comparison_set")
         model = artifacts.get("preference_model")
+        detector = artifacts.get("ood_detector")
         numbers: dict[str, Any] = {
             "cycle": cycle.number,
             "name": cycle.name,
@@ -83,6 +85,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
             "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
+            "detector": detector.results | {"digest": detector.digest} if detector else None,
             "elo": _evaluation(session, cycle_id, "elo", snapshot.id if snapshot else None),
             "decision": decision.decision if decision else None,
             "reasons": decision.reasons if decision else [],
@@ -177,6 +180,7 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         what = f"PM score {_number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
         rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
     rows += law_rows((numbers.get("training") or {}).get("curve") or [])
+    rows += detector_rows(numbers.get("detector"))
     if numbers["elo"]:
         rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
     else:
@@ -260,7 +264,9 @@ def _policy_scores(context: StageContext, cycle_id: int) -> dict[str, dict[str, 
 
 def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
     """By kind, the artifact that the cycle's latest finished stage of that kind ended with."""
-    kinds = ("initial_policy", "comparison_set", "data_check", "preference_model", "prompt_set", "snapshot")
+    kinds = (
+        "initial_policy", "comparison_set", "data_check", "preference_model", "prompt_set", "snapshot", "ood_detector",
+    )  # fmt: skip
     rows = session.scalars(
         select(t.Artifact)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)

@@ -19,12 +19,14 @@ from sqlalchemy import select
 
 from db import tables as t
 from orchestrator import ledger
+from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig
 from orchestrator.cycles import database
 from orchestrator.errors import CycleError
 from orchestrator.evaluations import mean_interval, replies
 from orchestrator.kl_picture import draw_curve, law_numbers, law_rows
 from orchestrator.pictures import Picture, data_uri, finish, new_figure, png
+from orchestrator.settings import Settings
 from orchestrator.snapshots import snapshots_of
 from orchestrator.stage import StageContext, build
 
@@ -125,6 +127,32 @@ def write_report(
         inputs = {"run": run_id, "preference_model": preference_model_id, "watcher": watcher_id}
         inputs |= {f"evaluation_{number:02}": id_ for number, id_ in enumerate(evaluation_ids)}
         return build(context, KIND, {"name": config.name}, inputs, write), to_markdown(numbers, data_uri(picture.png))
+
+
+def report_folder(reference: str | None = None) -> Path:
+    """The files of an experiment's report (an id, or the beginning of a digest), or of the newest.
+
+    Raises:
+        CycleError: there is none.
+        ArtifactError: it is something else.
+    """
+    settings = Settings.from_env()
+    with database() as session:
+        if reference is not None:
+            found = ledger.resolve(session, reference)
+            if found.kind != KIND:
+                raise CycleError(f"Artifact {found.id} is of kind {found.kind}; expected a {KIND}.")
+        else:
+            query = select(t.Artifact).where(t.Artifact.kind == KIND).order_by(t.Artifact.id.desc()).limit(1)
+            newest = session.scalars(query).first()
+            if newest is None:
+                raise CycleError(
+                    "No experiment has ended yet. Run one with `orchestrator experiment robustness --config FILE`."
+                )
+            found = newest
+        ledger.check_whole(session, [found])
+        digest = found.digest
+    return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(digest)
 
 
 def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import parse_config
-from orchestrator.detectors import write_prompts
+from orchestrator.detectors import detector_rows, write_prompts
 from orchestrator.errors import ConfigError
 
 
@@ -54,3 +54,32 @@ def test_the_section_of_a_cycle_is_off_unless_it_is_given() -> None:
     assert (section.detector, section.quantile) == ("relative", 0.99)
     with pytest.raises(ConfigError, match=r"did you mean quantile\? known are detector, examples_file, home"):
         parse_config(plain | {"ood": {"quantil": 0.9}})
+
+
+def test_the_report_tells_what_a_detector_is_worth_and_how_it_is_used() -> None:
+    assert detector_rows(None) == []
+    results = {
+        "kind": "relative",
+        "layer": 2,
+        "digest": "sha256:abc",
+        "false_alarms": {"beyond": 1, "n": 20, "share": 0.05, "ci": [0.009, 0.236]},
+    }
+    alone = detector_rows(results)
+    assert alone == [
+        (
+            "Detector of far requests",
+            "relative on layer 2; 5.0% [0.9%, 23.6%] of unseen prompts of home lie beyond its threshold (n = 20)",
+        ),
+        ("… before the policies", "`orchestrator serve-policy --gate sha256:abc`"),
+    ]
+    others = {"beyond": 3, "n": 4, "share": 0.75, "ci": [0.3, 0.95], "auroc": 0.9, "length_auroc": 0.6}
+    examples = {"auroc_by_layer": {"1": 0.5, "2": None}, "length_auroc": 0.7}
+    first, *between, last = detector_rows(results | {"others": others, "examples": examples})
+    assert [first, last] == alone
+    assert between == [
+        (
+            "… prompts of the other kind",
+            "75.0% [30.0%, 95.0%] beyond it (n = 4); AUROC 0.900, of the length alone 0.600",
+        ),
+        ("… examples", "AUROC not measured, of the length alone 0.700"),
+    ]

@@ -6,11 +6,9 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from orchestrator.commands.worker import become
-from orchestrator.config import load_config
+from orchestrator.commands.starting import become_inline, checked_start, configure_start
 from orchestrator.errors import CycleError
 from orchestrator.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
@@ -22,13 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     start = actions.add_parser("run", help="run a cycle, or go on with the open one")
-    start.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file that says what to train")
-    start.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: section.key=value"
-    )
-    start.add_argument("--fresh", action="store_true", help="build every artifact anew")
-    start.add_argument("--inline", action="store_true", help="in this process, without a Prefect server")
-    start.add_argument("--no-wait", action="store_true", help="only start it, and print the flow run's id")
+    configure_start(start, "TOML file that says what to train")
     watch = actions.add_parser("watch", help="follow the newest PPO run of this machine, iteration by iteration")
     watch.add_argument("--once", action="store_true", help="what there is so far, without waiting for more")
     listing = actions.add_parser("list", help="cycles and how they ended")
@@ -50,20 +42,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Read here too, so that a mistake is told at once and not by a failed flow run.
-    load_config(args.config, args.set)
-    settings = Settings.from_env()
-    settings.require_database_url()
+    settings = checked_start(args)
     if args.inline:
-        words = ["--config", str(args.config.absolute())]
-        for override in args.set:
-            words += ["--set", override]
-        become("flows.inline", [*words, *(["--fresh"] if args.fresh else [])])
-    from orchestrator.cycle_runs import print_to_end, start_cycle
+        become_inline("flows.inline", args)
+    from orchestrator.cycle_runs import Progress, print_to_end, start_cycle
 
     api = PrefectApi(api_url(settings.home))
+    # From here on: what happens between the start and the first look is news too.
+    progress = Progress(settings.home)
     flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
-    print_to_end(api, flow_run_id, settings.home, wait=not args.no_wait)
+    print_to_end(api, flow_run_id, progress.news, wait=not args.no_wait)
     return 0
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from orchestrator.commands.worker import become
-from orchestrator.config import load_config
+from orchestrator.commands.starting import become_inline, checked_start, configure_start
 from orchestrator.prefect_api import PrefectApi, api_url
-from orchestrator.settings import Settings
 
 ROBUSTNESS = "robustness/gpu"
 
@@ -19,39 +16,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start = actions.add_parser(
         "robustness", help="two preference models on halves of the comparisons, PPO against one, both score it"
     )
-    start.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file of a cycle")
-    start.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: section.key=value"
-    )
+    configure_start(start, "TOML file of a cycle")
     start.add_argument("--comparisons", metavar="ID", help="comparison set, by id or digest (default: the newest)")
-    start.add_argument("--fresh", action="store_true", help="build every artifact anew")
-    start.add_argument("--inline", action="store_true", help="in this process, without a Prefect server")
-    start.add_argument("--no-wait", action="store_true", help="only start it, and print the flow run's id")
+    show = actions.add_parser("show", help="the report of an experiment")
+    show.add_argument("report", nargs="?", metavar="ID", help="its artifact, by id or digest (default: the newest)")
+    show.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    return {"robustness": _robustness, "show": _show}[args.action](args)
+
+
+def _robustness(args: argparse.Namespace) -> int:
     """Start the experiment, here or on the gpu pool, and wait for it."""
-    # Read here too, so that a mistake is told at once and not by a failed flow run.
-    load_config(args.config, args.set)
-    settings = Settings.from_env()
-    settings.require_database_url()
+    settings = checked_start(args)
     if args.inline:
-        words = ["--config", str(args.config.absolute())]
-        for override in args.set:
-            words += ["--set", override]
-        words += ["--comparisons", args.comparisons] if args.comparisons else []
-        become("flows.robustness", [*words, *(["--fresh"] if args.fresh else [])])
-    from orchestrator.cycle_runs import print_to_end
+        become_inline("flows.robustness", args, ["--comparisons", args.comparisons] if args.comparisons else [])
+    from orchestrator.cycle_runs import TaskProgress, flow_parameters, print_to_end
 
     api = PrefectApi(api_url(settings.home))
-    flow_run_id = api.start_run(
-        ROBUSTNESS,
-        {
-            "config": str(args.config.absolute()),
-            "overrides": args.set,
-            "comparisons": args.comparisons,
-            "fresh": args.fresh,
-        },
-    )
-    print_to_end(api, flow_run_id, settings.home, wait=not args.no_wait)
+    parameters = flow_parameters(args.config, args.set, fresh=args.fresh) | {"comparisons": args.comparisons}
+    flow_run_id = api.start_run(ROBUSTNESS, parameters)
+    print_to_end(api, flow_run_id, TaskProgress(api, flow_run_id).news, wait=not args.no_wait)
+    if not args.no_wait:
+        print(
+            "`orchestrator experiment show` prints the report; its picture is an artifact of the run in the Prefect UI."
+        )
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from orchestrator.robustness import report_folder
+
+    folder = report_folder(args.report)
+    print((folder / ("report.json" if args.json else "report.md")).read_text(encoding="utf-8"))
+    if not args.json:
+        print(f"The picture: {folder / 'gap.png'}")
     return 0

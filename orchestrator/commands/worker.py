@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from orchestrator.jobs import PROJECT_ROOT
 from orchestrator.prefect_api import api_url
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def become(module: str, words: list[str]) -> None:
+def become(module: str, words: list[str]) -> NoReturn:
     """Replace this process by `python -m module`, which is found from any directory."""
     paths = filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator import cycles, judging, standings
 from orchestrator.config import CycleConfig, parse_config
-from orchestrator.cycle_runs import follow, start_cycle
+from orchestrator.cycle_runs import Progress, follow, start_cycle
 from orchestrator.errors import CycleError
 from orchestrator.prefect_api import FlowRunState, PrefectApi
 from orchestrator.raters import create_rater, renew_token
@@ -153,7 +153,7 @@ class Demo:
         """One run of the cycle's Prefect deployment, followed to its end."""
         for attempt in range(1, MAX_STARTS + 1):
             flow_run_id = start_cycle(self.api, self.cycle_file, [])
-            state = follow(self.api, flow_run_id, self.home, self.console.say)
+            state = follow(self.api, flow_run_id, Progress(self.home).news, self.console.say)
             if state.type == "COMPLETED":
                 self.console.say(state.line)
                 return

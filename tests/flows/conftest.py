@@ -15,6 +15,7 @@ from orchestrator.up import Instance
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MIN_COMPARISONS = 40
+Orchestrator = Callable[..., str]
 CONFIG = f"""
 name = "tiny"
 [initial_policy.pretrain]
@@ -111,3 +112,17 @@ def orchestrator(instance: Instance) -> Callable[..., str]:
         return run_command(instance.home, *words, status=status)
 
     return run
+
+
+def begin(orchestrator: Orchestrator, config: Path, folder: Path, seed: int) -> int:
+    """Bring in enough fresh comparisons for another cycle; returns the number it will have."""
+    cycles = json.loads(orchestrator("cycle", "list", "--json"))
+    for cycle in cycles:
+        # What a failed test left open is not this one's.
+        if cycle["state"] == "open":
+            orchestrator("cycle", "cancel", str(cycle["cycle"]))
+    if not cycles:
+        orchestrator("cycle", "run", "--config", str(config))
+    file = write_comparisons(folder / "more.jsonl", 1000 * seed, 50)
+    orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))
+    return len(json.loads(orchestrator("cycle", "list", "--json")))

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -18,11 +17,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.running import cancel
 from orchestrator.prefect_api import PrefectApi
 from orchestrator.up import Instance
-from tests.flows.conftest import run_command, write_comparisons
+from tests.flows.conftest import Orchestrator, begin, run_command, write_comparisons
 from tests.flows.kills import digests, flows_of, job_of, run_and_kill, stages_done
 from tests.test_up import wait_for
 
-Orchestrator = Callable[..., str]
 # What a whole cycle makes, each exactly once; the initial policy was made in week 0.
 ONCE = {
     "freeze_comparisons": 1,
@@ -121,20 +119,6 @@ def test_cancelling_a_run_that_has_just_ended_leaves_it_as_it_ended(instance: In
     with temporary_settings({PREFECT_API_URL: instance.prefect_api_url}):
         asyncio.run(cancel(UUID(str(ended["id"]))))
     assert last_run(instance)["state"] == ended["state"]
-
-
-def begin(orchestrator: Orchestrator, config: Path, folder: Path, seed: int) -> int:
-    """Bring in enough fresh comparisons for another cycle; returns the number it will have."""
-    cycles = json.loads(orchestrator("cycle", "list", "--json"))
-    for cycle in cycles:
-        # What a failed test left open is not this one's.
-        if cycle["state"] == "open":
-            orchestrator("cycle", "cancel", str(cycle["cycle"]))
-    if not cycles:
-        orchestrator("cycle", "run", "--config", str(config))
-    file = write_comparisons(folder / "more.jsonl", 1000 * seed, 50)
-    orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))
-    return len(json.loads(orchestrator("cycle", "list", "--json")))
 
 
 def open_cycle(orchestrator: Orchestrator) -> bool:

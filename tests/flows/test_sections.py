@@ -1,20 +1,26 @@
-"""Stages that only run where the configuration has their section, in a cycle and by their real jobs."""
+"""Whole runs of what is off by default: a cycle that distils and fits a detector, then the robustness experiment.
+
+Both by their commands, on the workers of a real instance.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import stages
-from orchestrator.cli import main
-from orchestrator.config import load_config
-from orchestrator.cycles import database
+from orchestrator.detectors import detector_rows
 from orchestrator.distillation_picture import distillation_numbers, distillation_rows
 from orchestrator.lineage import lineage
-from tests.flows.conftest import write_comparisons
+from orchestrator.robustness import KIND
+from orchestrator.up import Instance
+from tests.flows.conftest import Orchestrator, write_comparisons
+from tests.flows.kills import stages_done
 
 SECTIONS = """
 [initial_policy.distill]
@@ -31,43 +37,108 @@ examples_file = "bad.txt"
 """
 
 
+def in_prefect(instance: Instance, key: str) -> str:
+    """The report that the Prefect UI shows under a key."""
+    [found] = httpx.post(
+        f"{instance.prefect_api_url}/artifacts/latest/filter", json={"artifacts": {"key": {"any_": [key]}}}
+    ).json()
+    return str(found["data"])
+
+
 @pytest.mark.slow
-def test_a_cycle_distils_its_initial_policy_and_fits_a_detector(
-    config_file: Path, database_url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
+    instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database_url)
     (tmp_path / "bad.txt").write_text("".join(f"{word * 9}\n" for word in ("zq", "]]", "0#", "<>", "ÿ")))
     (tmp_path / "prompt.md").write_text("Be kind.\n\n---\n\nHuman: Hi\n\nAssistant: Hello!\n")
-    folder = str(config_file.parent)
-    (tmp_path / "cycle.toml").write_text(
+    folder, config = str(config_file.parent), tmp_path / "sections.toml"
+    config.write_text(
         config_file.read_text().replace('"dialogues.jsonl"', f'"{folder}/dialogues.jsonl"')
         + SECTIONS.format(folder=folder)
     )
-    file = write_comparisons(tmp_path / "comparisons.jsonl", 0, 80)
-    assert main(["import", "--question", "helpful", "--source", "tiny", str(file)]) == 0
-    cycle_id = stages.open_cycle(load_config(tmp_path / "cycle.toml"))
-    initial_id = stages.prepare_initial_policy(cycle_id)
-    comparison_set_id = stages.freeze_comparisons(cycle_id)
-    prompt_set_id = stages.build_prompts(cycle_id, comparison_set_id)
-    detector_id = stages.fit_ood_detector(cycle_id, initial_id, prompt_set_id)
-    # Asked again, everything is found.
-    assert stages.prepare_initial_policy(cycle_id) == initial_id
-    assert stages.fit_ood_detector(cycle_id, initial_id, prompt_set_id) == detector_id
+    file = write_comparisons(tmp_path / "more.jsonl", 9000, 50)
+    orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))
+    # A first cycle with enough comparisons needs no week 0.
+    number = len(json.loads(orchestrator("cycle", "list", "--json"))) or 1
+    options = ("--config", str(config), "--set", "seed=9")
+    printed = orchestrator("cycle", "run", *options)
+    for stage in ("prepare_initial_policy", "train_policy", "fit_ood_detector", "write_report"):
+        assert f"{stage} done (" in printed
+    done = stages_done(instance.database_url, number)
+    assert (done["prepare_initial_policy"], done["fit_ood_detector"], done["evaluate_policy"]) == (1, 1, 2)
 
-    with database() as rows:
-        found = {artifact.id: artifact for artifact in rows.scalars(select(t.Artifact))}
-        kinds = {node.kind for node in lineage(rows, str(detector_id)).nodes.values()}
-        done = rows.scalars(select(t.Stage.state).where(t.Stage.name == "fit_ood_detector").order_by(t.Stage.id)).all()
-    assert done == ["done", "found"]
+    engine = create_engine(instance.database_url)
+    with Session(engine) as rows:
+        cycle = rows.scalars(select(t.Cycle).where(t.Cycle.number == number)).one()
+        made = list(rows.scalars(select(t.Artifact).where(t.Artifact.cycle_id == cycle.id).order_by(t.Artifact.id)))
+        [detector] = [one for one in made if one.kind == "ood_detector"]
+        kinds = {node.kind for node in lineage(rows, str(detector.id)).nodes.values()}
     assert {"prompt_set", "ood_prompts", "distillation_set", "distillation_prompt", "text", "comparison_set"} <= kinds
-    results = found[detector_id].results
-    assert (results["kind"], results["num_examples"], results["layer_chosen_by"]) == ("exposure", 5, "rule")
-    distilled = found[initial_id]
-    assert distilled.kind == "initial_policy"
-    assert distilled.results["held_out_kl_after"] < distilled.results["held_out_kl_before"]
+    found = (detector.results["kind"], detector.results["num_examples"], detector.results["layer_chosen_by"])
+    assert found == ("exposure", 5, "rule")
     # The student that was prepared is another policy, which no stage of the cycle is given.
-    (prepared,) = [one for one in found.values() if one.kind == "initial_policy" and one.id != initial_id]
+    prepared, distilled = [one for one in made if one.kind == "initial_policy"]
     assert distillation_numbers(prepared.results) is None
-    [(name, told)] = distillation_rows(distillation_numbers(distilled.results))
-    assert name == "Initial policy distilled"
-    assert told.startswith("from the prompt prompt ")
+    assert distilled.results["held_out_kl_after"] < distilled.results["held_out_kl_before"]
+
+    # The operator sees both, in the UI and from the command.
+    told = distillation_rows(distillation_numbers(distilled.results))
+    told += detector_rows(detector.results | {"digest": detector.digest})
+    report = in_prefect(instance, f"cycle-{number}")
+    for text in (report, orchestrator("cycle", "show", str(number))):
+        assert [f"| {name} | {value} |" in text for name, value in told] == [True] * len(told)
+    assert [name for name, _ in told][-1] == "… before the policies"
+    assert "Context distillation of the initial policy: KL from the prompted teacher" in report
+
+    # PPO that gets away, so that there is a way to judge.
+    far = ("ppo.snapshots=1", "ppo.learning_rate=0.003", "ppo.iterations=5", "ppo.kl_coef=0")
+    options += tuple(word for setting in far for word in ("--set", setting))
+    printed = orchestrator("experiment", "robustness", *options)
+    # The distilled policy is found; the initial policy, the snapshot and the result are judged.
+    assert printed.count("evaluate_policy done (") == 3
+    assert "write_report done (" in printed
+    assert "`orchestrator experiment show` prints the report" in printed
+    report = in_prefect(instance, "robustness")
+    assert report.startswith("# Robustness: tiny")
+    assert "data:image/png;base64," in report
+    shown = orchestrator("experiment", "show")
+    assert table_of(shown) == table_of(report)
+    folder = Path(shown.rpartition("The picture: ")[2].strip()).parent
+    assert (folder / "gap.png").read_bytes()[:4] == b"\x89PNG"
+    numbers = json.loads(orchestrator("experiment", "show", "--json"))
+    assert all(point["score_watcher"] is not None for point in numbers["curve"])
+
+    with Session(engine) as rows:
+        [experiment] = rows.scalars(select(t.Artifact).where(t.Artifact.kind == KIND))
+        from_policy = {node.key for node in lineage(rows, str(experiment.id)).upstream()}
+        [compared] = [one for one in made if one.kind == "comparison_set"]
+        assert {f"artifact:{compared.id}", f"artifact:{distilled.id}"} <= from_policy
+        # What the experiment does belongs to no cycle.
+        assert experiment.cycle_id is None
+        assert stages_done(instance.database_url, number) == done
+        artifacts = rows.scalar(select(func.count()).select_from(t.Artifact))
+    # Both see the same held-out comparisons, and together every training one once.
+    models = experiment.results["preference_models"]
+    assert models["training PM"]["num_train"] + models["test PM"]["num_train"] == compared.results["num_train"]
+    first, snapshot, result = experiment.results["policies"]
+    assert first["gap"]["mean"] == first["training_gain"]["mean"] == first["kl_nats"] == 0.0
+    assert 0 < snapshot["samples"] < result["samples"] == 40
+    assert result["kl_nats"] != 0.0
+    assert result["gap"]["mean"] == pytest.approx(
+        result["training_gain"]["mean"] - result["test_gain"]["mean"], abs=1e-9
+    )
+
+    # In this process, without Prefect, everything is found again; a terminal gets no pictures.
+    again = orchestrator("experiment", "robustness", "--inline", *options)
+    assert table_of(again) == table_of(report)
+    assert "data:" not in again
+    with Session(engine) as rows:
+        assert rows.scalar(select(func.count()).select_from(t.Artifact)) == artifacts
+    engine.dispose()
+    refused = orchestrator("experiment", "show", str(distilled.id), status=2)
+    assert f"Artifact {distilled.id} is of kind initial_policy; expected a robustness_report." in refused
+
+
+def table_of(text: str) -> list[str]:
+    """The rows of the tables of a report."""
+    return [line for line in text.splitlines() if line.startswith("| ")]
