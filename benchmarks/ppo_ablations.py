@@ -1,9 +1,15 @@
-"""What each choice of PPO that the paper leaves open does, on the world whose best policy is known; a minute of CPU.
+"""What each choice of PPO that the paper leaves open does, in two worlds.
 
     python -m benchmarks.ppo_ablations [--seeds 2] [--iterations 24] [--only critic]
+    python -m benchmarks.ppo_ablations --home DIR/small [--seeds 2] [--iterations 12] [--only critic]
 
-Prints a Markdown table: distance from the best policy (KL(pi*, pi) in nats, lower is better), the objective reached in
-the last rollouts, KL, and how much of the returns the critic explains, each as mean and range over the seeds.
+The first is the world whose best policy is known: a Markdown table of the distance from the best policy (KL(pi*, pi) in
+nats, lower is better), the objective reached in the last rollouts, KL, and how much of the returns the critic explains,
+each as mean and range over the seeds. A variant takes 6 seconds of CPU a seed.
+
+With `--home` it is real text: initial policy, preference model and prompts of the instance that
+`python -m benchmarks.real_text --size small --home DIR` left, and the product's defaults as the base. An interrupted
+table goes on.
 """
 
 from __future__ import annotations
@@ -44,6 +50,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "defaults (λ 0.95, whitened)": {"gae_lambda": 0.95, "whiten_advantages": True},
 }
 
+# On real text: one change each against the product's defaults.
+REAL_BASE: dict[str, Any] = {"prompts_per_iteration": 64, "minibatch_replies": 32, "max_reply_tokens": 48}
+REAL_VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults: GAE λ 0.95, shared critic, whitened, k1 per token, fixed": {},
+    "GAE λ 1": {"gae_lambda": 1.0},
+    "critic detached": {"critic": "detached"},
+    "critic separate": {"critic": "separate"},
+    "critic from the preference model": {"critic": "preference_model"},
+    "critic from the preference model, 3 iterations of warm-up": {
+        "critic": "preference_model",
+        "critic_warmup_iterations": 3,
+    },
+    "not whitened": {"whiten_advantages": False},
+    "k1 per reply": {"kl_placement": "per_reply"},
+    "full in the loss": {"kl_estimator": "full", "kl_placement": "loss"},
+    "adaptive, target 1 nat": {"kl_target_nats": 1.0},
+}
+LAST = 4  # rollouts that a figure is the mean of
+
 
 def spread(values: list[float]) -> str:
     """Mean, and the range where there are several."""
@@ -51,13 +76,14 @@ def spread(values: list[float]) -> str:
     return f"{mean:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=24)
-    parser.add_argument("--only", default="", help="variants whose name contains this")
-    args = parser.parse_args()
-    began_s = time.process_time()
+def last_means(metrics: Path) -> dict[str, float]:
+    """Each number's mean over the last rollouts of a run."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()][-LAST:]
+    return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0] if name in lines[-1]}
+
+
+def known_answer(seeds: int, iterations: int, only: str) -> None:
+    """The table in the world whose best policy is known."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = write_world(folder / "world")
@@ -68,23 +94,73 @@ def main() -> int:
             "| variant | from the best, nats | score − 0.3·KL | KL, nats | explained variance |\n|---|---|---|---|---|"
         )
         for number, (title, change) in enumerate(VARIANTS.items()):
-            if args.only not in title:
+            if only not in title:
                 continue
             columns: list[list[float]] = [[], [], [], []]
-            for seed in range(args.seeds):
+            for seed in range(seeds):
                 out = folder / f"{number}-{seed}"
-                training = train(world, out, BASE | {"iterations": args.iterations} | change, seed)
-                lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-4:]
-
-                def mean(name: str, lines: list[dict[str, float]] = lines) -> float:
-                    return sum(line[name] for line in lines) / len(lines)
-
-                kl = mean("objective/kl")
+                training = train(world, out, BASE | {"iterations": iterations} | change, seed)
+                means = last_means(out / "metrics.jsonl")
+                kl = means["objective/kl"]
                 columns[0].append(distance_from_optimum(world, training.policy.model, KL_COEF, 2))
-                columns[1].append(mean("objective/scores") - KL_COEF * kl)
+                columns[1].append(means["objective/scores"] - KL_COEF * kl)
                 columns[2].append(kl)
-                columns[3].append(mean("val/explained_variance"))
+                columns[3].append(means["val/explained_variance"])
             print(f"| {title} | {' | '.join(map(spread, columns))} |", flush=True)
+
+
+def real_text(home: Path, seeds: int, iterations: int, only: str) -> None:
+    """The table on real text, from an instance that the benchmark of that name left."""
+    from sqlalchemy import select
+
+    from db import tables as t
+    from db.session import session
+    from orchestrator.artifacts import ArtifactStore
+    from orchestrator.jobs import run_job
+    from orchestrator.up import Instance
+
+    with Instance(home, workers=False) as instance:
+        store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
+        with session(instance.database_url) as rows:
+            newest = {
+                artifact.kind: artifact for artifact in rows.scalars(select(t.Artifact).order_by(t.Artifact.id)).all()
+            }
+    settings = newest["snapshot"].settings["settings"]
+    kinds = {"initial": "initial_policy", "preference_model": "preference_model", "prompts": "prompt_set"}
+    inputs = {role: store.fetch(newest[kind].digest) for role, kind in kinds.items()}
+    kept = {name: settings[name] for name in ("learning_rate", "kl_coef")}
+    print(f"{kept}, {REAL_BASE}, {iterations} iterations\n")
+    print("| variant | score | KL, nats | score − λ·KL | explained variance | seconds |\n|---|---|---|---|---|---|")
+    for title, change in REAL_VARIANTS.items():
+        if only not in title:
+            continue
+        columns: list[list[float]] = [[], [], [], [], []]
+        for seed in range(seeds):
+            work = home / "ablations" / f"{title}, {iterations} iterations, seed {seed}".replace(" ", "_")
+            told = REAL_BASE | kept | {"iterations": iterations, "logp_every": 0, "checkpoint_every": 1000} | change
+            run_job("train_policy", inputs=inputs, settings=told, seed=seed, work=work)
+            means = last_means(work / "metrics.jsonl")
+            score, kl = means["objective/scores"], means["objective/kl"]
+            columns[0].append(score)
+            columns[1].append(kl)
+            columns[2].append(score - kept["kl_coef"] * kl)
+            columns[3].append(means["val/explained_variance"])
+            columns[4].append(json.loads((work / "run.json").read_text())["train_seconds"])
+        print(f"| {title} | {' | '.join(map(spread, columns))} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, help="by default 24, on real text 12")
+    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--home", type=Path, help="the instance of the size, DIR/small")
+    args = parser.parse_args()
+    began_s = time.process_time()
+    if args.home:
+        real_text(args.home.resolve(), args.seeds, args.iterations or 12, args.only)
+        return 0
+    known_answer(args.seeds, args.iterations or 24, args.only)
     print(f"\n{time.process_time() - began_s:.0f} s of CPU")
     return 0
 
