@@ -8,12 +8,19 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.known_answer import PROMPTS, KnownReward, all_replies, distance_from_optimum, train, write_world
+from benchmarks.known_answer import (
+    LONGEST,
+    NEAR_NATS,
+    PROMPTS,
+    RUNS,
+    KnownReward,
+    all_replies,
+    distance_from_optimum,
+    train,
+    write_world,
+)
 from models.chat import ChatFormat
 from models.jobs import train_policy
-
-NEAR_NATS = 0.02
-LONGEST = 2
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +52,7 @@ def test_world_is_what_it_says(world):
 
 @pytest.mark.parametrize(
     ("kl_coef", "settings"),
-    [
-        # The farther the best policy is, the longer the way.
-        pytest.param(0.1, {"iterations": 48, "halve_every_samples": 6000}, marks=pytest.mark.slow),
-        (0.3, {}),
-        pytest.param(1.0, {}, marks=pytest.mark.slow),
-    ],
+    [pytest.param(*run, marks=[] if run[0] == 0.3 else pytest.mark.slow) for run in RUNS.items()],
 )
 def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
     assert trained_distance(world, tmp_path / "run", kl_coef, **settings) < NEAR_NATS
