@@ -42,6 +42,27 @@ def api_url(home: Path) -> str:
     return url
 
 
+def prefect_environment(home: Path) -> dict[str, str]:
+    """Settings of Prefect for server, workers and clients of an instance; the user's own profile is ignored."""
+    return {
+        "PREFECT_HOME": str(home / "prefect"),
+        # With a port of its own the UI would otherwise call port 4200.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # The second UI calls an outside host, and hides Resume and Cancel.
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        # On SQLite a request that read before it writes is refused where another writer came in between, and the client
+        # waits 2, 4, 8 ... s. The default of 5 attempts is too few on a machine with too much to do.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
+        # 2.5 s from schedule to run; the default of 10 s would double the overhead of a stage.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        # Every sign of life of a flow; the shortest that Prefect allows. See flows/healing.py.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
+
+
 @dataclass(frozen=True)
 class FlowRunState:
     """Where a flow run is: `type` is one of Prefect's, `name` and `message` may be ours."""

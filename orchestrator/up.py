@@ -25,6 +25,7 @@ from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance_file import InstanceFile
 from orchestrator.ports import free_port, is_free
+from orchestrator.prefect_api import prefect_environment
 from orchestrator.processes import Child, Supervisor
 from orchestrator.settings import normalised_database_url
 
@@ -32,28 +33,6 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 PREFECT_START_TIMEOUT_S = 120.0
 SERVICE_START_TIMEOUT_S = 120.0
 POOLS = ("cpu", "gpu")
-
-
-def prefect_environment(home: Path, api_url: str) -> dict[str, str]:
-    """Settings of Prefect for server, workers and clients of an instance; the user's own profile is ignored."""
-    return {
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": api_url,
-        # With a port of its own the UI would otherwise call port 4200.
-        "PREFECT_SERVER_UI_API_URL": "/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # The second UI calls an outside host, and hides Resume and Cancel.
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",
-        # On SQLite a request that read before it writes is refused where another writer came in between, and the client
-        # waits 2, 4, 8 ... s. The default of 5 attempts is too few on a machine with too much to do.
-        "PREFECT_CLIENT_MAX_RETRIES": "8",
-        # 2.5 s from schedule to run; the default of 10 s would double the overhead of a stage.
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        # Every sign of life of a flow; the shortest that Prefect allows. See flows/healing.py.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    }
 
 
 class Instance:
@@ -127,8 +106,9 @@ class Instance:
         programs = [str(Path(sys.executable).parent), *filter(None, [kept.get("PATH")])]
         return (
             kept
-            | prefect_environment(self.home, self.prefect_api_url)
+            | prefect_environment(self.home)
             | {
+                "PREFECT_API_URL": self.prefect_api_url,
                 "ORCHESTRATOR_HOME": str(self.home),
                 "DATABASE_URL": self.database_url,
                 "ORCHESTRATOR_POLICY_URL": self.policy_url,

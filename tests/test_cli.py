@@ -1,5 +1,7 @@
 """The command line: errors in one line, status 2, and no torch before it is needed."""
 
+import ast
+import os
 import subprocess
 import sys
 
@@ -41,6 +43,25 @@ def test_a_worker_without_a_server_says_what_it_lacks(home, monkeypatch, capsys)
     said = capsys.readouterr().err
     assert said.startswith("error: No Prefect server: no instance runs on ")
     assert said.count("\n") == 1
+
+
+def test_what_a_command_becomes_has_the_instance_s_settings_of_prefect_and_not_the_user_s(home, tmp_path):
+    shown = "import os; print({n: v for n, v in os.environ.items() if n.startswith('PREFECT_')})"
+    code = f"from orchestrator.commands.worker import become; become('timeit', ['-n1', '-r1', {shown!r}])"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"HOME": str(tmp_path), "PREFECT_API_URL": "http://gpu/api", "PREFECT_WORKER_QUERY_SECONDS": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = ast.literal_eval(run.stdout.splitlines()[0])
+    assert (found["PREFECT_HOME"], found["PREFECT_API_URL"]) == (str(home / "prefect"), "http://gpu/api")
+    # Without heartbeats nothing would end the runs of a machine that vanished.
+    assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    # What the environment sets, for this very process, stays.
+    assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
 
 
 def test_a_database_that_nobody_migrated_is_told(home, postgres, monkeypatch, capsys):

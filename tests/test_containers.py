@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.up import Instance, prefect_environment
+from orchestrator.prefect_api import prefect_environment
+from orchestrator.up import Instance
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -68,7 +69,7 @@ def test_every_variable_is_one_that_the_product_reads() -> None:
 
 
 def test_the_prefect_server_is_set_up_as_in_an_instance() -> None:
-    in_instance = prefect_environment(Path("/home"), "http://x/api")
+    in_instance = prefect_environment(Path("/home"))
     for name, value in COMPOSE["services"]["prefect-server"]["environment"].items():
         if name not in ("PREFECT_HOME", "PREFECT_API_DATABASE_CONNECTION_URL"):
             assert in_instance[name] == value, name

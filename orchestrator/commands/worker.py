@@ -11,7 +11,7 @@ import sys
 from typing import NoReturn
 
 from orchestrator.jobs import PROJECT_ROOT
-from orchestrator.prefect_api import api_url
+from orchestrator.prefect_api import api_url, prefect_environment
 from orchestrator.settings import Settings
 
 
@@ -34,7 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def become(module: str, words: list[str]) -> NoReturn:
-    """Replace this process by `python -m module`, which is found from any directory."""
+    """Replace this process by `python -m module`, which is found from any directory.
+
+    It has the same settings of Prefect as what `orchestrator up` starts, those apart that the environment sets.
+    """
+    for name, value in prefect_environment(Settings.from_env().home).items():
+        os.environ.setdefault(name, value)
     paths = filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     sys.stdout.flush()
