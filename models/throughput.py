@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
+from models.precision import Precision
+
 # Dense multiply-add peaks in floating-point operations a second, without sparsity, as the makers' data sheets give
-# them: float32 on the ordinary cores, and with the tensor cores' tf32 (torch.set_float32_matmul_precision("high")).
+# them: float32 on the ordinary cores, with the tensor cores' tf32 (torch.set_float32_matmul_precision("high")), and
+# bfloat16.
 # CPUs are left out: their clock, and so their peak, changes with load.
 PEAKS = {
-    "H200": {"highest": 67e12, "high": 494.7e12},
-    "H100": {"highest": 67e12, "high": 494.7e12},  # the SXM board
-    "A100": {"highest": 19.5e12, "high": 156e12},
-    "L4": {"highest": 30.3e12, "high": 60e12},
+    "H200": {"highest": 67e12, "high": 494.7e12, "bfloat16": 989.4e12},
+    "H100": {"highest": 67e12, "high": 494.7e12, "bfloat16": 989.4e12},  # the SXM board
+    "A100": {"highest": 19.5e12, "high": 156e12, "bfloat16": 312e12},
+    "L4": {"highest": 30.3e12, "high": 60e12, "bfloat16": 121e12},
 }
 
 
@@ -42,13 +45,15 @@ class Stopwatch:
         return seconds
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The stated peak of this device in float32 as torch is set to compute it, or None where it is not known."""
+def peak_flops(device: torch.device, computes_in: Precision = "float32") -> float | None:
+    """The stated peak of this device in that format, float32 as torch is set to compute it; None where not known."""
     if device.type != "cuda":
         return None
-    name, precision = torch.cuda.get_device_name(device), torch.get_float32_matmul_precision()
+    name = torch.cuda.get_device_name(device)
     known = next((peaks for part, peaks in PEAKS.items() if part in name), {})
-    return known.get("highest" if precision == "highest" else "high")
+    if computes_in == "bfloat16":
+        return known.get("bfloat16")
+    return known.get("highest" if torch.get_float32_matmul_precision() == "highest" else "high")
 
 
 def product_parameters(model: Any) -> int:

@@ -404,7 +404,7 @@ class PolicyTraining:
             "perf/learn_tokens_per_s": round(self.settings.epochs * read / parts["learn"], 1),
             **{f"perf/{name}_s": round(parts[name], 4) for name in ("sample", "score", "read", "learn")},
         }
-        peak = peak_flops(self.job.device)
+        peak = peak_flops(self.job.device, self.settings.precision)
         if peak is not None:
             # Six operations for each parameter and token that is learned from; the critic's own trunk counts too.
             parameters = product_parameters(self.policy.model) + sum(p.numel() for p in self.critic.own_trunk)

@@ -176,11 +176,13 @@ def prompts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(policy_dir: Path, scorer_dir: Path, prompts_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Runs PPO in this process: train(name="run", seed=0, initial=..., **settings) -> its output directory."""
+    """Runs PPO in this process: train(name="run", seed=0, device=..., **settings) -> its output directory."""
 
-    def start(name="run", *, seed=0, initial=policy_dir, scorer=scorer_dir, **settings):  # type: ignore[no-untyped-def]
+    def start(  # type: ignore[no-untyped-def]
+        name="run", *, seed=0, device="cpu", initial=policy_dir, scorer=scorer_dir, **settings
+    ):
         inputs = {"initial": initial, "preference_model": scorer, "prompts": prompts_dir}
-        return run_ppo(tmp_path / name, inputs, settings, seed)
+        return run_ppo(tmp_path / name, inputs, settings, seed, device)
 
     yield start
     torch.use_deterministic_algorithms(False)

@@ -10,14 +10,14 @@ from models.jobs.runtime import Job
 QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
 
 
-def ppo_job(out: Path, inputs: dict[str, Path], settings: dict[str, Any], seed: int = 0) -> Job:
+def ppo_job(out: Path, inputs: dict[str, Path], settings: dict[str, Any], seed: int = 0, device: str = "cpu") -> Job:
     """The job as a stage would start it, not yet run."""
     spec = {
         "job": "train_policy",
         "inputs": {name: str(path) for name, path in inputs.items()},
         "settings": QUICK | settings,
         "seed": seed,
-        "device": "cpu",
+        "device": device,
     }
     out.mkdir(exist_ok=True)
     (out / "spec.json").write_text(json.dumps(spec))
@@ -26,9 +26,9 @@ def ppo_job(out: Path, inputs: dict[str, Path], settings: dict[str, Any], seed: 
     return job
 
 
-def run_ppo(out: Path, inputs: dict[str, Path], settings: dict[str, Any], seed: int = 0) -> Path:
+def run_ppo(out: Path, inputs: dict[str, Path], settings: dict[str, Any], seed: int = 0, device: str = "cpu") -> Path:
     """Train, and give back the job's directory."""
-    train_policy.run(ppo_job(out, inputs, settings, seed))
+    train_policy.run(ppo_job(out, inputs, settings, seed, device))
     return out
 
 
