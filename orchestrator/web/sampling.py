@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from orchestrator.asgi import ApiError
 from orchestrator.web.pairs import CandidateRow, Endpoint, PairRow, Sampled
@@ -21,7 +22,12 @@ from orchestrator.web.tasks import Side
 logger = logging.getLogger(__name__)
 
 Store = Callable[[list[Sampled]], Awaitable[dict[int, str]]]
-"""Writes complete replies; returns what is stored by candidate id."""
+"""Writes complete replies; returns what is stored by candidate id. StoreUnavailable while the database is away."""
+
+
+class StoreUnavailable(Exception):
+    """The database does not answer; the message is its reason, in one line."""
+
 
 SecretOf = Callable[[str], str | None]
 """The value of a secret by the name of its environment variable; None where it is not set."""
@@ -114,6 +120,7 @@ class Sampler:
         self._running: dict[int, PairSampling] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble: str | None = None
+        self._store_is_away = False
 
     def start(self, pair: PairRow, *, stream: bool) -> PairSampling:
         """Sample what the pair lacks, or join the sampling that is under way."""
@@ -147,13 +154,17 @@ class Sampler:
             logger.error("pair %d: no complete replies within %.0f s", pair.id, self._timeout_s)
             sampling.failure = _unavailable()
         except BaseExceptionGroup as group_error:
-            refused = group_error.subgroup(PolicyRefused)
-            if refused is None or group_error.split(PolicyRefused)[1] is not None:
-                sampling.failure = _unavailable()
-                logger.exception("pair %d: sampling failed", pair.id)
-            else:
-                logger.warning("pair %d: refused: %s", pair.id, refused.exceptions[0])
+            if (refused := _only(group_error, PolicyRefused)) is not None:
+                logger.warning("pair %d: refused: %s", pair.id, refused[0])
                 sampling.failure = _refused(refused)
+            else:
+                sampling.failure = _unavailable()
+                if (away := _only(group_error, StoreUnavailable)) is None:
+                    logger.exception("pair %d: sampling failed", pair.id)
+                elif not self._store_is_away:
+                    # Every pair that is being sampled meets it, and once more whenever it is asked for.
+                    self._store_is_away = True
+                    logger.warning("replies can't be stored, and are sampled again when asked for: %s", away[0])
         finally:
             if self._running.get(pair.id) is sampling:
                 del self._running[pair.id]
@@ -231,6 +242,9 @@ class Sampler:
         if not done:
             return
         stored = await self._store([reply for _, reply in done])
+        if self._store_is_away:
+            self._store_is_away = False
+            logger.warning("replies are stored again")
         for candidate, reply in done:
             sampling.texts[candidate.side] = stored[reply.candidate_id]
             sampling.complete.add(candidate.side)
@@ -275,15 +289,21 @@ def _unavailable() -> ApiError:
     )
 
 
-def _refused(error: BaseExceptionGroup[PolicyRefused]) -> ApiError:
-    code = next(e.code for e in _leaves(error))
-    if code == "context_length_exceeded":
+def _refused(errors: list[PolicyRefused]) -> ApiError:
+    if errors[0].code == "context_length_exceeded":
         return ApiError(422, "dialogue_too_long", "The dialogue is too long for the policies. End it, begin a new one.")
     return ApiError(422, "not_answerable", "The policies can't answer this dialogue. Begin a new one.")
 
 
-def _leaves(error: BaseExceptionGroup[PolicyRefused]) -> list[PolicyRefused]:
-    leaves: list[PolicyRefused] = []
-    for inner in error.exceptions:
-        leaves += _leaves(inner) if isinstance(inner, BaseExceptionGroup) else [inner]
-    return leaves
+E = TypeVar("E", bound=Exception)
+
+
+def _only(group: BaseExceptionGroup[BaseException], kind: type[E]) -> list[E] | None:
+    """The errors of a group where all of them are of one kind, else None."""
+    found: list[E] = []
+    for error in group.exceptions:
+        inner = _only(error, kind) if isinstance(error, BaseExceptionGroup) else [error]
+        if inner is None or not all(isinstance(one, kind) for one in inner):
+            return None
+        found += [one for one in inner if isinstance(one, kind)]
+    return found

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +19,7 @@ from orchestrator.limits import RateLimit
 from orchestrator.raters import RaterIdentity
 from orchestrator.web import dialogues, pairs
 from orchestrator.web.policy import PolicyReplies
-from orchestrator.web.sampling import PairSampling, Sampler
+from orchestrator.web.sampling import PairSampling, Sampler, StoreUnavailable
 
 R = TypeVar("R")
 
@@ -102,7 +103,11 @@ class Feedback:
         self.engine.dispose()
 
     async def _store(self, replies: list[pairs.Sampled]) -> dict[int, str]:
-        return await self.transaction_async(lambda session: pairs.complete_candidates(session, replies))
+        try:
+            return await self.transaction_async(lambda session: pairs.complete_candidates(session, replies))
+        except (OperationalError, InterfaceError) as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            raise StoreUnavailable(reason) from error
 
 
 async def server_sent_events(sampling: PairSampling) -> AsyncIterator[str]:

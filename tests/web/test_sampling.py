@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import httpx
+import pytest
 from rating import ask, code_of, ok, pair_of
 from running import add_artifact, running
 from sqlalchemy import func, select
@@ -206,6 +208,34 @@ def test_a_database_that_is_away_costs_a_retry_and_no_comparison(
     open_door(postgres, name)
     assert rater.post(path, json={"side": "a"}).status_code == 201
     assert rater.post(path, json={"side": "a"}).status_code == 200
+
+
+def test_replies_that_can_t_be_stored_are_told_in_one_line_and_come_later(
+    rater: httpx.Client,
+    database: Database,
+    postgres: EmbeddedPostgres,
+    stand_in: StandIn,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    messages = [ask(rater)[1] for _ in range(3)]
+    stand_in.hold()
+    asked = [pair_of(rater, message_id, wait=False) for message_id in messages]
+    name = rater_database(database)
+    streams = ExitStack()
+    with streams:
+        reading = [streams.enter_context(rater.stream("GET", f"/api/pairs/{pair['pair_id']}/stream")) for pair in asked]
+        close_door(postgres, name)
+        stand_in.release()
+        told = [events(response) for response in reading]
+    assert [one[-1]["error"]["code"] for one in told] == ["replies_unavailable"] * 3
+    logged = [record for record in caplog.records if record.name == "orchestrator.web.sampling"]
+    assert [record.exc_info for record in logged] == [None]
+    assert logged[0].getMessage().startswith("replies can't be stored, and are sampled again when asked for: ")
+    assert "\n" not in logged[0].getMessage()
+    open_door(postgres, name)
+    assert all(pair_of(rater, message_id)["a"]["complete"] for message_id in messages)
+    said = [record.getMessage() for record in caplog.records if record.name == "orchestrator.web.sampling"]
+    assert said[1:] == ["replies are stored again"]
 
 
 def rater_database(database: Database) -> str:
