@@ -2,7 +2,7 @@
 
 Roles that differ only by an adapter are models of their own that share every tensor but the adapters' (`sharing`):
 nothing is switched on and off between them, and the base can't be changed by any. peft makes the layers; it is an
-optional extra, imported here alone and only when an adapter is made.
+optional extra, imported here alone and only when an adapter is made. Read next: `models/jobs/roles.py`.
 
 Source: Hu et al. 2021, arXiv:2106.09685.
 """

@@ -7,6 +7,7 @@ It reads the policy's own states (`shared`, `detached`) or has a trunk of its ow
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,25 +20,39 @@ from models.trunk import states_at
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
 
 
+def copy_to_train(trunk: Any) -> Any:
+    """A copy of a trunk, all of which can be trained."""
+    return copy.deepcopy(trunk).requires_grad_(True)
+
+
 class Critic(nn.Module):
     """A value head on the states of a trunk; without a trunk of its own, on the policy's."""
 
-    def __init__(self, kind: CriticKind, trunk: Any, seed: int = 0, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        kind: CriticKind,
+        trunk: Any,
+        seed: int = 0,
+        precision: Precision = "float32",
+        *,
+        to_train: Callable[[Any], Any] = copy_to_train,
+    ) -> None:
         """A critic that expects 0 everywhere.
 
         Args:
             trunk: the model to read states from. `separate` and `preference_model` copy it, so that it is left
                 as it is; of the others only its width is taken.
+            to_train: gives the trunk that is trained for the one given; `Roles.trunk_to_train` with adapters.
         """
         super().__init__()
         self.kind, self.precision = kind, precision
-        self.trunk = copy.deepcopy(trunk).requires_grad_(True) if kind in ("separate", "preference_model") else None
+        self.trunk = to_train(trunk) if kind in ("separate", "preference_model") else None
         self.head = ValueHead(trunk.config.hidden_size, seed).to(trunk.device)
 
     @property
     def own_trunk(self) -> list[nn.Parameter]:
-        """Parameters of its own trunk; none where it reads the policy's states."""
-        return [] if self.trunk is None else list(self.trunk.parameters())
+        """What is trained of its own trunk; nothing where it reads the policy's states."""
+        return [] if self.trunk is None else [p for p in self.trunk.parameters() if p.requires_grad]
 
     def forward(self, chunk: ReplyChunk, policy_states: Tensor) -> Tensor:
         """Values (N,) of the chunk's reply tokens; `policy_states` (N, D) are what the policy read there."""

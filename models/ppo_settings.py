@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from models.adapters import check_lora
 from models.critic import CriticKind
 from models.ppo import KLEstimator, KLPlacement
 from models.precision import Precision
@@ -51,6 +52,9 @@ class PPOSettings:
     checkpoint_every: int = 5  # iterations
     snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
     precision: Precision = "float32"  # of sampling, scoring, reading and learning; weights stay float32
+    lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank on one base (docs/lora.md)
+    lora_alpha: float = 16.0  # an adapter's output is scaled by lora_alpha / lora_rank
+    lora_layers: tuple[str, ...] = ()  # linear layers with an adapter; none named: all of attention and MLP
     logp_every: int = 10  # iterations between measurements of mean log-p accuracy; 0: never
     logp_pairs: int = 64  # held-out comparisons of each question it is measured on
     watch: WatchSettings = field(default_factory=WatchSettings)  # tripwires; 0 turns one off
@@ -79,6 +83,7 @@ class PPOSettings:
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+        check_lora(self)
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_placement is 'loss' with kl_estimator 'k1', whose gradient is zero on average: nothing would "

@@ -5,15 +5,18 @@ requests; `tests/models/test_sampler.py` holds it against the plain Hugging Face
 """
 
 import contextlib
+import functools
 import itertools
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.adapters import low_rank
 
 # Below this size the cost of a step is launching operations, so projections that share an
 # input are joined into one copy; above it the copy's memory would matter more.
@@ -31,7 +34,15 @@ _PREFILL_TOKENS_CPU = 1024
 # Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
-_Projection = tuple[Tensor, Tensor | None]
+
+class _Projection(NamedTuple):
+    """A linear layer: W·x + bias, and + B·(A·x) of an adapter that is not merged."""
+
+    weight: Tensor
+    bias: Tensor | None
+    low_rank: tuple[Tensor, Tensor] | None = None
+
+
 # Norm, queries with keys and values, output, norm, gate with up, down. No norm: it is part of the product after it.
 _Layer = tuple[Tensor | None, list[_Projection], _Projection, Tensor | None, list[_Projection], _Projection]
 
@@ -86,22 +97,23 @@ class LlamaDecoder:
         """Read the model's weights again after they changed."""
         trunk = self.model.model
         join = sum(p.numel() for p in self.model.parameters()) < _JOIN_BELOW_PARAMETERS
+        projections = functools.partial(_projections, join=join, dtype=self.dtype)
         self._layers: list[_Layer] = []
         for layer in trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             self._layers.append(
                 (
                     layer.input_layernorm.weight.detach().to(self.dtype),
-                    _projections([attention.q_proj, attention.k_proj, attention.v_proj], join, self.dtype),
-                    _projections([attention.o_proj], False, self.dtype)[0],
+                    projections([attention.q_proj, attention.k_proj, attention.v_proj]),
+                    projections([attention.o_proj])[0],
                     layer.post_attention_layernorm.weight.detach().to(self.dtype),
-                    _projections([mlp.gate_proj, mlp.up_proj], join, self.dtype),
-                    _projections([mlp.down_proj], False, self.dtype)[0],
+                    projections([mlp.gate_proj, mlp.up_proj]),
+                    projections([mlp.down_proj])[0],
                 )
             )
         self._embedding = trunk.embed_tokens.weight.detach().to(self.dtype)
         self._norm = trunk.norm.weight.detach().to(self.dtype)
-        self._head = _projections([self.model.lm_head], False, self.dtype)[0]
+        self._head = projections([self.model.lm_head])[0]
         self._eps = self._norm.new_full((1,), self.eps)
         self._folded = join and self.dtype == torch.float32
         if self._folded:
@@ -124,9 +136,9 @@ class LlamaDecoder:
         scale = torch.ones(heads, self.head_dim, device=norm_1.device)
         scale[: self.heads] = self.head_dim**-0.5
         scale = scale.flatten()
-        weight, bias = qkv[0]
-        joined = (weight[order] * norm_1 * scale[:, None], None if bias is None else bias[order] * scale)
-        gated = (gate_up[0][0] * norm_2, gate_up[0][1])
+        weight, bias = qkv[0].weight, qkv[0].bias
+        joined = _Projection(weight[order] * norm_1 * scale[:, None], None if bias is None else bias[order] * scale)
+        gated = _Projection(gate_up[0].weight * norm_2, gate_up[0].bias)
         return None, [_laid_out(joined)], _laid_out(out), None, [_laid_out(gated)], _laid_out(down)
 
     def reserve(self, rows: int, length: int) -> None:
@@ -329,30 +341,28 @@ class LlamaDecoder:
         """
         shape = (len(hidden), -1, self.head_dim)
         if self._folded:
-            states = F.linear(hidden, *qkv[0]).view(shape)
+            states = _linear(hidden, qkv[0]).view(shape)
             turned = states[:, : self.heads + self.kv_heads].unflatten(-1, (-1, 2))
             torch.view_as_complex(turned).mul_(angles[0])
             return states[:, : self.heads].contiguous(), states[:, self.heads :].contiguous()
         cos, sin = angles
         if len(qkv) == 1:
-            both, value = (
-                F.linear(hidden, *qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-            )
+            both, value = _linear(hidden, qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
             query, key = rotated(both, cos, sin).split([self.heads, self.kv_heads], dim=1)
         else:
-            query, key, value = (F.linear(hidden, *projection).view(shape) for projection in qkv)
+            query, key, value = (_linear(hidden, projection).view(shape) for projection in qkv)
             query, key = rotated(query, cos, sin), rotated(key, cos, sin)
         return query.contiguous(), torch.cat((key, value), dim=1)
 
     def _gated(self, hidden: Tensor, gate_up: list[_Projection]) -> Tensor:
         if len(gate_up) == 1:
-            gate, up = F.linear(hidden, *gate_up[0]).chunk(2, dim=-1)
+            gate, up = _linear(hidden, gate_up[0]).chunk(2, dim=-1)
         else:
-            gate, up = (F.linear(hidden, *projection) for projection in gate_up)
+            gate, up = (_linear(hidden, projection) for projection in gate_up)
         return F.silu(gate, inplace=True).mul_(up)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(self._normed(hidden, self._norm), *self._head).float()
+        return _linear(self._normed(hidden, self._norm), self._head).float()
 
 
 def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
@@ -368,20 +378,35 @@ def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
 
 
 def _projections(modules: Sequence[nn.Linear], join: bool, dtype: torch.dtype) -> list[_Projection]:
-    """Weights and biases of linear layers that share their input, joined into one where asked.
+    """Of linear layers that share their input, joined into one where asked.
 
     A layer without bias beside one with bias counts as bias zero.
     """
-    pairs: list[_Projection] = [
-        (m.weight.detach().to(dtype), None if m.bias is None else m.bias.detach().to(dtype)) for m in modules
-    ]
-    if not join or len(pairs) == 1:
-        return pairs
-    weight = torch.cat([weight for weight, _ in pairs])
-    if all(bias is None for _, bias in pairs):
-        return [(weight, None)]
-    biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]
-    return [(weight, torch.cat(biases))]
+    parts = [_projection(module, join, dtype) for module in modules]
+    if not join or len(parts) == 1:
+        return parts
+    weight = torch.cat([part.weight for part in parts])
+    if all(part.bias is None for part in parts):
+        return [_Projection(weight, None)]
+    biases = [weight.new_zeros(len(weight)) if part.bias is None else part.bias for part in parts]
+    return [_Projection(weight, torch.cat(biases))]
+
+
+def _projection(module: nn.Linear, merge: bool, dtype: torch.dtype) -> _Projection:
+    """What a linear layer multiplies with. An adapter is merged where asked or where there is a copy anyway."""
+    weight, added = module.weight.detach(), low_rank(module)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    if added is not None and (merge or weight.dtype != dtype):
+        weight, added = torch.addmm(weight, added[1], added[0]), None
+    return _Projection(weight.to(dtype), bias, added)
+
+
+def _linear(states: Tensor, projection: _Projection) -> Tensor:
+    product = F.linear(states, projection.weight, projection.bias)
+    if projection.low_rank is None:
+        return product
+    a, b = projection.low_rank
+    return product.addmm_(states @ a.t(), b.t())
 
 
 def _zeros(count: int, like: Tensor) -> Tensor:
@@ -400,15 +425,16 @@ def _zeros(count: int, like: Tensor) -> Tensor:
 
 def _laid_out(projection: _Projection) -> _Projection:
     """The same matrix, column by column in memory: F.linear reads it so; the fewer inputs, the less that matters."""
-    weight, bias = projection
-    return weight.t().contiguous().t(), bias
+    return projection._replace(weight=projection.weight.t().contiguous().t())
 
 
 def _added(hidden: Tensor, states: Tensor, projection: _Projection) -> Tensor:
     """`hidden` plus the projected states, in its place."""
-    weight, bias = projection
-    hidden.addmm_(states, weight.t())
-    return hidden if bias is None else hidden.add_(bias)
+    hidden.addmm_(states, projection.weight.t())
+    if projection.low_rank is not None:
+        a, b = projection.low_rank
+        hidden.addmm_(states @ a.t(), b.t())
+    return hidden if projection.bias is None else hidden.add_(projection.bias)
 
 
 def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from models.adapters import has_adapter
 from models.precision import Precision
 
 # Dense multiply-add peaks in floating-point operations a second, without sparsity, as the makers' data sheets give
@@ -68,3 +69,14 @@ def product_parameters(model: Any) -> int:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
     return matrices - (0 if tied else table.weight.numel())
+
+
+def learning_operations(model: Any) -> int:
+    """Floating-point operations for each token that a model learns from, forward and backward.
+
+    Six for each parameter of a product. A frozen one takes four: the gradient goes through it, but not to it.
+    """
+    parameters = product_parameters(model)
+    if not has_adapter(model):
+        return 6 * parameters
+    return 4 * parameters + 2 * sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim > 1)

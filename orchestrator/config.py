@@ -351,6 +351,9 @@ class PPOSection(Section):
         "three times as many",
     )
     precision: Precision = Field("float32", description=PRECISION)
+    lora_rank: LoraRank = 0
+    lora_alpha: LoraAlpha = 16.0
+    lora_layers: LoraLayers = ()
     logp_every: int = Field(
         10, ge=0, description="Iterations between measurements of mean log-p accuracy on held-out comparisons; 0: never"
     )
@@ -369,7 +372,7 @@ class PPOSection(Section):
                 f"critic_warmup_iterations is {self.critic_warmup_iterations} of {self.iterations} iterations; "
                 "the policy learns only in those that are left"
             )
-        return self
+        return _checked_lora(self)
 
 
 class EvaluationSection(Section):

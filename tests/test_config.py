@@ -199,6 +199,8 @@ def test_unset_variable_is_named(file, monkeypatch):
     [
         (["ppo.kl_placement=loss"], "ppo: kl_estimator k1 in the loss holds nothing"),
         (["ppo.kl_target_nats=5", "ppo.kl_coef=0"], "kl_target_nats needs a kl_coef above 0"),
+        (["ppo.lora_layers=['q_proj']"], "ppo: lora_layers is .'q_proj'. with lora_rank 0; give a lora_rank"),
+        (["preference_model.lora_layers=['q_proj']"], "preference_model: lora_layers is .'q_proj'. with lora_rank 0"),
         (["ppo.iterations=3", "ppo.critic_warmup_iterations=3"], "critic_warmup_iterations is 3 of 3 iterations"),
     ],
 )

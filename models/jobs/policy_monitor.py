@@ -7,12 +7,14 @@ here changes a weight or draws a random number.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from models.comparison_data import ComparisonSetError
-from models.jobs.policy_inputs import load_preference_model
 from models.jobs.runtime import Job, JobError
 from models.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
+from models.preference import PreferenceModel
 from models.rollout import Rollout, RolloutCollector
 from models.watch import RolloutSignals, Watch, WatchSettings, rollout_signals, twin_gap
 
@@ -21,8 +23,16 @@ class PolicyMonitor:
     """Signals of each rollout, the reason to stop, and mean log-p accuracy beside its ceiling."""
 
     def __init__(
-        self, job: Job, collector: RolloutCollector, settings: WatchSettings, *, logp_every: int, logp_pairs: int
+        self,
+        job: Job,
+        collector: RolloutCollector,
+        settings: WatchSettings,
+        *,
+        logp_every: int,
+        logp_pairs: int,
+        load: Callable[[str, Path], PreferenceModel],
     ) -> None:
+        """`load` gives the preference model of a role and folder (`Roles.preference_model`)."""
         self.collector, self.logp_every = collector, logp_every
         self.watch = Watch(settings)
         self.signals: RolloutSignals | None = None
@@ -30,7 +40,7 @@ class PolicyMonitor:
         chat = collector.chat
         self.watcher = None
         if "watcher" in job.inputs:
-            self.watcher = load_preference_model(job.input("watcher"), job.input("initial"), job.device)
+            self.watcher = load("watcher", job.input("watcher"))
             # As the training PM scores, so that the gap between the two is no matter of rounding.
             self.watcher.precision = collector.preference_model.precision
         self.pairs = []

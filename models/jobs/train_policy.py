@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.adapters import learned_state, restore
 from models.chat import ChatFormat
 from models.critic import Critic
-from models.huggingface import embedding_table, load_causal_lm, model_card, save_model
-from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
+from models.huggingface import embedding_table, model_card
+from models.jobs.policy_inputs import prompts_that_fit
 from models.jobs.policy_monitor import PolicyMonitor
+from models.jobs.roles import Roles
 from models.jobs.runtime import Job, JobError, main, settings_from
 from models.policy import Policy, ReplyChunk, selected_logps
 from models.ppo import (
@@ -50,7 +52,7 @@ from models.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_random import derive_seed, permutation
 from models.snapshots import SnapshotKeeper
-from models.throughput import Stopwatch, peak_flops, product_parameters
+from models.throughput import Stopwatch, learning_operations, peak_flops
 
 NAME = "train_policy"
 ADAM_BETAS = (0.9, 0.95)
@@ -76,7 +78,7 @@ def run(job: Job) -> None:
 
     def write(folder: Path) -> None:
         facts = {key: value for key, value in results.items() if not isinstance(value, (list, dict))}
-        save_model(training.policy.model, folder, chat, model_card("Policy snapshot", CARD, facts, tags=("ppo",)))
+        training.roles.save_policy(folder, chat, model_card("Policy snapshot", CARD, facts, tags=("ppo",)))
         if settings.snapshots:
             results["snapshots"] = training.snapshots.copy_chosen(folder / "snapshots")
 
@@ -99,9 +101,8 @@ class PolicyTraining:
         """Load everything; `preference_model` is the input's where not given."""
         self.job, self.settings, self.chat = job, settings, chat
         note_precision(settings.precision, job.device)
-        initial = job.input("initial")
-        model = load_causal_lm(initial, device=job.device)
-        reference = load_causal_lm(initial, device=job.device).requires_grad_(False)
+        self.roles = Roles(job.input("initial"), settings, job.seed, job.device)
+        model, reference = self.roles.policy, self.roles.reference
         self.policy = Policy(model, settings.precision)
         found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
         self.num_too_long = found.num_too_long
@@ -114,7 +115,7 @@ class PolicyTraining:
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
         if preference_model is None:
-            preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
+            preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
         preference_model.precision = settings.precision
         read_reference = Policy(reference, settings.precision)
         self.collector = RolloutCollector(self.policy, read_reference, preference_model, chat, engine, job.device)
@@ -126,13 +127,19 @@ class PolicyTraining:
             )
         from_pm = settings.critic == "preference_model"
         trunk = preference_model.model.base_model if from_pm else reference.base_model
-        self.critic = Critic(settings.critic, trunk, job.seed, settings.precision)
+        to_train = self.roles.trunk_to_train
+        self.critic = Critic(settings.critic, trunk, job.seed, settings.precision, to_train=to_train)
         self.monitor = PolicyMonitor(
-            job, self.collector, settings.watch, logp_every=settings.logp_every, logp_pairs=settings.logp_pairs
+            job,
+            self.collector,
+            settings.watch,
+            logp_every=settings.logp_every,
+            logp_pairs=settings.logp_pairs,
+            load=self.roles.preference_model,
         )
         self.optimiser = torch.optim.AdamW(
             [
-                {"params": list(model.parameters())},
+                {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]},
                 {"params": list(self.critic.head.parameters())},
                 *([{"params": self.critic.own_trunk}] if self.critic.own_trunk else []),
             ],
@@ -167,7 +174,7 @@ class PolicyTraining:
             rollout, first_chunks = self._rollout(iteration)
             self.stopped = self._reason_to_stop(rollout, iteration)
             if self.stopped:
-                self.policy.model.load_state_dict(self.good)
+                restore(self.policy.model, self.good)
                 break
             if self.monitor.calm:
                 self.good = self._weights()
@@ -182,7 +189,7 @@ class PolicyTraining:
             else:
                 self.stopped = self.monitor.learning(learned, iteration)
             if learned is None or self.stopped:
-                self.policy.model.load_state_dict(self.good)
+                restore(self.policy.model, self.good)
                 break
             self.job.log(
                 iteration + 1,
@@ -406,9 +413,10 @@ class PolicyTraining:
         }
         peak = peak_flops(self.job.device, self.settings.precision)
         if peak is not None:
-            # Six operations for each parameter and token that is learned from; the critic's own trunk counts too.
-            parameters = product_parameters(self.policy.model) + sum(p.numel() for p in self.critic.own_trunk)
-            numbers["perf/mfu"] = 6 * parameters * self.settings.epochs * read / parts["learn"] / peak
+            operations = learning_operations(self.policy.model)
+            if self.critic.trunk is not None:
+                operations += learning_operations(self.critic.trunk)
+            numbers["perf/mfu"] = operations * self.settings.epochs * read / parts["learn"] / peak
             self.job.facts["peak_flops"] = peak
         return numbers
 
@@ -470,43 +478,47 @@ class PolicyTraining:
         else:
             self.stopped = self._reason_to_stop(rollout, self.settings.iterations, last=True)
             if self.stopped:
-                self.policy.model.load_state_dict(self.good)
+                restore(self.policy.model, self.good)
                 return self._measure_final()
         summary = self._summary(rollout)
-        return {
-            "optimiser_steps": self.optimiser_steps,
-            "samples": self.settings.prompts_per_iteration * len(self.curve),
-            "kl_nats": summary["objective/kl"],
-            "score_start": self.curve[0]["score"] if self.curve else None,
-            "score_end": summary["objective/scores"],
-            "entropy": summary["objective/entropy"],
-            "reply_tokens": summary["reply_tokens"],
-            "truncated": summary["truncated"],
-            "stopped": self.stopped,
-            "kl_coef_end": self.kl_coef,
-            "sampler_logratio_max": self.sampler_gap,
-            "settings": asdict(self.settings),
-            "prompts_too_long": self.num_too_long,
-            "harmless_share": self.stream.harmless_share,
-            "curve": self.curve,
-        } | self.monitor.results(self.settings.prompts_per_iteration * len(self.curve))
+        return (
+            {
+                "optimiser_steps": self.optimiser_steps,
+                "samples": self.settings.prompts_per_iteration * len(self.curve),
+                "kl_nats": summary["objective/kl"],
+                "score_start": self.curve[0]["score"] if self.curve else None,
+                "score_end": summary["objective/scores"],
+                "entropy": summary["objective/entropy"],
+                "reply_tokens": summary["reply_tokens"],
+                "truncated": summary["truncated"],
+                "stopped": self.stopped,
+                "kl_coef_end": self.kl_coef,
+                "sampler_logratio_max": self.sampler_gap,
+                "settings": asdict(self.settings),
+                "prompts_too_long": self.num_too_long,
+                "harmless_share": self.stream.harmless_share,
+                "curve": self.curve,
+            }
+            | self.roles.results()
+            | self.monitor.results(self.settings.prompts_per_iteration * len(self.curve))
+        )
 
     def _write_snapshot(self, folder: Path, point: Mapping[str, Any]) -> None:
         """The policy as the newest point of the curve measured it."""
         card = model_card("Policy snapshot", CARD, point, tags=("ppo",))
-        save_model(self.policy.model, folder, self.chat, card)
+        self.roles.save_policy(folder, self.chat, card)
 
     # Resume
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.policy.model.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in learned_state(self.policy.model).items()}
 
     def _checkpoint(self, iteration: int) -> None:
         self.job.save_checkpoint(
             iteration,
             {
-                "policy": self.policy.model.state_dict(),
-                "critic": self.critic.state_dict(),
+                "policy": learned_state(self.policy.model),
+                "critic": learned_state(self.critic),
                 "optimiser": self.optimiser.state_dict(),
                 "optimiser_steps": self.optimiser_steps,
                 "kl_coef": self.kl_coef,
@@ -526,8 +538,8 @@ class PolicyTraining:
             return 0
         iteration, state = saved
         self.snapshots.load_state_dict(state["snapshots"])
-        self.policy.model.load_state_dict(state["policy"])
-        self.critic.load_state_dict(state["critic"])
+        restore(self.policy.model, state["policy"])
+        restore(self.critic, state["critic"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
         self.kl_coef, self.sampler_gap = state["kl_coef"], state["sampler_gap"]

@@ -193,7 +193,9 @@ def test_a_merged_model_computes_what_its_adapter_adds(architecture):
     ids = torch.arange(12)[None] + 3
     with torch.no_grad():
         before = base(input_ids=ids).logits
+        drawn = torch.get_rng_state()
         model = adapters.add_adapter(adapters.sharing(base), adapters.Lora(2, 4.0), seed=1)
+        assert torch.equal(torch.get_rng_state(), drawn)
         assert torch.equal(model(input_ids=ids).logits, before)
         for _, layer in adapters.adapted_layers(model):
             layer.lora_B["default"].weight.normal_(std=0.3)
