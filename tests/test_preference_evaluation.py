@@ -108,5 +108,6 @@ def test_ties_and_broken_records_are_counted_and_no_pair_is_an_error(evaluated, 
 
 def test_without_a_preference_model_it_says_what_to_do(home, database_url, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DATABASE_URL", database_url)
+    (tmp_path / "x.jsonl").touch()
     assert cli.main(["evaluate-pm", str(tmp_path / "x.jsonl")]) == 2
     assert "There is no preference model yet" in capsys.readouterr().err
