@@ -18,13 +18,13 @@ from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from flows.command_line import exit_status
 from flows.cycle import cycle
 from flows.healing import ensure_automation
 from flows.robustness import robustness
 from flows.running import GPU
 from flows.training import GPU_FLOWS
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.errors import OrchestratorError
 
 POOLS = {
     "cpu": "Orders the stages of a cycle, and runs those that need no GPU",
@@ -82,12 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="default configuration; its schedule is set")
     parser.add_argument("--name", default="weekly", help="name of the cycle's deployment (default: weekly)")
     args = parser.parse_args(argv)
-    try:
-        asyncio.run(register(args.name, args.config))
-    except OrchestratorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(lambda: asyncio.run(register(args.name, args.config)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Prefect server. Run again, it finds what was made. Read `orchestrator/robustness
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.running import InProcess, OnPools, Runner, cycle_run_name
+from flows.command_line import config_options, exit_status, printing
+from flows.running import OnPools, Runner, cycle_run_name
 from orchestrator import robustness as experiment
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.errors import OrchestratorError
 
 
 @flow(name="robustness", flow_run_name=cycle_run_name)
@@ -73,20 +72,15 @@ async def halves(config: CycleConfig, run: Runner, *, comparisons: str | None = 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the options and run here; 0 for an experiment that ended, 2 for an error."""
-    parser = argparse.ArgumentParser(prog="orchestrator experiment robustness --inline")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser = config_options("orchestrator experiment robustness --inline")
     parser.add_argument("--comparisons")
-    parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         config: CycleConfig = load_config(args.config, args.set)
-        here = InProcess(lambda line: print(line, flush=True))
-        asyncio.run(halves(config, here, comparisons=args.comparisons, fresh=args.fresh))
-    except OrchestratorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+        asyncio.run(halves(config, printing(), comparisons=args.comparisons, fresh=args.fresh))
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

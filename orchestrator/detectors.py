@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
 from db import tables as t
 from orchestrator import ledger
 from orchestrator.config import CycleConfig, InitialPolicySection, OodSection
 from orchestrator.dataset import file_digest
-from orchestrator.errors import ArtifactError, ConfigError
+from orchestrator.errors import ConfigError
 from orchestrator.stage import StageContext, build, run_job_stage
 
 # What has hidden states to read.
@@ -49,11 +47,11 @@ def fit_by_hand(
     # A configuration of nothing but the detector's part; the policy is one that is there already.
     occasion = CycleConfig(seed=seed, initial_policy=InitialPolicySection(path="by hand"), ood=section)
     with StageContext(occasion, "fit_ood_detector") as context:
-        policy_id = _named(context, policy, POLICIES, ("initial_policy",))
+        policy_id = _named(context, policy, POLICIES, "initial_policy")
         if prompts is not None and Path(prompts).is_file():
             prompts_id = _prompts_of_file(context, Path(prompts), section.home, fresh)
         else:
-            prompts_id = _named(context, prompts, ("prompt_set", "ood_prompts"), ("prompt_set",))
+            prompts_id = _named(context, prompts, ("prompt_set", "ood_prompts"), "prompt_set")
         return context.artifact(_fit(context, section, policy_id, prompts_id, fresh))
 
 
@@ -113,19 +111,11 @@ def _fit(context: StageContext, section: OodSection, policy_id: int, prompts_id:
     )
 
 
-def _named(context: StageContext, reference: str | None, kinds: tuple[str, ...], newest: tuple[str, ...]) -> int:
-    """The artifact that is named, or the newest of the kinds in `newest`."""
+def _named(context: StageContext, reference: str | None, kinds: tuple[str, ...], newest: str) -> int:
+    """The artifact that is named, or the newest of the kind `newest`."""
+    nothing = f"There is no {newest} yet; a cycle makes one, or name what to use."
     with context.session() as session:
-        if reference is None:
-            query = select(t.Artifact).where(t.Artifact.kind.in_(newest)).order_by(t.Artifact.id.desc()).limit(1)
-            found = session.scalars(query).one_or_none()
-            if found is None:
-                raise ArtifactError(f"There is no {newest[0]} yet; a cycle makes one, or name what to use.")
-        else:
-            found = ledger.resolve(session, reference)
-        if found.kind not in kinds:
-            raise ArtifactError(f"Artifact {found.id} is a {found.kind}; expected {' or '.join(kinds)}.")
-        return found.id
+        return ledger.named_or_newest(session, reference, kinds, newest=(newest,), nothing=nothing).id
 
 
 def _prompts_of_file(context: StageContext, file: Path, kind: str, fresh: bool) -> int:

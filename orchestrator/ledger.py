@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
@@ -188,3 +189,30 @@ def resolve(session: Session, reference: str | int) -> t.Artifact:
         listed = ", ".join(f"{row.id} ({row.kind} {row.digest[:19]})" for row in rows[:5])
         raise ArtifactError(f"{text!r} means {len(digests)} artifacts: {listed}. Give more digits, or the id.")
     return rows[0]
+
+
+def named_or_newest(
+    session: Session,
+    reference: str | int | None,
+    kinds: Sequence[str],
+    *where: ColumnElement[bool],
+    newest: Sequence[str] | None = None,
+    nothing: str,
+) -> t.Artifact:
+    """The artifact of one of the kinds that is named, or, where none is, the newest for which `where` holds.
+
+    `newest` are the kinds looked for where none is named; all of `kinds` where not given.
+
+    Raises:
+        ArtifactError: none or several are meant, it is of another kind, or, with the message `nothing`, there is none.
+    """
+    if reference is not None:
+        found = resolve(session, reference)
+        if found.kind not in kinds:
+            raise ArtifactError(f"Artifact {found.id} is of kind {found.kind}; expected {' or '.join(kinds)}.")
+        return found
+    query = select(t.Artifact).where(t.Artifact.kind.in_(newest or kinds), *where)
+    last = session.scalars(query.order_by(t.Artifact.id.desc()).limit(1)).one_or_none()
+    if last is None:
+        raise ArtifactError(nothing)
+    return last

@@ -22,7 +22,6 @@ from orchestrator import ledger
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig
 from orchestrator.cycles import database
-from orchestrator.errors import CycleError
 from orchestrator.evaluations import mean_interval, replies
 from orchestrator.kl_picture import draw_curve, law_numbers, law_rows
 from orchestrator.pictures import Picture, data_uri, finish, new_figure, png
@@ -57,26 +56,14 @@ def comparison_set(reference: str | None = None) -> int:
     """The comparison set that is meant (an id, or the beginning of a digest), or the newest that is whole.
 
     Raises:
-        CycleError: there is none.
-        ArtifactError: it is something else, or text of it was erased.
+        ArtifactError: there is none, it is something else, or text of it was erased.
     """
+    whole = t.Artifact.digest.not_in(select(t.ErasedArtifact.digest))
+    nothing = "There is no comparison set to split in halves. Freeze one with `orchestrator cycle run`."
     with database() as session:
-        if reference is not None:
-            found = ledger.resolve(session, reference)
-            if found.kind != "comparison_set":
-                raise CycleError(f"Artifact {found.id} is of kind {found.kind}; expected a comparison_set.")
-            ledger.check_whole(session, [found])
-            return found.id
-        newest = session.scalars(
-            select(t.Artifact.id)
-            .where(t.Artifact.kind == "comparison_set")
-            .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))
-            .order_by(t.Artifact.id.desc())
-            .limit(1)
-        ).first()
-    if newest is None:
-        raise CycleError("There is no comparison set to split in halves. Freeze one with `orchestrator cycle run`.")
-    return newest
+        found = ledger.named_or_newest(session, reference, ("comparison_set",), whole, nothing=nothing)
+        ledger.check_whole(session, [found])
+        return found.id
 
 
 def policies(initial_id: int, run_id: int) -> list[int]:
@@ -133,26 +120,14 @@ def report_folder(reference: str | None = None) -> Path:
     """The files of an experiment's report (an id, or the beginning of a digest), or of the newest.
 
     Raises:
-        CycleError: there is none.
-        ArtifactError: it is something else.
+        ArtifactError: there is none, or it is something else.
     """
     settings = Settings.from_env()
+    nothing = "No experiment has ended yet. Run one with `orchestrator experiment robustness --config FILE`."
     with database() as session:
-        if reference is not None:
-            found = ledger.resolve(session, reference)
-            if found.kind != KIND:
-                raise CycleError(f"Artifact {found.id} is of kind {found.kind}; expected a {KIND}.")
-        else:
-            query = select(t.Artifact).where(t.Artifact.kind == KIND).order_by(t.Artifact.id.desc()).limit(1)
-            newest = session.scalars(query).first()
-            if newest is None:
-                raise CycleError(
-                    "No experiment has ended yet. Run one with `orchestrator experiment robustness --config FILE`."
-                )
-            found = newest
+        found = ledger.named_or_newest(session, reference, (KIND,), nothing=nothing)
         ledger.check_whole(session, [found])
-        digest = found.digest
-    return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(digest)
+    return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(found.digest)
 
 
 def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -156,14 +156,9 @@ def build(
     fresh: bool = False,
 ) -> int:
     """The artifact with this kind, settings and inputs: found in the ledger, or written now and published."""
-    with context.session() as session:
-        digests = _digests(session, inputs)
-        fingerprint = ledger.fingerprint(kind, settings, digests)
-        found = None if fresh else ledger.find(session, fingerprint)
-        if found is not None:
-            ledger.check_whole(session, [found])
-            context.built(found.id, fingerprint, found=True)
-            return found.id
+    fingerprint, _, found_id = _sought(context, kind, settings, inputs, fresh)
+    if found_id is not None:
+        return found_id
     work = work_directory(context, fingerprint, fresh)
     out = work / "write"
     shutil.rmtree(out, ignore_errors=True)
@@ -172,6 +167,20 @@ def build(
     artifact_id = _publish(context, kind, fingerprint, out, settings, results, inputs)
     shutil.rmtree(work)
     return artifact_id
+
+
+def _sought(
+    context: StageContext, kind: str, settings: dict[str, Any], inputs: dict[str, int], fresh: bool
+) -> tuple[str, dict[str, str], int | None]:
+    """Fingerprint of what is to be made, its inputs' digests by role, and its id where the ledger has it already."""
+    with context.session() as session:
+        digests = _digests(session, inputs)
+        fingerprint = ledger.fingerprint(kind, settings, digests)
+        found = None if fresh else ledger.find(session, fingerprint)
+        if found is not None:
+            ledger.check_whole(session, [found])
+            context.built(found.id, fingerprint, found=True)
+    return fingerprint, digests, found.id if found is not None else None
 
 
 def run_job_stage(
@@ -188,14 +197,9 @@ def run_job_stage(
     Logs, metrics and times stay in the work directory; only what the job published enters the store.
     """
     asked = {"job": job, "seed": context.config.seed, "settings": settings}
-    with context.session() as session:
-        digests = _digests(session, inputs)
-        fingerprint = ledger.fingerprint(kind, asked, digests)
-        found = None if fresh else ledger.find(session, fingerprint)
-        if found is not None:
-            ledger.check_whole(session, [found])
-            context.built(found.id, fingerprint, found=True)
-            return found.id
+    fingerprint, digests, found_id = _sought(context, kind, asked, inputs, fresh)
+    if found_id is not None:
+        return found_id
     context.working_on(fingerprint)
     work = work_directory(context, fingerprint, fresh)
     run = run_job(

@@ -97,6 +97,25 @@ def test_an_ambiguous_beginning_is_refused_and_lists_what_it_means(session: Sess
         ledger.resolve(session, "dddddd")
 
 
+def test_what_is_not_named_is_the_newest_of_its_kind(session: Session) -> None:
+    def found(name: int | None, *kinds: str, **options: tuple[str, ...]) -> int:
+        wanted = t.Artifact.digest != f"sha256:{'3' * 64}"
+        return ledger.named_or_newest(session, name, kinds, wanted, nothing="nothing yet", **options).id
+
+    old, new, unwanted = (record(session, digit, f"f{digit}") for digit in "123")
+    other = add_artifact(session, kind="prompt_set")
+    assert found(None, "snapshot") == new.id
+    assert found(old.id, "snapshot") == old.id
+    # A condition chooses among those that were not named; who names one means it.
+    assert found(unwanted.id, "snapshot") == unwanted.id
+    assert found(None, "snapshot", "prompt_set") == other.id
+    assert found(None, "snapshot", "prompt_set", newest=("snapshot",)) == new.id
+    with pytest.raises(ArtifactError, match=f"Artifact {other.id} is of kind prompt_set; expected snapshot or report"):
+        found(other.id, "snapshot", "report")
+    with pytest.raises(ArtifactError, match="nothing yet"):
+        found(None, "report")
+
+
 def test_a_measurement_repeated_is_one_row_and_a_new_one_is_another(session: Session) -> None:
     subject = add_artifact(session)
     first = ledger.record_evaluation(session, None, "policy", subject.id, {"ci": (0.1, 0.2)})

@@ -53,25 +53,18 @@ def _model(reference: str | None, settings: Any) -> tuple[Path, str]:
     """
     if reference is not None and Path(reference).is_dir():
         return Path(reference).absolute(), reference
-    from sqlalchemy import select
-
-    from db import tables as t
     from db.session import session
     from orchestrator import ledger
     from orchestrator.artifacts import ArtifactStore
-    from orchestrator.errors import ArtifactError
 
     with session(settings.require_database_url()) as database:
-        if reference is not None:
-            found = ledger.resolve(database, reference)
-            if found.kind != "preference_model":
-                raise ArtifactError(f"Artifact {found.id} is a {found.kind}; expected a preference_model.")
-        else:
-            query = select(t.Artifact).where(t.Artifact.kind == "preference_model", ~ledger.is_watcher())
-            newest = database.scalars(query.order_by(t.Artifact.id.desc()).limit(1)).first()
-            if newest is None:
-                raise ArtifactError("There is no preference model yet; a cycle trains one, or name a folder.")
-            found = newest
+        found = ledger.named_or_newest(
+            database,
+            reference,
+            ("preference_model",),
+            ~ledger.is_watcher(),
+            nothing="There is no preference model yet; a cycle trains one, or name a folder.",
+        )
         digest, name = found.digest, f"artifact {found.id} ({found.digest[:19]})"
     return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(digest), name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import session
-from orchestrator.commands.printing import print_table
+from orchestrator.commands.printing import print_shown
 from orchestrator.settings import Settings
 
 
@@ -52,14 +51,9 @@ def run(args: argparse.Namespace) -> int:
             shown = {"id": args.id, "ended": True}
         else:
             shown = _listing(database)
-    if args.json:
-        print(json.dumps(shown, indent=2, default=str))
-    elif isinstance(shown, list):
-        print_table(shown, "No invitations yet. Make one with `orchestrator invite add LABEL`.")
-    else:
-        print("\n".join(f"{key}: {value}" for key, value in shown.items()))
-        if "link" in shown:
-            print("The link is not stored and can't be shown again.")
+    print_shown(shown, "No invitations yet. Make one with `orchestrator invite add LABEL`.", as_json=args.json)
+    if args.action == "add" and not args.json:
+        print("The link is not stored and can't be shown again.")
     return 0
 
 

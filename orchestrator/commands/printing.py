@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,3 +17,13 @@ def print_table(rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_shown(shown: Sequence[Mapping[str, Any]] | Mapping[str, Any], nothing: str, *, as_json: bool) -> None:
+    """Print what a command did: one thing as `key: value` lines, several as a table, either as JSON where asked for."""
+    if as_json:
+        print(json.dumps(shown, indent=2, default=str))
+    elif isinstance(shown, Mapping):
+        print("\n".join(f"{key}: {value}" for key, value in shown.items()))
+    else:
+        print_table(shown, nothing)

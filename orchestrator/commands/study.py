@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from sqlalchemy import func, select
@@ -11,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import session
-from orchestrator.commands.printing import print_table
+from orchestrator.commands.printing import print_shown
 from orchestrator.settings import Settings
 
 # What the platform puts in place of these is who comes, for which study, with which submission.
@@ -51,12 +50,9 @@ def run(args: argparse.Namespace) -> int:
             shown = {"study": args.study, "ended": True}
         else:
             shown = _listing(database)
-    if args.json:
-        print(json.dumps(shown, indent=2, default=str))
-    elif isinstance(shown, list):
-        print_table(shown, "No studies yet. Add one with `orchestrator study add PLATFORM STUDY --code CODE`.")
-    else:
-        print("\n".join(f"{key}: {value}" for key, value in shown.items()))
+    print_shown(
+        shown, "No studies yet. Add one with `orchestrator study add PLATFORM STUDY --code CODE`.", as_json=args.json
+    )
     return 0
 
 

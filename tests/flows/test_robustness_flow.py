@@ -10,7 +10,7 @@ import pytest
 from flows.robustness import halves
 from flows.running import InProcess
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.errors import CycleError
+from orchestrator.errors import ArtifactError
 
 
 def test_without_a_comparison_set_nothing_is_begun(
@@ -19,7 +19,7 @@ def test_without_a_comparison_set_nothing_is_begun(
     monkeypatch.setenv("DATABASE_URL", database_url)
     config: CycleConfig = load_config(config_file)
     said: list[str] = []
-    with pytest.raises(CycleError, match="no comparison set to split"):
+    with pytest.raises(ArtifactError, match="no comparison set to split"):
         asyncio.run(halves(config, InProcess(said.append)))
     assert said == []
     assert list(home.iterdir()) == []

@@ -136,7 +136,7 @@ def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
         assert rows.scalar(select(func.count()).select_from(t.Artifact)) == artifacts
     engine.dispose()
     refused = orchestrator("experiment", "show", str(distilled.id), status=2)
-    assert f"Artifact {distilled.id} is of kind initial_policy; expected a robustness_report." in refused
+    assert f"Artifact {distilled.id} is of kind initial_policy; expected robustness_report." in refused
 
 
 def table_of(text: str) -> list[str]:
