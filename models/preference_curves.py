@@ -15,6 +15,9 @@ from models.preference_loss import count_correct
 MAX_BINS = 10
 # Fewer pairs in a bin have an interval as wide as the scale; small sets get fewer bins instead.
 MIN_BIN_PAIRS = 20
+MIN_BAND_PAIRS = 3 * MIN_BIN_PAIRS
+BANDS = {2: ("lower half", "upper half"), 3: ("lowest third", "middle third", "highest third")}
+"""Names of score bands by how many of them there are pairs for."""
 NUM_THRESHOLDS = 10
 HISTOGRAM_BINS = 24
 NUM_MISTAKES = 20
@@ -104,6 +107,25 @@ def _equal_bins(ordered: Sequence[float], max_bins: int, min_pairs: int) -> list
             bins.append(ordered[start:end])
             start = end
     return bins
+
+
+def reliability_by_band(better_scores: Sequence[float], worse_scores: Sequence[float], mean: float) -> dict[str, Any]:
+    """`reliability` of the pairs that score low and of those that score high: a policy that is trained goes up there.
+
+    Bands are thirds of the pairs by the lower of their two scores, which does not depend on who won; halves, or none at
+    all, where a band would have fewer pairs than `MIN_BAND_PAIRS`. `low` and `high` are the band's lower scores,
+    relative to `mean`.
+
+    Source: arXiv:2204.05862, section 3.4 and figure 25: a preference model is least to be trusted at high scores.
+    """
+    scored = sorted((min(pair), pair[0] - pair[1]) for pair in zip(better_scores, worse_scores, strict=True))
+    names = BANDS.get(min(len(scored) // MIN_BAND_PAIRS, max(BANDS)), ())
+    bands = {}
+    for k, name in enumerate(names):
+        members = scored[len(scored) * k // len(names) : len(scored) * (k + 1) // len(names)]
+        ends = {"low": members[0][0] - mean, "high": members[-1][0] - mean}
+        bands[name] = ends | reliability([gap for _, gap in members])
+    return bands
 
 
 def threshold_curve(

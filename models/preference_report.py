@@ -17,6 +17,7 @@ from models.preference_curves import (
     histogram,
     histogram_edges,
     reliability,
+    reliability_by_band,
     threshold_curve,
 )
 from models.preference_loss import count_correct
@@ -108,6 +109,9 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
             **_calibration(pairs),
             "by_tranche": grouped(pairs, lambda pair: pair.tranche, _calibration),
             "by_question": grouped(pairs, lambda pair: pair.question, _calibration),
+            "by_score_band": reliability_by_band(
+                [pair.better_score for pair in pairs], [pair.worse_score for pair in pairs], mean_score
+            ),
         },
         "threshold_curve": {
             "all": _thresholds(pairs, mean_score),

@@ -154,6 +154,8 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("PM calibration", _calibration(held_out["calibration"])))
             by_question = held_out["calibration"]["by_question"]
             rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
+            bands = held_out["calibration"].get("by_score_band", {})
+            rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
     rows += scaling_rows(numbers.get("scaling"))
     if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))

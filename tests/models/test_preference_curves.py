@@ -13,6 +13,7 @@ from models.preference_curves import (
     histogram,
     histogram_edges,
     reliability,
+    reliability_by_band,
     threshold_curve,
 )
 from models.preference_report import ScoredPair, held_out_report
@@ -69,6 +70,38 @@ def test_equal_gaps_share_a_bin_and_the_order_of_pairs_plays_no_part():
     assert [entry["n"] for entry in found["bins"]] == [4, 2]
     shuffled = random.Random(3).sample(gaps, len(gaps))
     assert reliability(shuffled, max_bins=3, min_pairs=2) == found
+
+
+def test_bands_are_thirds_by_the_lower_score_and_each_has_its_own_calibration():
+    # 60 pairs at each of three heights, all with gaps of log 3, which promise 3/4: kept by 3 in 4 at the lower two and
+    # by 1 in 2 at the highest.
+    lower, kept = (-1.0, 0.0, 2.0), (45, 45, 30)
+    sides = [
+        (low + LOG3, low) if i < right else (low, low + LOG3)
+        for low, right in zip(lower, kept, strict=True)
+        for i in range(60)
+    ]
+    random.Random(1).shuffle(sides)
+    found = reliability_by_band([b for b, _ in sides], [w for _, w in sides], 0.5)
+    assert list(found) == ["lowest third", "middle third", "highest third"]
+    for band, low in zip(found.values(), lower, strict=True):
+        assert (band["n"], band["low"], band["high"]) == (60, low - 0.5, low - 0.5)
+    errors = [band["expected_calibration_error"] for band in found.values()]
+    assert errors == pytest.approx([0.0, 0.0, 0.25], abs=ROUNDING)
+    # ln(3)·slope is the log-odds of the share: log 3 and 0.
+    slopes = [band["slope"] for band in found.values()]
+    assert slopes == pytest.approx([1.0, 1.0, 0.0], abs=1e-6)
+    # Who won plays no part in which band a pair is in.
+    turned = reliability_by_band([w for _, w in sides], [b for b, _ in sides], 0.5)
+    assert [band["slope"] for band in turned.values()] == pytest.approx([-1.0, -1.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "bands"), [(0, 0), (119, 0), (120, 2), (179, 2), (180, 3), (1000, 3)])
+def test_bands_have_sixty_pairs_or_there_are_fewer(n, bands):
+    found = reliability_by_band([float(i) for i in range(n)], [float(i) - 1 for i in range(n)], 0.0)
+    assert len(found) == bands
+    assert sum(band["n"] for band in found.values()) == (n if bands else 0)
+    assert all(band["n"] >= 60 for band in found.values())
 
 
 @pytest.mark.parametrize(("planted", "verdict"), [(0.5, "over"), (1.0, "right"), (2.0, "under")])
