@@ -1,7 +1,7 @@
 """Where things run: the environment, read in this one place.
 
 Nothing here enters a fingerprint: the same cycle on another machine is the same cycle. What to train and how
-is in `config.py`.
+is in `config/`.
 """
 
 from __future__ import annotations

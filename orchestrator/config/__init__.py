@@ -1,0 +1,34 @@
+"""What a cycle is told: one typed TOML file. Unknown keys are errors; the whole is stored on the cycle.
+
+Where things run is in `settings.py` and never here. A relative path is taken from the file's folder, and
+`$VARIABLES` in paths are expanded. Begin with `cycle.py`, which holds the whole.
+"""
+
+from orchestrator.config.base import Section
+from orchestrator.config.cycle import (
+    CycleConfig,
+    CycleSection,
+    EvaluationSection,
+    GatesSection,
+    OodSection,
+    ScheduleSection,
+    ServingSection,
+)
+from orchestrator.config.initial_policy import DistillSection, InitialPolicySection, PretrainSection
+from orchestrator.config.policy import PPOSection, PromptsSection, WatchSection
+from orchestrator.config.preference import (
+    ComparisonsSection,
+    OrientationSection,
+    PMPSection,
+    PreferenceModelSection,
+    ReferenceSection,
+    SkillSection,
+)
+from orchestrator.config.reading import load_config, parse_config
+
+__all__ = [
+    "ComparisonsSection", "CycleConfig", "CycleSection", "DistillSection", "EvaluationSection", "GatesSection",
+    "InitialPolicySection", "OodSection", "OrientationSection", "PMPSection", "PPOSection", "PreferenceModelSection",
+    "PretrainSection", "PromptsSection", "ReferenceSection", "ScheduleSection", "Section", "ServingSection",
+    "SkillSection", "WatchSection", "load_config", "parse_config",
+]  # fmt: skip
