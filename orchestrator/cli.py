@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("orchestrator.commands.export", "export comparisons to a file"),
     "check-data": ("orchestrator.commands.check_data", "find repeats and texts of evaluations in files of comparisons"),
     "evaluate-pm": ("orchestrator.commands.evaluate_pm", "a preference model on pairs of published benchmarks"),
+    "metrics": ("orchestrator.commands.metrics", "what jobs measured while they ran, for TensorBoard"),
     "artifacts": ("orchestrator.commands.artifacts", "list artifacts"),
     "lineage": ("orchestrator.commands.lineage", "what an artifact, reply or comparison came from and went into"),
     "verify": ("orchestrator.commands.verify", "check every artifact against its digest"),
