@@ -77,8 +77,9 @@ def spread(values: list[float]) -> str:
 
 
 def last_means(metrics: Path) -> dict[str, float]:
-    """Each number's mean over the last rollouts of a run."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()][-LAST:]
+    """Each number's mean over the last rollouts that a run learned from."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "stopped" not in line][-LAST:]
     return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0] if name in lines[-1]}
 
 

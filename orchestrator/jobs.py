@@ -112,6 +112,21 @@ def _run(command: list[str], *, log: Path, threads: int) -> int:
             raise
 
 
+def is_running(work: Path) -> bool | None:
+    """Whether somebody runs a job in this work directory; None where no `run_job` ever did."""
+    try:
+        file = (work / "lock").open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            # Shared, and let go at once: whoever wants to start a job meanwhile waits for no longer than this.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:

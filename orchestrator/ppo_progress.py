@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from orchestrator.jobs import is_running
+
+State = Literal["running", "ended", "died"]
 
 # Title, key in metrics.jsonl, format. A column that a run does not have (no watcher) stays out of its table.
 COLUMNS = (
     ("step", "step", "d"),
     ("score", "objective/scores", ".3f"),
+    ("helpful", "objective/scores_helpful", ".3f"),
+    ("harmless", "objective/scores_harmless", ".3f"),
     ("KL", "objective/kl", ".3f"),
     ("entropy", "watch/entropy_share", ".0%"),
     ("tokens", "reply_tokens", ".1f"),
@@ -42,9 +48,40 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def ended(run: Path) -> bool:
-    """Whether the run has written its result: its side file appears just before."""
-    return (run / "run.json").exists()
+def state_of(run: Path) -> State:
+    """Whether a run goes on, has written its result, or ended without one: killed, or an error.
+
+    A run that was started by hand has no lock that would tell; it counts as going on until it has ended.
+    """
+    running = is_running(run)
+    if running:
+        return "running"
+    try:
+        # run.json is written after the last line. An older one is of a run that was done before in the same place.
+        if (run / "run.json").stat().st_mtime_ns >= (run / "metrics.jsonl").stat().st_mtime_ns:
+            return "ended"
+    except FileNotFoundError:
+        if not (run / "metrics.jsonl").exists():
+            return "died"
+    return "died" if running is False else "running"
+
+
+def last_words(run: Path, state: State) -> str:
+    """How a run that goes on no more came out."""
+    if state == "died":
+        log = run / "job.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        return (
+            "died: nobody runs this job any more and it has no result. Run the cycle again to continue from its last "
+            f"checkpoint. The last line of its log ({log}): {lines[-1] if lines else 'none'}"
+        )
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    if "samples" not in facts:
+        return "ended"
+    return (
+        f"ended after {facts['samples']} samples; its snapshot: score {facts['score_end']:.3f}, KL "
+        f"{facts['kl_nats']:.3f} nats" + (f"; stopped by a tripwire: {facts['stopped']}" if facts["stopped"] else "")
+    )
 
 
 class Table:
@@ -69,6 +106,8 @@ class Table:
             yield "  ".join(
                 f"{_shown(line.get(key), form):>{_width(title)}}" for title, key, form in self._columns
             ).rstrip()
+            if line.get("stopped"):
+                yield f"stopped: {line['stopped']}"
 
 
 def _width(title: str) -> int:

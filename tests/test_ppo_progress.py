@@ -1,11 +1,12 @@
 """`orchestrator cycle watch`: which run, which columns, and what a run that was killed looks like."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
 
 from orchestrator.cli import main
-from orchestrator.ppo_progress import Table, newest_run, read_lines
+from orchestrator.ppo_progress import Table, newest_run, read_lines, state_of
 
 
 def line(step: int, **more: float | None) -> dict[str, float | None]:
@@ -55,7 +56,47 @@ def test_the_command_ends_with_the_run(tmp_path, monkeypatch, capsys):
     (run / "run.json").write_text("{}")
     assert main(["cycle", "watch"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [str(run / "metrics.jsonl"), "  step   score      KL   wires", "     1   1.500   0.250       0"]
+    table = ["  step   score      KL   wires", "     1   1.500   0.250       0"]
+    assert printed == [str(run / "metrics.jsonl"), *table, "ended"]
+    (run / "run.json").write_text(json.dumps({"samples": 64, "score_end": 1.0, "kl_nats": 0.5, "stopped": "length"}))
+    assert main(["cycle", "watch"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "ended after 64 samples; its snapshot: score 1.000, KL 0.500 nats; stopped by a tripwire: length"
+    )
+
+
+def test_a_run_that_died_is_told_from_one_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    run = write(tmp_path / "work" / "f1", line(1), time_s=100)
+    assert state_of(run) == "running"  # started by hand: nothing tells
+    (run / "job.log").write_text("step\nMemoryError\n")
+    with (run / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert state_of(run) == "running"
+        assert main(["cycle", "watch", "--once"]) == 0
+        assert "died: " not in capsys.readouterr().out
+    assert state_of(run) == "died"
+    assert main(["cycle", "watch"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("died: nobody runs this job any more")
+    assert last.endswith("job.log): MemoryError")
+    # The end of a run that was done before in the same place is not this one's.
+    (run / "run.json").write_text("{}")
+    os.utime(run / "run.json", (99, 99))
+    assert state_of(run) == "died"
+    os.utime(run / "run.json", (100, 100))
+    assert state_of(run) == "ended"
+    (run / "run.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert state_of(run) == "died"
+
+
+def test_the_reason_to_stop_follows_the_row_of_its_rollout():
+    lines = [line(1), line(2) | {"stopped": "entropy 0.1 is 5% of the start's (iteration 2)"}]
+    assert list(Table().rows(lines))[2:] == [
+        "     2   2.500   0.250       0",
+        "stopped: entropy 0.1 is 5% of the start's (iteration 2)",
+    ]
 
 
 def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, capsys):
@@ -66,6 +107,7 @@ def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, c
 
 def test_columns_are_those_that_the_run_has():
     assert list(Table().rows([])) == []
-    title, row = Table().rows([line(1, **{"watch/twin_gap": 0.5, "watch/score_watcher": 1.0})])
-    assert title.split() == ["step", "score", "KL", "watcher", "gap", "wires"]
-    assert row.split() == ["1", "1.500", "0.250", "1.000", "0.500", "0"]
+    more = {"watch/twin_gap": 0.5, "watch/score_watcher": 1.0, "objective/scores_harmless": 2.0}
+    title, row = Table().rows([line(1, **more)])
+    assert title.split() == ["step", "score", "harmless", "KL", "watcher", "gap", "wires"]
+    assert row.split() == ["1", "1.500", "2.000", "0.250", "1.000", "0.500", "0"]

@@ -174,6 +174,7 @@ class PolicyTraining:
             rollout, first_chunks = self._rollout(iteration)
             self.stopped = self._reason_to_stop(rollout, iteration)
             if self.stopped:
+                self._log_stop(rollout, iteration)
                 restore(self.policy.model, self.good)
                 break
             if self.monitor.calm:
@@ -188,22 +189,25 @@ class PolicyTraining:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
             else:
                 self.stopped = self.monitor.learning(learned, iteration)
-            if learned is None or self.stopped:
-                restore(self.policy.model, self.good)
-                break
             self.job.log(
                 iteration + 1,
                 **summary,
                 **watched,
-                **learned,
+                **(learned or {}),
                 **self._speed(rollout, time.monotonic() - began_s),
                 episode=(iteration + 1) * settings.prompts_per_iteration,
+                **({"stopped": self.stopped} if self.stopped else {}),
             )
+            if self.stopped:
+                restore(self.policy.model, self.good)
+                break
             if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
                 self._checkpoint(iteration + 1)
         self.job.progress(settings.iterations, settings.iterations, "measure")
         results = self._measure_final()
         self.job.facts["train_seconds"] = round(time.monotonic() - started_s, 3)
+        # Said here too: results.json leaves this folder for the store, and with it the end of the run.
+        self.job.facts |= {name: results[name] for name in ("samples", "kl_nats", "score_end", "stopped")}
         return results
 
     # One iteration
@@ -431,6 +435,13 @@ class PolicyTraining:
             return f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
         return self.monitor.rollout(rollout, iteration, last=last)
 
+    def _log_stop(self, rollout: Rollout, iteration: int) -> None:
+        """The line of a rollout that is not learned from: its numbers, and why training stops there."""
+        numbers = self._summary(rollout)
+        if math.isfinite(numbers["objective/kl"]) and math.isfinite(numbers["objective/scores"]):
+            numbers |= self.monitor.watch.metrics(self.monitor.look(rollout))
+        self.job.log(iteration + 1, **numbers, stopped=self.stopped)
+
     def _summary(self, rollout: Rollout) -> dict[str, float]:
         """Means over the replies of a rollout, under the names that TRL's users know."""
         kl, score = float(rollout.kl_nats.mean()), float(rollout.scores.mean())
@@ -478,6 +489,7 @@ class PolicyTraining:
         else:
             self.stopped = self._reason_to_stop(rollout, self.settings.iterations, last=True)
             if self.stopped:
+                self._log_stop(rollout, self.settings.iterations)
                 restore(self.policy.model, self.good)
                 return self._measure_final()
         summary = self._summary(rollout)

@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from orchestrator.ppo_progress import Table, ended, newest_run, read_lines
+    from orchestrator.ppo_progress import Table, last_words, newest_run, read_lines, state_of
 
     work = Settings.from_env().home / "work"
     run = newest_run(work)
@@ -66,10 +66,13 @@ def _watch(args: argparse.Namespace) -> int:
     table = Table()
     while True:
         # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
-        over = ended(run)
+        state = state_of(run)
         for row in table.rows(read_lines(run)):
             print(row, flush=True)
-        if over or args.once:
+        if state != "running":
+            print(last_words(run, state), flush=True)
+            return 0 if state == "ended" else 1
+        if args.once:
             return 0
         time.sleep(WATCH_POLL_S)
 

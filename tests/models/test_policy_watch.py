@@ -85,6 +85,13 @@ def test_a_watcher_that_agrees_has_no_gap_and_one_that_objects_stops_the_run(tra
     # Two rollouts in a row were beyond the wire; the weights that are kept wrote the one before them.
     tripped = [alarm["iteration"] for alarm in numbers["watch"]["alarms"]][-2:]
     assert tripped[1] == tripped[0] + 1 == len(curve) + 1
+    # The rollout that tripped the wire is logged with its numbers, and no other line has a reason.
+    *learned, last = metrics(stopped)
+    assert (last["step"], last["stopped"]) == (tripped[1], numbers["stopped"])
+    assert last["watch/twin_gap"] > 0.2
+    assert last["watch/wires_beyond"] == 1.0
+    assert not any("stopped" in line for line in learned)
+    assert json.loads((stopped / "run.json").read_text())["stopped"] == numbers["stopped"]
     shorter = train("shorter", **TWIN | {"iterations": tripped[0] - 2})
     kept, expected = (load_file(out / "result" / "model.safetensors") for out in (stopped, shorter))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
@@ -104,6 +111,9 @@ def test_learning_that_explodes_goes_back_to_the_weights_before_it(train):
     numbers = results(out)
     assert numbers["watch"]["stopped_by"] in ("ratio", "clip_fraction")
     assert numbers["watch"]["alarms"][-1]["iteration"] == 1
+    [line] = metrics(out)
+    assert (line["step"], line["stopped"]) == (1, numbers["stopped"])
+    assert max(abs(line["val/ratio"] - 1) / 0.3, line["policy/clipfrac_avg"] / 0.8) > 1
     assert numbers["kl_nats"] == 0.0  # the first steps were given up: the snapshot is the initial policy
 
 
@@ -161,3 +171,17 @@ def test_a_killed_run_is_stopped_in_the_same_iteration(train, opposite_dir, monk
     names = sorted(path.name for path in (whole / "result").iterdir())
     different = [n for n in names if (whole / "result" / n).read_bytes() != (again / "result" / n).read_bytes()]
     assert different == []
+    timeless = [
+        [{key: value for key, value in line.items() if key != "eps" and "perf/" not in key} for line in metrics(out)]
+        for out in (whole, again)
+    ]
+    assert timeless[0] == timeless[1]
+    assert timeless[0][-1]["stopped"] == results(whole)["stopped"]
+
+
+def test_the_last_rollout_tells_why_it_was_given_up(train):
+    out = train(iterations=1, max_kl_nats=1e-6)
+    last = metrics(out)[-1]
+    assert (last["step"], last["stopped"]) == (2, results(out)["stopped"])
+    assert "above max_kl_nats 1e-06 in iteration 2" in last["stopped"]
+    assert last["objective/kl"] > 1e-6
