@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import training
+from flows.reporting import publish_report, reported_if_stopped
 from flows.running import OnPools, Outcome, Runner, cycle_run_name
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
@@ -48,9 +49,10 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
 
         comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
         await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
-        trained = await run.on_gpu(
-            training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
-        )
+        async with reported_if_stopped(run, cycle_id):
+            trained = await run.on_gpu(
+                training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
+            )
         preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
         prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
         if config.prompts.written:
@@ -70,8 +72,7 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
         await run.stage(stages.promote, cycle_id, decision_id)
         await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
-        _, markdown = await run.stage(stages.write_report, cycle_id)
-        await run.report(f"cycle {number}", markdown)
+        await publish_report(run, cycle_id)
         refusal = await run.ask(stages.refusal, decision_id)
         await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
         return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")

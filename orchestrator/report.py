@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
@@ -19,6 +19,7 @@ from orchestrator import ledger
 from orchestrator.cycles import database
 from orchestrator.detectors import detector_rows
 from orchestrator.distillation_picture import distillation_numbers, distillation_rows
+from orchestrator.errors import CycleError
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, data_uri, draw_all
@@ -51,6 +52,12 @@ def write_report(cycle_id: int) -> tuple[int, str]:
         inputs = {role: id_ for role, id_ in numbers["artifact_ids"].items() if id_ is not None}
         settings = {"numbers": {key: value for key, value in lasting.items() if key != "artifact_ids"}}
         return build(context, "report", settings, inputs, write), markdown
+
+
+def stopped_by(cycle_id: int) -> str | None:
+    """Why a stage of the cycle refused to go on when it was last tried; None where none did."""
+    with database() as session:
+        return _stopped_by(session, cycle_id)
 
 
 def cycle_numbers(cycle_id: int) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
             "detector": detector.results | {"digest": detector.digest} if detector else None,
             "elo": _evaluation(session, cycle_id, "elo", snapshot.id if snapshot else None),
+            "stopped": _stopped_by(session, cycle_id),
             "decision": decision.decision if decision else None,
             "reasons": decision.reasons if decision else [],
             "stages": [
@@ -105,6 +113,8 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
 def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
     """The report as an operator reads it in the Prefect UI; each picture comes with where it is."""
     lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
+    if numbers.get("stopped"):
+        lines += [f"**Stopped**: {numbers['stopped']}", ""]
     decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
     for reason in numbers["reasons"]:
@@ -277,6 +287,15 @@ def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
         .order_by(t.Stage.id)
     )
     return {artifact.kind: artifact for artifact in rows}
+
+
+def _stopped_by(session: Session, cycle_id: int) -> str | None:
+    newest = select(func.max(t.Stage.id)).where(t.Stage.cycle_id == cycle_id).group_by(t.Stage.name)
+    failed = select(t.Stage.error).where(t.Stage.id.in_(newest), t.Stage.state == "failed").order_by(t.Stage.id)
+    # A stage keeps what ended it with its type before it; a job that died has another.
+    refused = f"{CycleError.__name__}: "
+    errors = [error for error in session.scalars(failed) if error is not None and error.startswith(refused)]
+    return errors[0].removeprefix(refused) if errors else None
 
 
 def _watcher(session: Session, cycle_id: int) -> dict[str, Any] | None:

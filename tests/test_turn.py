@@ -18,6 +18,7 @@ from flows.cycle import turn
 from flows.running import InProcess, Outcome
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.errors import CycleError, JobFailed
 from orchestrator.importing import ImportRequest, import_file
 from orchestrator.report import cycle_numbers
 from tests.models.conftest import write_llama, write_qwen2
@@ -129,6 +130,40 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert {"reliability.png", "score_histograms.png", "policy_scores.png"} <= set(shown)
     assert {path.name for path in files.glob("*.png")} == set(shown)
     assert {stage.state for stage in rows(instance, t.Stage)} == {"done"}
+    assert "**Stopped**" not in said[-1]
+
+
+def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_reason(instance, home, tmp_path):
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
+    bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
+    # Pairs that say the opposite of the comparisons: the short reply is the better one.
+    pairs = [
+        {"prompt": f"Tell me about {word}.", "chosen": "No.", "rejected": "Gladly, here it is.", "question": "helpful"}
+        for word in WORDS
+    ]
+    file = tmp_path / "orientation.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = configuration(
+        write_llama(tmp_path / "model", template=None),
+        orientation={"file": str(file)},
+        preference_model={"learning_rate": 2e-3},
+    )
+    said: list[str] = []
+
+    # The second run stops as the first did, and finds the report.
+    for _ in range(2):
+        with pytest.raises(CycleError, match="A sign is wrong: of the 10 orientation pairs") as stopped:
+            take_turn(config, said)
+        assert said[-1].startswith("# Cycle 1: small")
+        assert f"**Stopped**: {stopped.value}" in said[-1]
+        assert "| Orientation check | 0% of 10 pairs |" in said[-1]
+    (cycle,) = rows(instance, t.Cycle)
+    assert cycle.state == "open"
+    (report,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]
+    files = ArtifactStore(f"file://{home}/artifacts", home / "cache").fetch(report.digest)
+    shown = re.findall(r"\]\((\w+\.png)\)", (files / "report.md").read_text())
+    assert {"reliability.png", "score_histograms.png"} <= set(shown) == {path.name for path in files.glob("*.png")}
+    assert "train_policy" not in {stage.name for stage in rows(instance, t.Stage)}
 
 
 def test_too_few_comparisons_skip_the_week_and_leave_the_live_policy(instance, tmp_path):
@@ -166,7 +201,6 @@ def test_identical_weights_are_refused_by_name_and_the_live_policy_stays(instanc
 @pytest.mark.slow
 def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_path, monkeypatch):
     from orchestrator import stage as stage_module
-    from orchestrator.errors import JobFailed
 
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
@@ -181,6 +215,8 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
     monkeypatch.setattr(stage_module, "run_job", failing)
     with pytest.raises(JobFailed):
         take_turn(config)
+    # A dead job is gone on with: the report comes at the end.
+    assert "report" not in {artifact.kind for artifact in rows(instance, t.Artifact)}
     # What arrives now belongs to the next cycle: the cut-off is kept.
     bring(instance, write_comparisons(tmp_path / "late.jsonl", 5000, 25))
     monkeypatch.setattr(stage_module, "run_job", real)
