@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.intervals import wilson
 from models.logistic import sigmoid
-from orchestrator import distillation_picture, kl_picture
+from orchestrator import course_picture, distillation_picture, kl_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -329,6 +329,7 @@ PICTURES: dict[str, tuple[str, Draw]] = {
     "score_histograms": ("Preference model: scores of better and worse held-out replies.", score_histograms),
     "scaling": ("Preference model: what more comparisons bring.", scaling),
     "policy_scores": ("The policy's scores over those of the preference model's data.", policy_scores),
+    "ppo_course": (course_picture.CAPTION, course_picture.ppo_course),
     "kl_law": (kl_picture.CAPTION, kl_picture.kl_law),
 }
 """Every picture of the report by the stem of its file's name, in its order: a caption, and what draws it."""

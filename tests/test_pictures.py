@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.course_picture import ppo_course
 from orchestrator.pictures import PICTURES, draw_all
 from orchestrator.report import to_markdown
 
@@ -18,6 +19,22 @@ pytest.importorskip("torch")
 
 from models.preference_report import ScoredPair, held_out_report
 from models.scaling import ScalingPoint, fit_scaling
+
+# Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it.
+TRAINING = {
+    "curve": [
+        {"samples": 8 * i, "kl_nats": i * i / 10, "score": i / 2, "score_watcher": i / 4, "twin_gap": i / 4}
+        for i in range(12)
+    ],
+    "samples": 96,
+    "stopped": "the training PM's gain exceeds the watcher's (iteration 13)",
+    "settings": {"kl_coef": 0.2, "kl_target_nats": None},
+    "logp_accuracy": {
+        "pairs": {"helpful": 64, "harmless": 32},
+        "preference_model": {"helpful": 0.75, "harmless": 0.625},
+        "curve": [{"samples": s, "helpful": 0.5 + s / 800, "harmless": 0.5 - s / 960} for s in (0, 40, 80, 96)],
+    },
+}
 
 
 def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
@@ -50,7 +67,7 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
         "preference_model": {"held_out": held_out_report(pairs)},
         "scaling": {"source": "the ledger", "points": points, **fit_scaling(curve)},
         "policy_scores": {"snapshot": scores, "initial": scores},
-        "training": {"curve": [{"samples": i, "kl_nats": i * i, "score": i + i % 2} for i in range(12)]},
+        "training": TRAINING,
     }
 
 
@@ -67,6 +84,54 @@ def test_every_picture_is_drawn_600_pixels_wide_and_the_same_twice():
     for picture in pictures:
         assert size(picture.png)[0] == 600, picture.name
     assert [picture.png for picture in draw_all(known)] == [picture.png for picture in pictures]
+
+
+def legend(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_ppos_course_shows_score_reward_kl_and_mean_log_p_accuracy_to_where_it_stopped():
+    figure = ppo_course({"training": TRAINING})
+    assert figure is not None
+    scores, kl, accuracy = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Score and total reward",
+        "KL to the initial policy",
+        "Mean log-p accuracy, held-out comparisons",
+    ]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["PM score", "nats per reply", "share"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "replies learned from"]
+    assert scores.get_shared_x_axes().joined(scores, accuracy)
+    lines = {str(line.get_label()): line for line in scores.lines}
+    assert list(lines) == legend(scores) == ["stopped", "training PM", "watcher PM", "r = score − 0.2·KL"]
+    samples = [8 * i for i in range(12)]
+    for name, last in (("training PM", 5.5), ("watcher PM", 2.75), ("r = score − 0.2·KL", 5.5 - 0.2 * 12.1)):
+        assert list(lines[name].get_xdata()) == samples
+        assert lines[name].get_ydata()[-1] == pytest.approx(last)
+    # The seventh point: score 3 and KL 3.6, so 3 − 0.2 · 3.6.
+    assert lines["r = score − 0.2·KL"].get_ydata()[6] == pytest.approx(3.0 - 0.72)
+    _, nats = kl.lines
+    assert list(nats.get_ydata()) == pytest.approx([i * i / 10 for i in range(12)])
+    for axes in figure.axes:
+        assert list(axes.lines[0].get_xdata()) == [96, 96]
+    assert legend(accuracy) == ["helpful", "harmless"]
+    by_name = {str(line.get_label()): line for line in accuracy.lines}
+    assert list(by_name["helpful"].get_xdata()) == [0, 40, 80, 96]
+    assert list(by_name["helpful"].get_ydata()) == pytest.approx([0.5, 0.55, 0.6, 0.62])
+    assert list(by_name["harmless"].get_ydata())[-1] == pytest.approx(0.4)
+    ceilings = [line.get_ydata()[0] for line in accuracy.lines if line.get_linestyle() == ":"]
+    assert ceilings == [0.75, 0.625]
+
+
+def test_a_plain_course_has_no_stop_no_watcher_and_no_reward_that_it_cannot_know():
+    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
+    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    assert figure is not None
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+    assert legend(figure.axes[0]) == ["training PM"]
+    assert ppo_course({"training": {"curve": curve[:1]}}) is None
+    assert ppo_course({"training": None}) is None
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3])
