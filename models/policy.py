@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from models.precision import Precision, computing_in, shape_multiple
-from models.preference_batches import chunks_by_length, right_padded
-from models.trunk import states_at
+from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
+from models.trunk import goes_by_hand, states_at
 
 if TYPE_CHECKING:
     from models.critic import Critic
@@ -55,7 +55,8 @@ def reply_chunks(
     """
     sequences = [[*prompts[row], *replies[row][:-1]] for row in rows]
     chunks = []
-    for members in chunks_by_length([len(sequence) for sequence in sequences], chunk_tokens):
+    lengths = [len(sequence) for sequence in sequences]
+    for members in chunks_with_little_padding(lengths, chunk_tokens, chunk_cost(device)):
         ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), multiple)
         positions: list[int] = []
         targets: list[int] = []
@@ -88,6 +89,8 @@ class Policy:
         self.precision = precision
         self.head = model.get_output_embeddings()
         self._plain_head = _has_plain_head(model)
+        # Set to False beside a policy that can't: only the same operations give the same digits.
+        self.by_hand = self._plain_head and goes_by_hand(model.base_model)
 
     def states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         """Final hidden states (N, D) and logits (N, V) of the chunk's reply tokens."""
@@ -99,7 +102,7 @@ class Policy:
             count = len(chunk.positions)
             padding = -count % shape_multiple(self.precision, self.model.device)
             positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
-            states = states_at(self.model.base_model, chunk.ids, positions)
+            states = states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
             return states[:count], self.head(states)[:count]
         output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
         hidden = output.hidden_states[-1]

@@ -17,10 +17,11 @@ from transformers import AutoModelForSequenceClassification
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
 from models.precision import Precision, computing_exactly, computing_in, shape_multiple
-from models.preference_batches import chunks_by_length, right_padded
+from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
 from models.preference_offset import stored_offset
 from models.preference_trees import Tree
 from models.preference_trunk import can_pack, states_at_reads
+from models.trunk import states_at
 
 # Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
 # a GPU needs more to be busy, and training holds the activations of them all.
@@ -97,10 +98,13 @@ class PreferenceModel:
                     f"end-of-context id {self.chat.score_id}. Build sequences with ChatFormat.score_ids."
                 )
         scores = [0.0] * len(sequences)
-        for chunk in chunks_by_length([len(ids) for ids in sequences], self.chunk_tokens):
+        lengths = [len(ids) for ids in sequences]
+        for chunk in chunks_with_little_padding(lengths, self.chunk_tokens, chunk_cost(self.device)):
             with computing_in(self.precision, self.device):
                 members, multiple = [sequences[i] for i in chunk], shape_multiple(self.precision, self.device)
-                values = end_scores(self.model, members, self.chat.pad_id, self.device, multiple)
+                padded, ends = right_padded(members, self.chat.pad_id, self.device, multiple)
+                positions = torch.arange(len(members), device=self.device) * padded.shape[1] + ends
+                values = _scores(self.model, states_at(self.model.base_model, padded, positions))
             for i, value in zip(chunk, values.tolist(), strict=True):
                 scores[i] = value
         return scores

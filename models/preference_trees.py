@@ -206,11 +206,17 @@ def chunks_by_tokens(trees: Sequence[Tree], max_tokens: int) -> Iterator[list[Tr
         yield group
 
 
-def visibility(subtree_ends: Tensor) -> Tensor:
-    """…×T×T additive mask from …×T subtree ends: 0 where token i (rows) sees token j, else the lowest float.
+def visibility(subtree_ends: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+    """…×M×K additive mask from …×T subtree ends: 0 where token i (rows) sees token j, else the lowest float.
 
     Additive, since eager attention adds a boolean mask as 0 and 1, which is silently wrong.
+
+    Args:
+        rows, columns: which tokens, M and K, by default all T.
     """
     index = torch.arange(subtree_ends.shape[-1], device=subtree_ends.device)
-    sees = (index[:, None] >= index[None, :]) & (index[:, None] < subtree_ends[..., None, :])
+    seen = index if columns is None else columns
+    ends = subtree_ends if columns is None else subtree_ends[..., columns]
+    index = index if rows is None else rows
+    sees = (index[:, None] >= seen[None, :]) & (index[:, None] < ends[..., None, :])
     return torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, torch.finfo(torch.float32).min)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.llama_layer import by_hand, complex_angles, finish, queries_keys_values
 from models.preference_trees import Span, Tree, visibility
 
 
@@ -109,7 +110,10 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
     attention = _TreeAttention(trees, device)
 
     x = base.get_input_embeddings()(_line(trees, "ids", device))
-    cos, sin = (angles[0][:, None] for angles in base.rotary_emb(x, positions[None]))
+    cos, sin = (angles[0] for angles in base.rotary_emb(x, positions[None]))
+    if architecture is _LLAMA and all(by_hand(layer, x) for layer in base.layers):
+        return _states_by_hand(base, x, complex_angles(cos, sin), attention, reads)
+    cos, sin = cos[:, None], sin[:, None]
     # rotated = x · cos + (x rolled by half) · sin, where the first half of the sines is negative.
     sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
     for number, layer in enumerate(base.layers):
@@ -122,6 +126,17 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
         attended = attention(q, k, v, at_reads=last)
         x = block.finish(layer, x[at], attended)
     return getattr(base, architecture.final_norm)(x)
+
+
+def _states_by_hand(
+    base: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: _TreeAttention, reads: Tensor
+) -> Tensor:
+    """`states_at_reads` from N×D embedded tokens, the gradients of each layer worked out by hand."""
+    for number, layer in enumerate(base.layers):
+        last = number == len(base.layers) - 1
+        q, k, v = queries_keys_values(layer, x, turns, reads if last else None)
+        x = finish(layer, x[reads] if last else x, attention(q, k, v, at_reads=last))
+    return _normed(base.norm, x)
 
 
 def _line(trees: Sequence[Tree], name: str, device: torch.device) -> Tensor:
@@ -201,11 +216,12 @@ class _TreeAttention:
             self.mask = visibility(ends_by_row.to(device))
             self.read_mask = self.mask.gather(1, reads.to(device)[:, :, None].expand(-1, -1, width))
             return
-        masks = [visibility(row) for row in ends]
-        self.read_masks = [mask[tree.reads] for mask, tree in zip(masks, trees, strict=True)]
-        self.spans = [
-            [(span, _without_hidden(mask, span) if span.start else None) for span in tree.spans()]
-            for mask, tree in zip(masks, trees, strict=True)
+        # Only what is looked at: the mask of a whole tree has far more places than its branches see.
+        self.read_masks = [visibility(row, torch.tensor(tree.reads)) for row, tree in zip(ends, trees, strict=True)]
+        self.spans = [tree.spans() for tree in trees]
+        self.span_masks = [
+            [_mask_of(row, span) if span.start else None for span in spans]
+            for row, spans in zip(ends, self.spans, strict=True)
         ]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, at_reads: bool) -> Tensor:
@@ -222,10 +238,11 @@ class _TreeAttention:
             if at_reads:
                 attended.append(_attend(*heads, self.read_masks[tree]))
                 continue
-            q_spans = heads[0].split([span.end - span.start for span, _ in self.spans[tree]], dim=2)
-            for q_span, (span, span_mask) in zip(q_spans, self.spans[tree], strict=True):
-                k_span, v_span = (_keys_of(x, span) for x in heads[1:])
-                attended.append(_attend(q_span, k_span, v_span, span_mask))
+            spans = self.spans[tree]
+            q_spans = heads[0].split([span.end - span.start for span in spans], dim=2)
+            k_spans, v_spans = (_SeenBySpans.apply(x, spans) for x in heads[1:])  # type: ignore[no-untyped-call]
+            for parts in zip(q_spans, k_spans, v_spans, self.span_masks[tree], strict=True):
+                attended.append(_attend(*parts))
         return torch.cat(attended, dim=2)[0].transpose(0, 1).flatten(1)
 
 
@@ -238,14 +255,36 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
-def _keys_of(x: Tensor, span: Span) -> Tensor:
-    own = x[:, :, span.start : span.end]
-    return torch.cat((x[:, :, : span.seen], own), dim=2) if span.seen else own
+class _SeenBySpans(torch.autograd.Function):
+    """What each span of a tree sees of 1×K×T×d keys or values: the first `seen` tokens and its own.
+
+    By hand, since autograd fills a tensor of T tokens with zeros for the gradient of every slice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, ...]:
+        ctx.spans, ctx.shape = spans, x.shape
+        return tuple(
+            torch.cat((x[:, :, : span.seen], x[:, :, span.start : span.end]), dim=2)
+            if span.seen
+            else x[:, :, span.start : span.end].clone()
+            for span in spans
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gradient = gradients[0].new_empty(ctx.shape)
+        for span, part in zip(ctx.spans, gradients, strict=True):
+            gradient[:, :, span.start : span.end] = part[:, :, span.seen :]
+        for span, part in zip(ctx.spans, gradients, strict=True):
+            if span.seen:
+                gradient[:, :, : span.seen] += part[:, :, : span.seen]
+        return gradient, None
 
 
-def _without_hidden(mask: Tensor, span: Span) -> Tensor:
-    own = mask[span.start : span.end]
-    return torch.cat((own[:, : span.seen], own[:, span.start : span.end]), dim=1)
+def _mask_of(subtree_ends: Tensor, span: Span) -> Tensor:
+    own = torch.arange(span.start, span.end)
+    return visibility(subtree_ends, own, torch.cat((torch.arange(span.seen), own)))
 
 
 class _Rows:

@@ -22,7 +22,7 @@ from models.prompts import Prompt
 from models.sampler import Completion, DecodeEngine, SamplingParams
 
 # Tokens in one forward pass: on CPU larger tensors leave the cache, on a GPU they fill it.
-CHUNK_TOKENS_CPU = 768
+CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 32768
 
 # How far the sampler's log-prob of a token may lie from the one that is read again, in nats. Measured over 2,048 tokens
@@ -78,6 +78,8 @@ class RolloutCollector:
         engine: DecodeEngine,
         device: torch.device,
     ) -> None:
+        # A policy with adapters calls its modules; so must its reference, or equal weights would differ by rounding.
+        policy.by_hand = reference.by_hand = policy.by_hand and reference.by_hand
         self.policy, self.reference, self.preference_model = policy, reference, preference_model
         self.chat, self.engine, self.device = chat, engine, device
         self.chunk_tokens = CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU

@@ -104,7 +104,12 @@ BATCH = [*dialogue(1), SINGLES[0], *dialogue(2, turns=3), SINGLES[3], *dialogue(
 
 def small_model(name: str):
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(CONFIGS[name]).eval()
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[name]).eval()
+    with torch.no_grad():  # norms start at one, which would hide that they are left out
+        for label, parameter in model.named_parameters():
+            if "norm" in label and "bias" not in label:
+                parameter.uniform_(0.5, 1.5)
+    return model
 
 
 def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.Tensor]:
