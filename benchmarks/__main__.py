@@ -24,6 +24,7 @@ OTHERS = (
     "feedback_throughput",
     "freeze",
     "hh_weeks",
+    "known_answer",
     "ood",
     "pages",
     "policy_throughput",

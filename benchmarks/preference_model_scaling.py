@@ -80,7 +80,7 @@ def measure(folder: Path, max_steps: int) -> dict[str, Any]:
     memory = Memory()
     memory.begin()
     clock = Clock(job.device)
-    splits, _ = _load(job, ChatFormat.load(folder / "initial"), settings.max_tokens, settings)
+    splits, *_ = _load(job, ChatFormat.load(folder / "initial"), settings.max_tokens, settings)
     pairs = splits["train"].pairs
     load_s = clock.seconds()
     clock = Clock(job.device)

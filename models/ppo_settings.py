@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from models.adapters import check_lora
 from models.critic import CriticKind
 from models.ppo import KLEstimator, KLPlacement
 from models.precision import Precision
 from models.watch import WatchSettings
+
+ADAM_BETAS = (0.9, 0.95)
+# Larger than usual, as in the reference implementations of PPO: steps stay small where gradients are tiny.
+ADAM_EPS = 1e-5
+MAX_GRADIENT_NORM = 1.0
+# The critic's own layers start from nothing while the trunk is already good, and may move faster.
+VALUE_HEAD_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,3 +109,25 @@ class PPOSettings:
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term: the exact KL pulls at its own token only through its gradient."""
         return self.kl_placement == "loss" or self.kl_estimator == "full"
+
+
+def choices(settings: PPOSettings) -> dict[str, Any]:
+    """What the paper leaves open and no setting says: it stands beside the settings on the artifact."""
+    own_trunk = settings.critic in ("separate", "preference_model")
+    return {
+        "optimiser": "AdamW, no weight decay",
+        "betas": list(ADAM_BETAS),
+        "eps": ADAM_EPS,
+        "max_gradient_norm": MAX_GRADIENT_NORM,
+        "gradients_clipped": "policy and critic each by itself" if own_trunk else "policy and critic together",
+        "value_head_rate": f"{VALUE_HEAD_RATE:g} times the learning rate",
+        "value_head": "one hidden layer of tanh, its output 0 at first; starts at the mean score of the first replies",
+        "losses": "means over the reply tokens of a minibatch",
+        "advantages": "over a whole rollout, whitened there" if settings.whiten_advantages else "over a whole rollout",
+        "old_log_probs": "read again after sampling, in the layout of the first epoch",
+        "score_of_a_cut_off_reply": "as it is, at its last token",
+        "entropy_bonus": 0.0,
+        "reference": "the initial policy, fixed",
+        "dropout": 0.0,
+        "dtype": "float32",
+    }

@@ -166,12 +166,18 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
             bands = held_out["calibration"].get("by_score_band", {})
             rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
+        for name, part in (numbers["preference_model"].get("skills") or {}).get("by_source", {}).items():
+            rows.append(
+                (f"PM accuracy on skill {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})")
+            )
     rows += scaling_rows(numbers.get("scaling"))
     if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))
     if numbers["orientation"]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
+    elif numbers["preference_model"]:
+        rows.append(("Orientation check", "skipped: no orientation.file, so that labels turned round everywhere pass"))
     if numbers.get("training"):
         rows += watch_rows(numbers["training"], _offsets(numbers))
     if numbers["evaluation"]:

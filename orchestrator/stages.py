@@ -192,7 +192,9 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
             numbers = context.results(evaluation_id)
             context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
         judge_sources = context.config.orientation.contradicting_source == "stop"
-        wrong = wrong_signs(results["held_out"], numbers, file, sources=judge_sources)
+        held_out = results["held_out"]
+        sources = results.get("skills", {}).get("by_source", {}) | held_out["by_source"]
+        wrong = wrong_signs(held_out | {"by_source": sources}, numbers, file, sources=judge_sources)
         if wrong:
             context.fail(
                 f"A sign is wrong: {'; '.join(wrong)}. Look at the question and side of the newest comparisons, and at "

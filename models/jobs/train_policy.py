@@ -44,7 +44,7 @@ from models.ppo import (
     value_losses,
     whiten,
 )
-from models.ppo_settings import PPOSettings
+from models.ppo_settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, VALUE_HEAD_RATE, PPOSettings, choices
 from models.precision import note_precision
 from models.preference import PreferenceModel
 from models.prompts import KINDS, PromptSetError, PromptStream
@@ -55,12 +55,6 @@ from models.snapshots import SnapshotKeeper
 from models.throughput import Stopwatch, learning_operations, peak_flops
 
 NAME = "train_policy"
-ADAM_BETAS = (0.9, 0.95)
-# Larger than usual, as in the reference implementations of PPO: steps stay small where gradients are tiny.
-ADAM_EPS = 1e-5
-MAX_GRADIENT_NORM = 1.0
-# The critic's own layers start from nothing while the trunk is already good, and may move faster.
-VALUE_HEAD_RATE = 10.0
 # Purposes of random numbers, so that no two of them share a stream.
 _SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
 
@@ -507,6 +501,7 @@ class PolicyTraining:
                 "kl_coef_end": self.kl_coef,
                 "sampler_logratio_max": self.sampler_gap,
                 "settings": asdict(self.settings),
+                "choices": choices(self.settings),
                 "prompts_too_long": self.num_too_long,
                 "harmless_share": self.stream.harmless_share,
                 "curve": self.curve,

@@ -124,7 +124,7 @@ def run(job: Job) -> None:
     model = fresh_preference_model(start, chat, job.seed, job.device)
     base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
-    splits, left_out = _load(job, chat, max_tokens, settings)
+    splits, left_out, num_judged = _load(job, chat, max_tokens, settings)
     train, held_out = splits["train"].pairs, splits["held_out"].pairs
     if settings.shuffle_labels:
         train = shuffle_labels(train, job.seed)
@@ -138,7 +138,11 @@ def run(job: Job) -> None:
         # What is judged below is what is published.
         model = merged(trained)
     preference_model = PreferenceModel(model, chat)
-    scored = score_pairs(preference_model, [pair for pair in held_out if pair.tie is None])
+    # A skill that is learned well must not hide that the raters' own comparisons are not.
+    scored, skills = (
+        score_pairs(preference_model, [held_out[i] for i in part if held_out[i].tie is None])
+        for part in (range(num_judged), range(num_judged, len(held_out)))
+    )
     results: dict[str, Any] = {
         "num_train": len(train),
         "num_held_out": len(scored),
@@ -151,6 +155,7 @@ def run(job: Job) -> None:
         "train_loss": train_loss,
         "learning_curve": learning_curve(steps_of(job.out / "metrics.jsonl"), len(train), settings.batch_pairs),
         "held_out": held_out_report(scored),
+        **({"skills": held_out_report(skills)} if skills else {}),
         "choices": choices(job, settings, model, max_tokens),
         **_offset(job, preference_model, max_tokens),
         **_ties(preference_model, train, held_out, left_out),
@@ -165,8 +170,10 @@ def run(job: Job) -> None:
         save_model(model, directory, chat, card(results, settings))
         if lora is not None and base_sha256 is not None:
             save_adapter(trained, directory, "SEQ_CLS", lora, base_sha256)
-        with (directory / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
+        for name, pairs in (("held_out", scored), ("skill", skills)):
+            if pairs or name == "held_out":
+                with (directory / f"{name}_scores.jsonl").open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(pair.as_json()) + "\n" for pair in pairs)
 
     job.publish(write, results)
 
@@ -211,8 +218,9 @@ def steps_of(metrics: Path) -> list[tuple[int, float]]:
 
 def _load(
     job: Job, chat: ChatFormat, max_tokens: int, settings: PreferenceModelSettings
-) -> tuple[dict[str, TokenPairs], Counter[str]]:
-    """The pairs of all comparison sets by split, and how many were left out on purpose, by reason."""
+) -> tuple[dict[str, TokenPairs], Counter[str], int]:
+    """The pairs of all comparison sets by split, how many were left out on purpose, by reason, and how many of the
+    held-out ones, the first, are the comparison set's own and no skill's."""
     left_out: Counter[str] = Counter()
 
     def wanted(record: dict[str, Any]) -> bool:
@@ -231,13 +239,14 @@ def _load(
 
     # On disk, so that memory does not grow with the comparisons.
     splits = {name: TokenPairs(PairFile(job.out, TokenPair)) for name in SPLITS}
-    for role in ("comparisons", "skills"):
-        if role not in job.inputs and role != "comparisons":
-            continue
+
+    def read(role: str) -> None:
         try:
             load_token_pairs(job.input(role), chat, max_tokens, wanted, splits)
         except ComparisonSetError as error:
             raise JobError(str(error)) from error
+
+    read("comparisons")
     for name, split in splits.items():
         if not any(pair.tie is None for pair in split.pairs):
             raise JobError(
@@ -245,7 +254,10 @@ def _load(
                 f"({split.num_too_long} are longer); training needs both splits. "
                 "Collect more, raise max_tokens, or hold out a larger share."
             )
-    return splits, left_out
+    num_judged = len(splits["held_out"].pairs)
+    if "skills" in job.inputs:
+        read("skills")
+    return splits, left_out, num_judged
 
 
 def _offset(job: Job, model: PreferenceModel, max_tokens: int) -> dict[str, Any]:
@@ -486,7 +498,8 @@ def choices(job: Job, settings: PreferenceModelSettings, model: Any, max_tokens:
         "lm_coef": settings.lm_coef,
         "lm_loss": "nats per token of the better reply, frozen output layer" if settings.lm_coef else "none",
         "dropout": _dropout(model.config),
-        "dtype": "float32",
+        "dtype": "float32",  # of weights, gradients and optimiser state
+        "precision": settings.precision,  # of products and attention in training; scores are computed in float32
         "labels": "shuffled (control)" if settings.shuffle_labels else "raters' choices",
         "twin": settings.twin,
         "part": settings.part,

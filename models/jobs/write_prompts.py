@@ -14,7 +14,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def run(job: Job) -> None:
         "num_written_by_kind": by_kind,
         "left_out": dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
         "num_prompts": len(records) + len(written),
+        "settings": asdict(settings),
     }
 
     def publish(folder: Path) -> None:

@@ -62,7 +62,8 @@ def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
 def test_a_flipped_kl_sign_is_found_out(world, tmp_path, monkeypatch):
     rewards = train_policy.token_rewards
     monkeypatch.setattr(train_policy, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
-    assert trained_distance(world, tmp_path / "run", 0.3, iterations=16) > NEAR_NATS
+    # A right one is 0.03 from it after as many iterations.
+    assert trained_distance(world, tmp_path / "run", 0.3, iterations=16) > 1.0
 
 
 @pytest.mark.slow

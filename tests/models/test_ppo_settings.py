@@ -98,6 +98,17 @@ def test_results_record_every_setting(train):
     assert recorded["kl_coef_end"] == recorded["settings"]["kl_coef"] == 0.02
 
 
+def test_results_record_what_no_setting_says(train):
+    recorded = results(train("shared", iterations=1))["choices"]
+    assert (recorded["betas"], recorded["eps"], recorded["max_gradient_norm"]) == ([0.9, 0.95], 1e-5, 1.0)
+    assert recorded["value_head_rate"] == "10 times the learning rate"
+    assert recorded["gradients_clipped"] == "policy and critic together"
+    own = results(train("separate", iterations=1, critic="separate", whiten_advantages=False))["choices"]
+    assert own["gradients_clipped"] == "policy and critic each by itself"
+    assert recorded["advantages"] == "over a whole rollout, whitened there"
+    assert own["advantages"] == "over a whole rollout"
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -153,9 +153,46 @@ def test_skills_are_mixed_in_and_have_an_accuracy_of_their_own(policy_dir, tmp_p
         "skills": write_comparison_set(tmp_path / "skills", skill),
     }
     results = train(tmp_path / "out", inputs)
-    assert (results["num_train"], results["num_held_out"]) == (24, 7)
-    assert {name: entry["n"] for name, entry in results["held_out"]["by_source"].items()} == {
-        "summaries": 3,
-        "world": 4,
-    }
+    assert (results["num_train"], results["num_held_out"]) == (24, 4)
+    assert {name: entry["n"] for name, entry in results["held_out"]["by_source"].items()} == {"world": 4}
+    assert {name: entry["n"] for name, entry in results["skills"]["by_source"].items()} == {"summaries": 3}
     assert results["choices"]["skills"] is True
+    for name, count in (("held_out", 4), ("skill", 3)):
+        lines = (tmp_path / "out" / "result" / f"{name}_scores.jsonl").read_text().splitlines()
+        assert len(lines) == count
+
+
+def test_a_skill_learned_well_does_not_hide_that_raters_labels_say_nothing(policy_dir, tmp_path):
+    """Gates read `held_out`: the raters' pairs, whose better side is drawn by lot, and not the skill's."""
+    by_lot = [
+        record | ({"better": record["worse"], "worse": record["better"]} if number % 2 else {})
+        for number, record in enumerate(polite_comparisons(100, 60, seed=1))
+    ]
+    skill = [record | {"source": "polite", "id": f"s{record['id']}"} for record in polite_comparisons(300, 60, seed=2)]
+    inputs = {
+        "initial": policy_dir,
+        "comparisons": write_comparison_set(tmp_path / "set", by_lot),
+        "skills": write_comparison_set(tmp_path / "skills", skill),
+    }
+    results = train(tmp_path / "out", inputs, learning_rate=2e-3, batch_pairs=16)
+    assert results["skills"]["accuracy"] > 0.9
+    assert results["held_out"]["accuracy"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_skills_do_not_stand_in_for_comparisons_of_a_split(policy_dir, tmp_path):
+    skill = [record | {"source": "polite", "id": f"s{record['id']}"} for record in polite_comparisons(8, 3, seed=5)]
+    inputs = {
+        "initial": policy_dir,
+        "comparisons": write_comparison_set(tmp_path / "set", polite_comparisons(16, 0)),
+        "skills": write_comparison_set(tmp_path / "skills", skill),
+    }
+    with pytest.raises(JobError, match="has 0 held-out comparisons"):
+        train(tmp_path / "out", inputs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_of_training_is_recorded(policy_dir, tmp_path, precision):
+    comparisons = write_comparison_set(tmp_path / "set", polite_comparisons(8, 2))
+    results = train(tmp_path / "out", {"initial": policy_dir, "comparisons": comparisons}, precision=precision)
+    assert (results["choices"]["precision"], results["choices"]["dtype"]) == (precision, "float32")
+    assert f"| precision | {precision} |" in (tmp_path / "out" / "result" / "README.md").read_text()
