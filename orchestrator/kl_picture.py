@@ -132,7 +132,9 @@ def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
 def _draw_held_out(axes: Axes, numbers: Mapping[str, Any]) -> None:
     from orchestrator.pictures import BLUE, SMALL
 
-    points = (numbers.get("best_of_n") or {}).get("best_of_points") or []
+    best = numbers.get("best_of_n")
+    # Without points of their own (`best_of_points`), the yardstick is one: its KL has log n − (n − 1)/n in it already.
+    points = (best.get("best_of_points") or [best | {"k": best["best_of"]}]) if best else []
     if points:
         _points(axes, points, fmt="x", color="black", markersize=5, label="best of k, held-out")
         for point in points:

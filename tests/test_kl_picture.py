@@ -85,6 +85,20 @@ def test_the_picture_shows_curve_line_departure_and_points() -> None:
     assert [text.get_text() for text in axes.texts] == ["1", "4"]
 
 
+def test_the_yardstick_is_a_point_where_no_others_were_asked_for() -> None:
+    # ln 16 − 15/16 = 1.835
+    best = {"best_of": 16, "kl_nats": 1.835, "pm_score": 3.0, "pm_score_ci": [2.5, 3.25]}
+    figure = kl_law({"training": {"curve": curve(bend=12)}, "best_of_n": best})
+    assert figure is not None
+    [axes] = figure.axes
+    [bars] = axes.containers
+    point, _, [interval] = bars.lines
+    assert bars.get_label() == "best of k, held-out"
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((1.3546, 3.0), abs=1e-4)
+    assert interval.get_segments()[0][:, 1].tolist() == pytest.approx([2.5, 3.25])
+    assert [text.get_text() for text in axes.texts] == ["16"]
+
+
 def test_without_a_curve_there_is_no_picture() -> None:
     assert kl_law({"training": None}) is None
     assert kl_law({"training": {"curve": curve(bend=3)[:1]}}) is None
