@@ -26,7 +26,7 @@ from orchestrator.pictures import Picture, data_uri, draw_all
 from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
-from orchestrator.watch_report import collapse_rows, watch_rows
+from orchestrator.watch_report import collapse_rows, stop_rows, watch_rows
 
 NOT_JUDGED = "not judged by people"
 
@@ -136,7 +136,8 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
 
 
 def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = distillation_rows(numbers.get("distillation"))
+    rows = stop_rows(numbers.get("training") or {})
+    rows += distillation_rows(numbers.get("distillation"))
     if numbers["comparison_set"]:
         found = numbers["comparison_set"]
         rows.append(
