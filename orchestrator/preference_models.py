@@ -1,17 +1,17 @@
-"""All preference models of the ledger beside each other: what more data or a bigger one would bring, and how one that
-was trained on helpful comparisons alone judges harmless ones, and the other way round.
+"""Preference models of the ledger beside each other: what more data or a bigger one would bring, and how one that
+was trained on helpful comparisons alone judges harmless ones, and the other way round. Which of them may stand beside
+each other is in `comparable_models.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
-from orchestrator import ledger
+from orchestrator.comparable_models import comparable, left_out_line
 
 QUESTIONS = ("helpful", "harmless")
 MIXES = {"helpful": ["helpful"], "harmless": ["harmless"], "both": ["harmless", "helpful"]}
@@ -19,22 +19,18 @@ NOT_MEASURED = "not measured"
 
 
 def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
-    """The scaling fit over every preference model up to this one, or over this one's learning curve.
+    """The scaling fit over the preference models up to this one that are like it, or over this one's learning curve.
 
-    The models are used where they differ enough: three sizes or three numbers of comparisons. Models of shuffled
-    labels are controls and left out, and so are twins, which watch on a part of the comparisons.
+    The models are used where they differ enough: three sizes or three numbers of comparisons.
     """
-    results = t.Artifact.results
-    query = (
-        select(
+    beside = comparable(session, model)
+    points = [
+        ScalingPoint(
             results["num_parameters"], results["num_train"], results["held_out"]["accuracy"], results["held_out"]["n"]
         )
-        .where(t.Artifact.kind == model.kind, t.Artifact.id <= model.id, results.has_key("num_parameters"))
-        .where(t.Artifact.settings["settings"]["shuffle_labels"].as_boolean().is_not(True))
-        .where(~ledger.is_watcher())
-        .order_by(t.Artifact.id)
-    )
-    points = [ScalingPoint(*row) for row in session.execute(query) if row[2] is not None]
+        for results in beside.results
+        if results["held_out"]["accuracy"] is not None
+    ]
     now = model.results.get("num_train")
     source = "the preference models of the ledger"
     if max(len({p.parameters for p in points}), len({p.comparisons for p in points})) < MIN_DISTINCT:
@@ -48,33 +44,31 @@ def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
     used = [
         {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, "n": p.n} for p in points
     ]
-    return {"source": source, "points": used, **fit_scaling(points, comparisons=now)}
+    fit = fit_scaling(points, comparisons=now)
+    return {"source": source, "points": used, "left_out": beside.left_out, **fit}
 
 
-def mix_matrix(session: Session, model: t.Artifact) -> dict[str, dict[str, Any]] | None:
+def mix_matrix(session: Session, model: t.Artifact) -> dict[str, Any] | None:
     """Accuracy by what a model was trained on (rows) and what it was asked (columns); None where nobody measured it.
 
-    The row of this model is its own; the others are of the newest model up to it that was trained on that mix.
+    The row of this model is its own; the others are of the newest model up to it that was trained on that mix and is
+    like it in everything else. Under `left_out` is how many were not.
 
     Source: arXiv:2204.05862, figure 19: the two objectives are anti-correlated.
     """
-    results = t.Artifact.results
-    query = (
-        select(results["trained_on"], results["held_out"]["by_question"])
-        .where(t.Artifact.kind == model.kind, t.Artifact.id <= model.id, results.has_key("trained_on"))
-        .where(t.Artifact.settings["settings"]["shuffle_labels"].as_boolean().is_not(True))
-        .where(~ledger.is_watcher())
-        .order_by(t.Artifact.id.desc())
-    )
     own = model.results.get("trained_on")
     if own is None:
         return None
-    rows = [(own, model.results["held_out"]["by_question"]), *((row[0], row[1]) for row in session.execute(query))]
+    beside = comparable(session, model, any_mix=True)
+    rows = [
+        (results["trained_on"], results["held_out"]["by_question"])
+        for results in (model.results, *reversed(beside.results))
+    ]
     matrix: dict[str, dict[str, Any]] = {}
     for name, trained_on in MIXES.items():
         found: dict[str, Any] = next((by_question for mix, by_question in rows if mix == trained_on), {})
         matrix[name] = {question: found.get(question) for question in QUESTIONS}
-    return matrix
+    return {"rows": matrix, "left_out": beside.left_out}
 
 
 def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -96,12 +90,14 @@ def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         shown += f", to {accuracy['value']:.3f} [{accuracy['ci'][0]:.3f}, {accuracy['ci'][1]:.3f}]"
         poor = (found["scatter"] or 0) > 4
         rows.append((name, shown + f", by {found['source']}" + ("; the fit is poor" if poor else "")))
+    if found.get("left_out"):
+        rows.append(("… not used for this", left_out_line(found["left_out"])))
     return rows
 
 
-def matrix_lines(matrix: dict[str, dict[str, Any]] | None) -> list[str]:
+def matrix_lines(matrix: dict[str, Any] | None) -> list[str]:
     """The 2×2 matrix and the row of the mix as a Markdown table."""
-    if matrix is None or not any(entry for row in matrix.values() for entry in row.values()):
+    if matrix is None or not any(entry for row in matrix["rows"].values() for entry in row.values()):
         return []
     lines = [
         "",
@@ -110,8 +106,10 @@ def matrix_lines(matrix: dict[str, dict[str, Any]] | None) -> list[str]:
         "| trained on | helpful | harmless |",
         "|---|---|---|",
     ]
-    for name, row in matrix.items():
+    for name, row in matrix["rows"].items():
         lines.append(f"| {name} | {_cell(row['helpful'])} | {_cell(row['harmless'])} |")
+    if matrix["left_out"]:
+        lines += ["", f"Not used for this: {left_out_line(matrix['left_out'])}."]
     return lines
 
 

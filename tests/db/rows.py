@@ -23,9 +23,11 @@ def add_rater(session: Session, handle: str | None = None) -> t.Rater:
     return rater
 
 
-def add_cycle(session: Session, state: str = "open", config: dict[str, Any] | None = None) -> t.Cycle:
+def add_cycle(
+    session: Session, state: str = "open", config: dict[str, Any] | None = None, name: str = "test"
+) -> t.Cycle:
     """A cycle; give the last one a closed state before the next is opened."""
-    cycle = t.Cycle(number=next(_numbers), name="test", config=config or {}, state=state)
+    cycle = t.Cycle(number=next(_numbers), name=name, config=config or {}, state=state)
     cycle.ended_at = None if state == "open" else NOW
     session.add(cycle)
     session.flush()
