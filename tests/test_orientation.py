@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from models.intervals import wilson
+from orchestrator.config import load_config
+from orchestrator.dataset import write_orientation_pairs
 from orchestrator.orientation import wrong_signs
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def entry(right: int, n: int) -> dict[str, Any]:
@@ -49,3 +57,21 @@ def test_a_source_that_contradicts_the_others_is_named():
     assert wrong_signs(held_out(good=(70, 100), turned=(30, 100)), None, None, sources=False) == []
     assert wilson(36, 100)[1] < 0.5
     assert wrong_signs(held_out(good=(70, 100), unlucky=(36, 100)), None, None) == []
+
+
+def test_the_shipped_pairs_are_read_and_their_length_tells_nothing(tmp_path):
+    assert write_orientation_pairs(EXAMPLES / "orientation.jsonl", tmp_path)["num_pairs"] == 40
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    for question in ("helpful", "harmless"):
+        mine = [pair for pair in pairs if pair["question"] == question]
+        longer = sum(len(pair["better"][-1]["content"]) > len(pair["worse"][-1]["content"]) for pair in mine)
+        assert (len(mine), longer) in ((20, 10), (20, 11))
+    assert len({pair["prompt"][0]["content"] for pair in pairs}) == 40
+
+
+@pytest.mark.parametrize("name", ["local.toml", "hh.toml"])
+def test_examples_name_the_shipped_pairs(name, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_DATA", "/data")
+    found = load_config(EXAMPLES / name).orientation.file
+    assert found is not None
+    assert Path(found).samefile(EXAMPLES / "orientation.jsonl")
