@@ -35,6 +35,8 @@ def write_report(cycle_id: int) -> tuple[int, str]:
     """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown, its pictures inline."""
     with StageContext(cycle_id, "write_report") as context:
         numbers = cycle_numbers(cycle_id)
+        # The stage that writes this is running too, and would be shown so for ever.
+        numbers["stages"] = [stage for stage in numbers["stages"] if stage["state"] != "running"]
         pictures = draw_all(numbers | {"policy_scores": _policy_scores(context, cycle_id)})
         # The Prefect UI shows PNG as data URIs and strips inline SVG.
         markdown = to_markdown(numbers, [(picture, data_uri(picture.png)) for picture in pictures])

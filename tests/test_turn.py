@@ -122,6 +122,8 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert f"| Overlap with {tmp_path.name}/an evaluation.csv | 1 prompts, 1 comparisons" in said[-1]
     assert "| Opening messages in both parts | 0 |" in said[-1]
     assert "not judged by people" in said[-1]
+    # The report is over when it is read, and so is the stage that wrote it.
+    assert "| running |" not in said[-1]
     # In a terminal pictures would be pages of letters; the artifact has them.
     assert "data:" not in said[-1]
     (report,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]
