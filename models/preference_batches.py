@@ -28,7 +28,9 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> list[int]:
     # Hashed rather than added, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
     digest = hashlib.sha256(f"pairs/{seed}/{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return [int(i) for i in torch.randperm(num_pairs, generator=generator)]
+    # Not one by one: going over a tensor makes a tensor of 600 bytes of each number, all at once.
+    order: list[int] = torch.randperm(num_pairs, generator=generator).tolist()
+    return order
 
 
 def dialogue_order(dialogues: Sequence[int | None], seed: int, epoch: int) -> list[int]:
