@@ -210,7 +210,7 @@ def test_ppo_settings_that_could_not_learn_are_refused_before_anything_runs(file
 
 
 def test_stored_configuration_reads_back_equal(file):
-    config = load_config(file)
+    config = load_config(file, ["ppo.lora_rank=8", "ppo.lora_layers=['q_proj']", "preference_model.lora_rank=4"])
     assert parse_config(config.model_dump(mode="json")) == config
 
 

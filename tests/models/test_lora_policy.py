@@ -18,17 +18,18 @@ from safetensors.torch import load_file, save_file
 from test_lora_preference_model import MERGE_TOLERANCE, changed_layers, files
 from test_sampler import gpt2, llama, neox, qwen2
 from test_train_policy import LARGER, share_of_marked_tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from models import adapters, sampler_llama
 from models.chat import ChatFormat
 from models.huggingface import load_causal_lm
 from models.jobs import train_policy, train_preference_model
+from models.jobs.roles import Roles
 from models.jobs.runtime import Job, JobError
 from models.jobs.train_policy import PolicyTraining
 from models.policy import Policy, reply_chunks
 from models.ppo_settings import PPOSettings
-from models.preference import PreferenceModel
+from models.preference import PreferenceModel, end_scores
 from models.rollout import SAMPLER_BOUNDS
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_generic import GenericDecoder
@@ -178,6 +179,31 @@ def test_the_reference_stays_bitwise_the_initial_policy(inputs, policy_dir, tmp_
     untouched.by_hand = False  # as the reference beside a policy that calls its modules
     assert torch.equal(read, untouched.read(flat, shape).logps)
     assert not torch.allclose(read, training.policy.read(flat, shape).logps, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [llama, qwen2, neox, gpt2])
+def test_a_preference_model_on_the_resident_base_scores_as_by_itself(make, tmp_path):
+    """Whatever the family; its own model is a classifier around a copy of the base."""
+    base = make()
+    base.save_pretrained(tmp_path / "initial")
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "initial", num_labels=1, dtype=torch.float32)
+    lora = adapters.Lora(2, 4.0)
+    trunk_sha256 = adapters.digest_of_base(whole.base_model)
+    adapters.add_adapter(whole, lora, seed=3)
+    with torch.no_grad():
+        for _, layer in adapters.adapted_layers(whole):
+            layer.lora_B["default"].weight.normal_(std=0.2)
+    adapters.save_adapter(whole, tmp_path, "SEQ_CLS", lora, trunk_sha256)
+    roles = Roles(tmp_path / "initial", PPOSettings(lora_rank=4), 0, torch.device("cpu"))
+    stored = adapters.StoredAdapter.load(tmp_path)
+    assert stored.base_sha256 == adapters.digest_of_base(roles.reference.base_model)
+    sequences = [[5, 6, 7, 8], [9, 10]]
+    with torch.no_grad():
+        scores, expected = (
+            end_scores(model.eval(), sequences, 0, torch.device("cpu")) for model in (roles._scorer(stored), whole)
+        )
+    assert torch.allclose(scores, expected, atol=MERGE_TOLERANCE)
+    assert scores.abs().min() > 1e-3
 
 
 def policy_with_a_word_for_e(policy_dir: Path, folder: Path) -> Path:
