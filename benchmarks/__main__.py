@@ -25,6 +25,7 @@ OTHERS = (
     "freeze",
     "hh_weeks",
     "known_answer",
+    "lora_memory",
     "ood",
     "pages",
     "policy_throughput",
