@@ -1,4 +1,4 @@
-"""The pictures of the report: there where there are numbers, the same bytes for the same numbers."""
+"""The pictures of the report: what each shows, there where there are numbers, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from orchestrator.course_picture import ppo_course
-from orchestrator.pictures import PICTURES, draw_all
+from orchestrator.pictures import (
+    PICTURES,
+    accuracy_by_threshold,
+    draw_all,
+    policy_scores,
+    reliability,
+    score_histograms,
+)
 from orchestrator.report import to_markdown
 
 pytest.importorskip("torch")
@@ -170,3 +177,113 @@ def test_the_report_shows_pictures_where_they_are_and_mistakes_by_id():
 def test_nothing_is_drawn_before_it_is_asked_for():
     code = "import sys, orchestrator.stages; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def held_out(**report: Any) -> dict[str, Any]:
+    return {"preference_model": {"held_out": report}}
+
+
+def bars(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """Values and edges of each histogram by its label."""
+    return {str(patch.get_label()): tuple(map(list, patch.get_data()[:2])) for patch in axes.patches}
+
+
+def points(container: Any) -> tuple[list[float], list[float], list[list[float]]]:
+    """x, y and the ends of the intervals of a panel's points."""
+    line, _, [intervals] = container.lines
+    return list(line.get_xdata()), list(line.get_ydata()), [list(ends[:, 1]) for ends in intervals.get_segments()]
+
+
+def test_the_reliability_plot_shows_each_bin_beside_the_calibrated_line():
+    bins = [
+        {"mean_gap": 0.5, "accuracy": 0.6, "ci": [0.5, 0.75]},
+        {"mean_gap": 2.0, "accuracy": 0.9, "ci": [0.8, 0.95]},
+    ]
+    calibration = {"bins": bins, "expected_calibration_error": 0.0234, "slope": 0.8}
+    figure = reliability(held_out(calibration=calibration))
+    assert figure is not None
+    [axes] = figure.axes
+    assert axes.get_title(loc="left") == "Reliability: calibration error 0.023, slope 0.80"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("score gap, nats", "share ordered rightly")
+    assert legend(axes) == ["calibrated: 1 / (1 + e^-gap)", "held-out, 95 % interval"]
+    calibrated = axes.lines[0]
+    # The line's middle is at half of 2.0 * 1.08: 1 / (1 + e^-1.08) = 0.7465.
+    assert (calibrated.get_xdata()[50], calibrated.get_ydata()[50]) == pytest.approx((1.08, 0.7465), abs=1e-4)
+    assert calibrated.get_ydata()[0] == 0.5
+    [shown] = axes.containers
+    x, y, intervals = points(shown)
+    assert (x, y) == ([0.5, 2.0], [0.6, 0.9])
+    assert intervals == [pytest.approx([0.5, 0.75]), pytest.approx([0.8, 0.95])]
+    low, high = axes.get_ylim()
+    assert low < 0.4
+    assert high > 1
+
+
+def test_the_threshold_curve_shows_all_with_its_interval_and_each_tranche():
+    def curve(*accuracies: float) -> list[dict[str, Any]]:
+        return [{"threshold": t - 1.0, "accuracy": a, "ci": [a - 0.1, a + 0.05]} for t, a in enumerate(accuracies)]
+
+    by_tranche = {"online": curve(0.8, 0.6), "base": curve(0.65, 0.7, 0.75), "short": curve(0.5)}
+    figure = accuracy_by_threshold(held_out(threshold_curve={"all": curve(0.7, 0.68, 0.6), "by_tranche": by_tranche}))
+    assert figure is not None
+    [axes] = figure.axes
+    assert axes.get_title(loc="left") == "Accuracy where both replies score above t"
+    assert axes.get_xlabel() == "t, nats above the mean held-out score"
+    assert axes.get_ylabel() == "share ordered rightly"
+    # A tranche of one point has no curve.
+    assert legend(axes) == ["all, 95 % interval", "base", "online"]
+    *curves, chance = axes.lines
+    assert [list(line.get_xdata()) for line in curves] == [[-1, 0, 1], [-1, 0, 1], [-1, 0]]
+    assert [list(line.get_ydata()) for line in curves] == [[0.7, 0.68, 0.6], [0.65, 0.7, 0.75], [0.8, 0.6]]
+    assert list(chance.get_ydata()) == [0.5, 0.5]
+    [band] = axes.collections
+    corners = {(round(float(x), 6), round(float(y), 6)) for x, y in band.get_paths()[0].vertices}
+    assert corners == {(-1, 0.6), (0, 0.58), (1, 0.5), (-1, 0.75), (0, 0.73), (1, 0.65)}
+
+
+def test_score_histograms_show_the_share_of_better_and_worse_replies_by_tranche():
+    edges = [-1.0, 0.0, 1.0, 2.0]
+    base, online = {"better": [1, 1, 2], "worse": [3, 1, 0]}, {"better": [0, 1, 1], "worse": [0, 2, 0]}
+    histograms = {"edges": edges, "all": base, "by_tranche": {"base": base, "online": online}}
+    figure = score_histograms(held_out(histograms=histograms))
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["base (n = 4)", "online (n = 2)"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the mean, nats"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["share of replies"] * 2
+    assert bars(figure.axes[0]) == {
+        "worse replies": ([0.75, 0.25, 0.0], edges),
+        "better replies": ([0.25, 0.25, 0.5], edges),
+    }
+    assert bars(figure.axes[1])["better replies"] == ([0.0, 0.5, 0.5], edges)
+    assert legend(figure.axes[1]) == ["worse replies", "better replies"]
+    # One tranche alone is all there is.
+    alone = score_histograms(held_out(histograms=histograms | {"by_tranche": {"base": base}}))
+    assert alone is not None
+    assert [axes.get_title(loc="left") for axes in alone.axes] == ["held-out comparisons (n = 4)"]
+
+
+def test_the_two_panel_view_lays_both_policies_over_the_data_of_their_kind():
+    edges = [-1.0, 0.0, 1.0]
+    helpful, harmless = {"better": [1, 3], "worse": [3, 1]}, {"better": [2, 2], "worse": [4, 0]}
+    histograms = {"edges": edges, "by_question": {"helpful": helpful, "harmless": harmless}}
+    scores = {
+        # Above the mean of 10: -0.5, 0.5, 0.5, 2.5, which lies beyond the data's last bin.
+        "snapshot": {"helpful": [9.5, 10.5, 10.5, 12.5], "harmless": [10.5]},
+        "initial": {"helpful": [9.5, 9.5], "harmless": [9.5, 10.5]},
+    }
+    figure = policy_scores(held_out(histograms=histograms, mean_score=10.0) | {"policy_scores": scores})
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Helpful prompts", "Red-team prompts"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the data's mean, nats"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["share of replies"] * 2
+    first, second = map(bars, figure.axes)
+    assert first == {
+        "worse replies": ([0.75, 0.25], edges),
+        "better replies": ([0.25, 0.75], edges),
+        "initial policy": ([1.0], [-1.0, 0.0]),
+        "new policy": ([0.25, 0.5, 0.0, 0.25], [-1.0, 0.0, 1.0, 2.0, 3.0]),
+    }
+    assert second["better replies"] == ([0.5, 0.5], edges)
+    assert second["initial policy"] == ([0.5, 0.5], edges)
+    assert second["new policy"] == ([1.0], [0.0, 1.0])
+    assert legend(figure.axes[0]) == ["worse replies", "better replies", "initial policy", "new policy"]
