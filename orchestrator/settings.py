@@ -7,11 +7,18 @@ is in `config/`.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from orchestrator import instance_file
 from orchestrator.errors import ConfigError
+
+GateAction = Literal["log", "flag", "refuse"]
+"""What becomes of a request that is far from what the policy was trained to answer."""
+DIGEST = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
+"""A digest, or its beginning."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,11 @@ class Settings:
     """`ORCHESTRATOR_DEVICE` for jobs: `auto`, `cpu` or `cuda`; default auto."""
     python: str | None
     """`ORCHESTRATOR_JOB_PYTHON`: interpreter that runs the jobs, for GPU machines with their own; default ours."""
-
+    gate: str | None
+    """`ORCHESTRATOR_GATE`: digest, or its beginning, of the detector of far requests that the policy server asks; none
+    where not set."""
+    gate_action: GateAction
+    """`ORCHESTRATOR_GATE_ACTION`: what becomes of a far request, `log`, `flag` or `refuse`; default log."""
     jobs_at_once: int
     """`ORCHESTRATOR_JOBS_AT_ONCE`: jobs that may run at the same time; 1, so that a GPU has one job, else as
     many as the cores allow."""
@@ -57,6 +68,15 @@ class Settings:
         database_url = env.get("DATABASE_URL") or None
         if database_url is not None:
             database_url = normalised_database_url(database_url)
+        gate = env.get("ORCHESTRATOR_GATE") or None
+        if gate is not None and not DIGEST.fullmatch(gate):
+            raise ConfigError(
+                f"ORCHESTRATOR_GATE is {gate!r}; expected the digest of a detector, sha256:... "
+                "`orchestrator ood list` shows those there are."
+            )
+        gate_action = env.get("ORCHESTRATOR_GATE_ACTION") or "log"
+        if gate_action not in get_args(GateAction):
+            raise ConfigError(f"ORCHESTRATOR_GATE_ACTION is {gate_action!r}; expected log, flag or refuse.")
         jobs_at_once = env.get("ORCHESTRATOR_JOBS_AT_ONCE", "1")
         if not jobs_at_once.isdecimal() or int(jobs_at_once) < 1:
             raise ConfigError(f"ORCHESTRATOR_JOBS_AT_ONCE is {jobs_at_once!r}; expected a whole number from 1.")
@@ -80,6 +100,8 @@ class Settings:
             admin_token=token,
             device=device,
             python=env.get("ORCHESTRATOR_JOB_PYTHON") or None,
+            gate=gate,
+            gate_action=cast(GateAction, gate_action),
             jobs_at_once=int(jobs_at_once),
         )
 

@@ -74,3 +74,23 @@ def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, 
     monkeypatch.setenv("DATABASE_URL", database_url)
     assert cli.main(["serve-policy", "--gate", "abcdef"]) == 2
     assert "--gate abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
+    monkeypatch.setenv("ORCHESTRATOR_GATE", "sha256:123456")
+    assert cli.main(["serve-policy"]) == 2
+    assert "ORCHESTRATOR_GATE sha256:123456 is the beginning of 0 detectors' digests" in capsys.readouterr().err
+    # The command line goes before the environment.
+    assert cli.main(["serve-policy", "--gate", "abcdef"]) == 2
+    assert "--gate abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ORCHESTRATOR_GATE", "strict", "ORCHESTRATOR_GATE is 'strict'; expected the digest of a detector"),
+        ("ORCHESTRATOR_GATE_ACTION", "block", "ORCHESTRATOR_GATE_ACTION is 'block'; expected log, flag or refuse."),
+    ],
+)
+def test_an_impossible_gate_is_told_before_anything_starts(home, monkeypatch, capsys, variable, value, says):
+    monkeypatch.setenv(variable, value)
+    for command in ("serve-policy", "up"):
+        assert cli.main([command]) == 2
+        assert says in capsys.readouterr().err

@@ -88,3 +88,9 @@ def test_both_databases_are_made() -> None:
 def test_a_worker_keeps_its_name_over_restarts() -> None:
     for name in ("worker-cpu", "worker-gpu"):
         assert OURS[name]["hostname"] == name
+
+
+def test_the_gate_of_the_env_file_reaches_the_policy_server() -> None:
+    environment = OURS["policy-server"]["environment"]
+    for name in ("ORCHESTRATOR_GATE", "ORCHESTRATOR_GATE_ACTION"):
+        assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no gate

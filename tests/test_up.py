@@ -142,6 +142,14 @@ def test_a_user_s_own_prefect_settings_do_not_reach_the_instance(
     assert env["PREFECT_HOME"] == str(instance.home / "prefect")
 
 
+def test_the_policy_server_of_an_instance_gets_the_gate(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_GATE", "sha256:abcdef")
+    monkeypatch.setenv("ORCHESTRATOR_GATE_ACTION", "refuse")
+    env = instance.env()
+    assert (env["ORCHESTRATOR_GATE"], env["ORCHESTRATOR_GATE_ACTION"]) == ("sha256:abcdef", "refuse")
+    assert "--gate" not in instance.children["policy-server"].command
+
+
 def test_a_service_that_cannot_start_ends_the_others_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailable, match=r"The database at 127\.0\.0\.1:1/none does not answer"):
         Instance(tmp_path / "home", database_url="postgresql://nobody@127.0.0.1:1/none").start()

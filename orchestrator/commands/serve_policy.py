@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+from typing import get_args
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings, secret
+from orchestrator.settings import GateAction, Settings, secret
 
 DEFAULT_PORT = 8001
 
@@ -30,12 +31,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an OpenAI-compatible engine (vLLM and the like) that decodes in place of the built-in one, as "
         "http://host:8000/v1; may be given several times. Its key, if any: ORCHESTRATOR_ENGINE_KEY",
     )
-    parser.add_argument("--gate", metavar="DIGEST", help="detector (artifact of kind ood_detector) of far requests")
+    parser.add_argument(
+        "--gate",
+        metavar="DIGEST",
+        help="detector (artifact of kind ood_detector) of far requests (default: ORCHESTRATOR_GATE, else none)",
+    )
     parser.add_argument(
         "--gate-action",
-        choices=("log", "flag", "refuse"),
-        default="log",
-        help="what becomes of a request far from what the policy was trained to answer (default: log)",
+        choices=get_args(GateAction),
+        help="what becomes of a request far from what the policy was trained to answer "
+        "(default: ORCHESTRATOR_GATE_ACTION, else log)",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
@@ -60,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--per-minute is {args.per_minute}; expected at least 1.")
     settings = Settings.from_env()
     database_url = settings.require_database_url()
-    if args.gate is not None:
-        _check_gate(database_url, args.gate)
+    gate = args.gate or settings.gate
+    if gate is not None:
+        _check_gate(database_url, gate, "--gate" if args.gate else "ORCHESTRATOR_GATE")
     # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -91,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
         admin_token=settings.admin_token,
         require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
         requests_per_minute=args.per_minute,
-        gate=None if args.gate is None else GateConfig(args.gate, args.gate_action),
+        gate=None if gate is None else GateConfig(gate, args.gate_action or settings.gate_action),
     )
     serve(create_app(config), args.host, args.port, "policy server")
     return 0
 
 
-def _check_gate(database_url: str, name: str) -> None:
+def _check_gate(database_url: str, name: str, setting: str) -> None:
     """Refuse a gate that no detector can stand at, rather than every request.
 
     Raises:
@@ -110,6 +116,6 @@ def _check_gate(database_url: str, name: str) -> None:
         found = digests_of(database, "sha256:" + name.removeprefix("sha256:"), ("ood_detector",))
     if len(found) != 1:
         raise ConfigError(
-            f"--gate {name} is the beginning of {len(found)} detectors' digests; expected one. "
+            f"{setting} {name} is the beginning of {len(found)} detectors' digests; expected one. "
             "`orchestrator ood list` shows those there are."
         )

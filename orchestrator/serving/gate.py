@@ -6,7 +6,7 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sqlalchemy import Engine
@@ -17,10 +17,9 @@ from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError
 from orchestrator.errors import ArtifactError
 from orchestrator.serving.names import full_digest
+from orchestrator.settings import GateAction
 
 logger = logging.getLogger(__name__)
-
-GateAction = Literal["log", "flag", "refuse"]
 
 
 @dataclass(frozen=True)

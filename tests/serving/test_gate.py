@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from running import add_artifact
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from test_processes import ended, start, wait_until_live
 from tiny_policies import Policies, Serve, Served, code_of
 
 from db import tables as t
@@ -21,6 +24,7 @@ from models.huggingface import load_causal_lm
 from models.ood import save_detector
 from models.ood_fitting import OodSettings, fit_detector
 from orchestrator.cli import main
+from orchestrator.ports import free_port
 from orchestrator.serving.gate import GateConfig
 
 NEAR, FAR = "hello 3", "]]]]{{{{####"
@@ -81,6 +85,22 @@ def test_far_requests_are_logged_without_their_text(guarded: Guarded, caplog: py
     assert FAR not in caplog.text
 
 
+def test_a_server_takes_its_gate_from_the_environment(
+    live: str, detector: str, policies: Policies, database: Callable[[], Session], database_url: str, home: Path
+) -> None:
+    with database() as session, session.begin():
+        add_artifact(session, detector, digest=detector, kind="ood_detector")
+    port = free_port()
+    told = {"DATABASE_URL": database_url, "ORCHESTRATOR_ARTIFACT_URL": policies.store.url, "ORCHESTRATOR_DEVICE": "cpu"}
+    gate = {"ORCHESTRATOR_GATE": detector[:20], "ORCHESTRATOR_GATE_ACTION": "refuse"}
+    with ended(start("serve-policy", port, os.environ | told | gate)):
+        wait_until_live(port)
+        for content, status in ((FAR, 403), (NEAR, 200)):
+            request = {"model": "policy-live", "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=request, timeout=60)
+            assert answer.status_code == status, answer.text
+
+
 def test_a_gate_without_its_detector_lets_nothing_pass(
     serve: Serve, live: str, policies: Policies, database: Callable[[], Session], tmp_path: Path
 ) -> None:
@@ -135,4 +155,4 @@ def test_a_detector_fitted_by_command_stands_at_the_gate(
     assert main(["ood", "fit", "--policy", live]) == 2
     assert "There is no prompt_set yet" in capsys.readouterr().err
     assert main(["ood", "fit", "--policy", detector["digest"], *words[2:]]) == 2
-    assert "is a ood_detector; expected initial_policy or snapshot" in capsys.readouterr().err
+    assert "is of kind ood_detector; expected initial_policy or snapshot" in capsys.readouterr().err
