@@ -58,7 +58,7 @@ def byte_level_bpe(special: list[str], vocab_size: int = 512) -> Tokenizer:
     return tokenizer
 
 
-def write_llama(folder: Path, *, template: str | None, pad: bool = True, seed: int = 0) -> Path:
+def write_llama(folder: Path, *, template: str | None, pad: bool = True, seed: int = 0, hidden: int = HIDDEN) -> Path:
     """A Llama folder with random weights as somebody would publish it (not yet prepared)."""
     special = ["<s>", "</s>"]
     if template is not None:
@@ -74,8 +74,8 @@ def write_llama(folder: Path, *, template: str | None, pad: bool = True, seed: i
     tokenizer.chat_template = template
     config = LlamaConfig(
         vocab_size=512,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
