@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat
 from models.comparison_data import TokenPair
@@ -34,11 +36,14 @@ SCORE_TOLERANCE = 2e-6
 NUM_HELD_OUT = 100
 
 
-def train(out: Path, initial: Path, comparisons: Path, seed: int = 0, **settings: Any) -> Path:
+def train(
+    out: Path, initial: Path, comparisons: Path, seed: int = 0, reference: Path | None = None, **settings: Any
+) -> Path:
     """Run the job in this process; its result directory."""
+    inputs = {"initial": str(initial), "comparisons": str(comparisons)}
     spec = {
         "job": "train_preference_model",
-        "inputs": {"initial": str(initial), "comparisons": str(comparisons)},
+        "inputs": inputs if reference is None else inputs | {"reference": str(reference)},
         "settings": SETTINGS | settings,
         "seed": seed,
     }
@@ -61,8 +66,18 @@ def comparisons_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def preference_model_dir(policy_dir: Path, comparisons_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("pm") / "out", policy_dir, comparisons_dir)
+def reference_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("reference")
+    records = polite_comparisons(0, 6, seed=1)
+    (directory / "reference.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def preference_model_dir(
+    policy_dir: Path, comparisons_dir: Path, reference_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return train(tmp_path_factory.mktemp("pm") / "out", policy_dir, comparisons_dir, reference=reference_dir)
 
 
 def test_it_learns_what_the_raters_like(preference_model_dir):
@@ -99,42 +114,52 @@ def test_shuffled_labels_teach_nothing(policy_dir, comparisons_dir, tmp_path):
     assert low < 0.5 < high
 
 
-def test_a_fresh_process_gives_the_same_scores(preference_model_dir, comparisons_dir, tmp_path):
-    # Nothing but transformers in the other process: the ids are handed over.
-    chat = ChatFormat.load(preference_model_dir)
+def test_a_fresh_process_gives_the_same_scores(preference_model_dir, comparisons_dir, reference_dir, tmp_path):
+    # The other process has the folder, moved elsewhere, and the messages as text: tokenizer, template, end-of-context
+    # id and offset must come with the folder.
+    shutil.copytree(preference_model_dir, tmp_path / "moved")
     lines = (preference_model_dir / "held_out_scores.jsonl").read_text().splitlines()
     scores = {line["id"]: line for line in map(json.loads, lines)}
     shard = comparisons_dir / "shards" / "00000.jsonl"
     records = [r for r in map(json.loads, shard.read_text().splitlines()) if r["split"] == "held_out"][:10]
-    sequences = [chat.score_ids([*record["prompt"], *record["better"]]) for record in records]
-    (tmp_path / "ids.json").write_text(json.dumps(sequences))
+    reference = [json.loads(line) for line in (reference_dir / "reference.jsonl").read_text().splitlines()]
+    dialogues = [[*record["prompt"], *record["better"]] for record in records]
+    dialogues += [[*record["prompt"], *record[side]] for record in reference for side in ("better", "worse")]
     code = (
-        "import json, sys, torch\n"
-        "from transformers import AutoModelForSequenceClassification\n"
-        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=1).eval()\n"
-        "rows = json.load(open(sys.argv[2]))\n"
-        "width = max(map(len, rows))\n"
-        "pad = model.config.pad_token_id\n"
-        "ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])\n"
-        "mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])\n"
-        "print(json.dumps(model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()))\n"
+        "import json, pathlib, sys\n"
+        "from models.preference import PreferenceModel\n"
+        "model = PreferenceModel.load(pathlib.Path(sys.argv[1]))\n"
+        "scores = model.score(json.load(sys.stdin))\n"
+        "print(json.dumps([scores, model.relative(scores)]))\n"
     )
-    command = [sys.executable, "-c", code, str(preference_model_dir), str(tmp_path / "ids.json")]
+    command = [sys.executable, "-c", code, str(tmp_path / "moved")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    given = json.dumps(dialogues)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=environment)
+    raw, relative = json.loads(done.stdout)
     expected = [scores[record["id"]]["better_score"] for record in records]
-    assert json.loads(done.stdout) == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    assert raw[: len(records)] == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    # The offset is the mean over both sides of the reference set.
+    offset = results_of(preference_model_dir)["offset"]
+    assert sum(raw[len(records) :]) / 12 == pytest.approx(offset, abs=SCORE_TOLERANCE)
+    assert relative == pytest.approx([score - offset for score in raw], abs=SCORE_TOLERANCE)
+    assert abs(offset) > 100 * SCORE_TOLERANCE  # else a forgotten one would pass
 
-    model = PreferenceModel.load(preference_model_dir)
-    assert model.score([[*r["prompt"], *r["better"]] for r in records]) == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    # What anybody has who reads the card: transformers, and the ids of the chat format.
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "moved", num_labels=1).eval()
+    chat = ChatFormat.load(tmp_path / "moved")
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([chat.score_ids(messages)])).logits for messages in dialogues]
+    assert torch.cat(logits)[:, 0].tolist() == pytest.approx(raw, abs=SCORE_TOLERANCE)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
-    preference_model_dir, policy_dir, comparisons_dir, tmp_path
+    preference_model_dir, policy_dir, comparisons_dir, reference_dir, tmp_path
 ):
+    inputs = {"initial": policy_dir, "comparisons": comparisons_dir, "reference": reference_dir}
     spec = {
         "job": "train_preference_model",
-        "inputs": {"initial": str(policy_dir), "comparisons": str(comparisons_dir)},
+        "inputs": {role: str(folder) for role, folder in inputs.items()},
         "settings": SETTINGS | {"checkpoint_every": 4},
         "seed": 0,
         "threads": 1,
