@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,38 @@ def _layer_class() -> type[nn.Module]:
             return product.view(*x.shape[:-1], -1)
 
     return Adapted
+
+
+class LinearParts(NamedTuple):
+    """A linear layer as numbers: x·Wᵀ + bias + scale · (x·Aᵀ)·Bᵀ."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None  # rank×in, with b None where there is no adapter
+    b: Tensor | None  # out×rank
+    scale: float
+
+    @property
+    def are_float32(self) -> bool:
+        """Whether each of them is, which is there."""
+        return all(part is None or part.dtype == torch.float32 for part in self[:4])
+
+
+def linear_parts(layer: Any) -> LinearParts | None:
+    """What a linear layer, with an adapter or without, multiplies by; None where it is a layer of another kind.
+
+    Only of layers made here, which do nothing else: peft's own may be merged, switched off, or drop out.
+    """
+    if type(layer) is nn.Linear:
+        return LinearParts(layer.weight, layer.bias, None, None, 0.0)
+    # Not asked for before an adapter was made: it imports peft.
+    if not _layer_class.cache_info().currsize or type(layer) is not _layer_class():
+        return None
+    adapted: Any = layer
+    base = adapted.base_layer
+    if type(base) is not nn.Linear:
+        return None
+    return LinearParts(base.weight, base.bias, *_matrices(adapted), adapted.scaling[_NAME])
 
 
 # Models that share a base

@@ -78,7 +78,7 @@ class RolloutCollector:
         engine: DecodeEngine,
         device: torch.device,
     ) -> None:
-        # A policy with adapters calls its modules; so must its reference, or equal weights would differ by rounding.
+        # Where one of them has to call its modules the other must too, or equal weights would differ by rounding.
         policy.by_hand = reference.by_hand = policy.by_hand and reference.by_hand
         self.policy, self.reference, self.preference_model = policy, reference, preference_model
         self.chat, self.engine, self.device = chat, engine, device

@@ -176,7 +176,6 @@ def test_the_reference_stays_bitwise_the_initial_policy(inputs, policy_dir, tmp_
     shape = tuple(rollout.response_mask.shape)
     read = training.collector.reference.read(flat, shape).logps
     untouched = Policy(load_causal_lm(policy_dir))
-    untouched.by_hand = False  # as the reference beside a policy that calls its modules
     assert torch.equal(read, untouched.read(flat, shape).logps)
     assert not torch.allclose(read, training.policy.read(flat, shape).logps, atol=1e-3)
 
