@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEARNING: tuple[str, ...] = ("preference_model_speed", "preference_model_scaling", "ppo_speed", "sampler_speed")
 # Run when named: they need a database, a browser, real data, or several gigabytes of disk.
 OTHERS = (
+    "accuracy_intervals",
     "feedback_throughput",
     "freeze",
     "hh_weeks",

@@ -5,12 +5,15 @@ resample dialogues, live with the Elo fit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
+
+Clusters = Sequence[Hashable | None]
+"""For each observation a name of what it shares with others (a dialogue), or None where it shares nothing known."""
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share: (low, high), each within [0, 1].
+    """Wilson score interval of a share of independent observations: (low, high), each within [0, 1].
 
     With no observation nothing is known: (0, 1). Half successes (ties) are allowed.
 
@@ -21,23 +24,92 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: expected a number from 0 to {n}")
-    if n == 0:
+    return share_interval(successes / n if n else 0.0, n, confidence=confidence)
+
+
+def share_interval(
+    share: float, n: int, *, design_effect: float = 1.0, num_clusters: int | None = None, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Score interval of a share of `n` observations that count as n / design_effect independent ones: (low, high).
+
+    With fewer clusters than observations the quantile is Student's with one degree less than there are clusters: that
+    few say how much the others may differ. One cluster alone says nothing of others: (0, 1). `clustered` gives the
+    design effect; `benchmarks/accuracy_intervals.py` measures how often such an interval holds the true share.
+    """
+    if n == 0 or num_clusters == 1 < n:
         return 0.0, 1.0
-    z = normal_quantile(confidence)
-    share = successes / n
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    known = num_clusters is not None and num_clusters < n
+    z = student_quantile(confidence, num_clusters - 1) if known and num_clusters else normal_quantile(confidence)
+    independent = n / design_effect
+    scale = 1 + z * z / independent
+    centre = (share + z * z / (2 * independent)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / independent + z * z / (4 * independent * independent))
     # At the ends the exact bound is 0 or 1; rounding must not leave 1 - 1e-17.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
     return low, high
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student-t interval of independent values: (mean, low, high).
+def clustered(outcomes: Sequence[float], clusters: Clusters | None) -> tuple[float, int | None]:
+    """(design effect, number of clusters) of outcomes between 0 and 1; (1, None) where no cluster is known.
 
-    A single value has no measurable spread: its interval is (-inf, inf), which callers
+    The design effect is by how much the variance of the mean exceeds that of as many independent outcomes. It is the
+    larger of two estimates, and at least 1: that of the ratio estimator, G/(G−1)·Σ_c e_c² over n/(n−1)·Σ e_i² with e an
+    outcome less the mean and e_c its sum over a cluster, and 1 + (m − 1)·ICC with m = Σ n_c²/n and the intra-cluster
+    correlation by analysis of variance. The first is exact for any dependence but sees too little where a few large
+    clusters hold most of it; the second pools all clusters. Outcomes that are all alike tell nothing of dependence, and
+    are taken as wholly dependent: m. Clusters of one outcome each give exactly 1.
+
+    Worked example: outcomes 1, 1, 0, 0 in two clusters of two. Mean 1/2, e_c = ±1, so 2/1·2 over 4/3·1 = 3; ICC 1 gives
+    1 + (2 − 1)·1 = 2; the larger is 3.
+
+    Source: Cochran 1977, Sampling Techniques, 3rd ed., 9A; Kish 1965, Survey Sampling, 5.4.
+    """
+    groups = grouped_values(outcomes, clusters)
+    if groups is None:
+        return 1.0, None
+    n, num_clusters = len(outcomes), len(groups)
+    if num_clusters == n:
+        return 1.0, num_clusters
+    mean = math.fsum(outcomes) / n
+    weighted_size = sum(len(group) ** 2 for group in groups) / n
+    squares = math.fsum((outcome - mean) ** 2 for outcome in outcomes)
+    if squares == 0 or num_clusters == 1:
+        return weighted_size, num_clusters
+    sums = [math.fsum(value - mean for value in group) for group in groups]
+    ratio = num_clusters / (num_clusters - 1) * math.fsum(e * e for e in sums) / (n / (n - 1) * squares)
+    # Analysis of variance: mean squares between and within clusters, and the clusters' typical size.
+    between_squares = math.fsum(e * e / len(group) for e, group in zip(sums, groups, strict=True))
+    between = between_squares / (num_clusters - 1)
+    within = (squares - between_squares) / (n - num_clusters)
+    size = (n - weighted_size) / (num_clusters - 1)
+    correlation = (between - within) / (between + (size - 1) * within)
+    return min(float(n), max(1.0, ratio, 1 + (weighted_size - 1) * correlation)), num_clusters
+
+
+def grouped_values(values: Sequence[float], clusters: Clusters | None) -> list[list[float]] | None:
+    """The values by cluster, in the order of first appearance, then those of no known cluster, each alone.
+
+    None where no cluster is known.
+    """
+    if clusters is None or all(cluster is None for cluster in clusters):
+        return None
+    groups: dict[Hashable, list[float]] = {}
+    alone: list[list[float]] = []
+    for value, cluster in zip(values, clusters, strict=True):
+        if cluster is None:
+            alone.append([value])
+        else:
+            groups.setdefault(cluster, []).append(value)
+    return [*groups.values(), *alone]
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, clusters: Clusters | None = None
+) -> tuple[float, float, float]:
+    """Mean and Student-t interval of values, independent but within the clusters given: (mean, low, high).
+
+    A single value, or a single cluster, has no measurable spread: its interval is (-inf, inf), which callers
     that write JSON must turn into null (see `mean_interval_json`).
 
     Raises:
@@ -47,10 +119,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     if n == 0:
         raise ValueError("no values: a mean needs at least one")
     mean = math.fsum(values) / n
-    if n == 1:
+    groups = grouped_values(values, clusters)
+    num = n if groups is None else len(groups)
+    if num == 1:
         return mean, -math.inf, math.inf
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = student_quantile(confidence, n - 1) * math.sqrt(variance / n)
+    if groups is None:
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        error = math.sqrt(squares / (n - 1) / n)
+    else:
+        squares = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in groups)
+        error = math.sqrt(num / (num - 1) * squares) / n
+    half = student_quantile(confidence, num - 1) * error
     return mean, mean - half, mean + half
 
 

@@ -1,7 +1,7 @@
 """How much of a preference model's accuracy is more than a liking for long (or short) replies.
 
-Three numbers per group of pairs, all from reply lengths in tokens: the rule "the longer reply wins",
-the rater's own taste for length, and the preference model's accuracy with length regressed out.
+Beside the rule "the longer reply wins": the rater's own taste for length, and what is left of the preference model's
+score gaps with length regressed out. Length differences are tokens(better) − tokens(worse) everywhere in this module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.logistic import logistic_slope
-from models.preference_loss import count_correct
 
 # A residual this small beside its gap is rounding, that is a tie: without this a model that only measures
 # length would be judged by the sign of its last bit.
@@ -22,16 +21,7 @@ class LengthRegression:
     """A preference model's score gaps split into the part that follows length and the rest."""
 
     score_per_token: float  # nats of score gap per token of length difference
-    residual_gaps: list[float]  # gap − score_per_token · length difference, one per pair
-    num_correct: float  # pairs whose residual gap is positive; ties count half
-
-
-def count_longer_wins(length_differences: Sequence[float]) -> float:
-    """How many pairs the rule "the longer reply wins" orders rightly; equal lengths count half.
-
-    `length_differences` are tokens(better) − tokens(worse), as everywhere in this module.
-    """
-    return count_correct(length_differences)
+    residual_gaps: list[float]  # gap − score_per_token · length difference, one per pair; right where positive
 
 
 def length_log_odds(length_differences: Sequence[float]) -> float | None:
@@ -75,4 +65,4 @@ def regress_out_length(gaps: Sequence[float], length_differences: Sequence[float
     for gap, difference in zip(gaps, length_differences, strict=True):
         residual = gap - slope * difference
         residuals.append(0.0 if abs(residual) <= RESIDUAL_ROUNDING * abs(gap) else residual)
-    return LengthRegression(slope, residuals, count_correct(residuals))
+    return LengthRegression(slope, residuals)

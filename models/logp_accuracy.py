@@ -19,7 +19,8 @@ from models.chat import ChatFormat
 from models.comparison_data import TokenPair, read_manifest, stream_records, token_pair
 from models.policy import Policy, reply_chunks
 from models.preference import PreferenceModel
-from models.preference_loss import count_correct
+from models.preference_curves import accuracy_entry
+from models.preference_loss import ordered_rightly
 from models.prompts import KINDS
 
 # Read for every pair that is wanted, since some are too long for the policy.
@@ -107,11 +108,11 @@ def score_gaps(preference_model: PreferenceModel, pairs: Sequence[HeldOutPair]) 
     return [a - b for a, b in zip(better, worse, strict=True)]
 
 
-def accuracy_by_question(pairs: Sequence[HeldOutPair], gaps: Sequence[float]) -> dict[str, float]:
-    """Share of gaps above 0 for each question that has pairs; a gap of 0 counts half."""
-    found: dict[str, float] = {}
+def accuracy_by_question(pairs: Sequence[HeldOutPair], gaps: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """`accuracy_entry` of the gaps for each question that has pairs: a gap above 0 is right, one of 0 counts half."""
+    found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
-        mine = [gap for pair, gap in zip(pairs, gaps, strict=True) if pair.question == kind]
+        mine = [(gap, pair.scored.dialogue) for pair, gap in zip(pairs, gaps, strict=True) if pair.question == kind]
         if mine:
-            found[kind] = count_correct(mine) / len(mine)
+            found[kind] = accuracy_entry(ordered_rightly(gap for gap, _ in mine), [dialogue for _, dialogue in mine])
     return found

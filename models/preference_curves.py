@@ -5,12 +5,12 @@ surely wrong. Pure functions of scores in nats; `models/preference_report.py` pu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-from models.intervals import normal_quantile, wilson
+from models.intervals import Clusters, clustered, grouped_values, normal_quantile, share_interval, student_quantile
 from models.logistic import logistic_slope, sigmoid
-from models.preference_loss import count_correct
+from models.preference_loss import ordered_rightly
 
 MAX_BINS = 10
 # Fewer pairs in a bin have an interval as wide as the scale; small sets get fewer bins instead.
@@ -40,13 +40,26 @@ class Scored(Protocol):
     def gap(self) -> float: ...
 
 
-def accuracy_entry(num_correct: float, n: int) -> dict[str, Any]:
-    """A share with its Wilson 95% interval and its count; accuracy is None where nothing was counted."""
-    low, high = wilson(num_correct, n)
-    return {"accuracy": num_correct / n if n else None, "ci": [low, high], "n": n}
+def accuracy_entry(outcomes: Sequence[float], dialogues: Clusters | None = None) -> dict[str, Any]:
+    """The mean of outcomes (1, 0, or 1/2 for a tie) with its 95 % interval; accuracy is None where there are none.
+
+    Comparisons of one dialogue share prompt, rater and mood: they count as n / `design_effect` independent ones, and
+    `dialogues` is the number of dialogues they are from. Where no dialogue is known that is None, the design effect 1,
+    and the interval Wilson's.
+    """
+    n = len(outcomes)
+    accuracy = math.fsum(outcomes) / n if n else None
+    effect, num_dialogues = clustered(outcomes, dialogues) if n else (1.0, None)
+    low, high = share_interval(accuracy or 0.0, n, design_effect=effect, num_clusters=num_dialogues)
+    return {"accuracy": accuracy, "ci": [low, high], "n": n, "dialogues": num_dialogues, "design_effect": effect}
 
 
-def reliability(gaps: Sequence[float], max_bins: int = MAX_BINS, min_pairs: int = MIN_BIN_PAIRS) -> dict[str, Any]:
+def reliability(
+    gaps: Sequence[float],
+    max_bins: int = MAX_BINS,
+    min_pairs: int = MIN_BIN_PAIRS,
+    dialogues: Clusters | None = None,
+) -> dict[str, Any]:
     """Does a score difference of Δ win as often as it says, 1 / (1 + e^−Δ) of the time?
 
     `gaps` are score(better) − score(worse). Pairs are put into bins of about equal
@@ -58,18 +71,23 @@ def reliability(gaps: Sequence[float], max_bins: int = MAX_BINS, min_pairs: int 
     these gaps would show, Σ_b (n_b/n)·sqrt(2/π)·sd_b. `slope` is the logistic slope of
     outcomes on gaps: 1 is calibrated, below 1 over-confident, above 1 under-confident.
 
+    The intervals are robust to dependence within `dialogues`, where those are given.
+
     Source: arXiv:2204.05862, section 3.4 and equation 4.2.
     """
     # In one order, so that the last digits do not depend on the order of the pairs.
-    ordered = sorted(gaps, key=lambda gap: (abs(gap), gap))
+    places = sorted(range(len(gaps)), key=lambda i: (abs(gaps[i]), gaps[i]))
+    ordered = [gaps[i] for i in places]
+    named = None if dialogues is None else [dialogues[i] for i in places]
     bins = []
     error = chance = 0.0
     n = len(ordered)
-    for members in _equal_bins(ordered, max_bins, min_pairs):
+    for start, end in _equal_bins(ordered, max_bins, min_pairs):
+        members = ordered[start:end]
         sizes = [abs(gap) for gap in members]
         wins = [sigmoid(size) for size in sizes]
         predicted = math.fsum(wins) / len(wins)
-        entry = accuracy_entry(count_correct(members), len(members))
+        entry = accuracy_entry(ordered_rightly(members), None if named is None else named[start:end])
         bins.append(
             {
                 "low": sizes[0],
@@ -82,8 +100,11 @@ def reliability(gaps: Sequence[float], max_bins: int = MAX_BINS, min_pairs: int 
         error += len(members) / n * abs(entry["accuracy"] - predicted)
         # The share of right pairs in the bin has this standard deviation; |normal| has mean sd·sqrt(2/π).
         chance += math.sqrt(2 / math.pi) * math.sqrt(math.fsum(p * (1 - p) for p in wins)) / n
-    slope = logistic_slope(ordered)
-    half = 0.0 if slope is None else normal_quantile(0.95) * slope[1]
+    slope = logistic_slope(ordered, named)
+    groups = None if named is None else grouped_values(ordered, named)
+    few = groups is not None and 1 < len(groups) < n
+    quantile = student_quantile(0.95, len(groups) - 1) if groups is not None and few else normal_quantile(0.95)
+    half = 0.0 if slope is None else quantile * slope[1]
     return {
         "n": n,
         "expected_calibration_error": error if n else None,
@@ -94,22 +115,24 @@ def reliability(gaps: Sequence[float], max_bins: int = MAX_BINS, min_pairs: int 
     }
 
 
-def _equal_bins(ordered: Sequence[float], max_bins: int, min_pairs: int) -> list[Sequence[float]]:
-    """Gaps in ascending size, cut into bins of about equal number; equal sizes stay together."""
+def _equal_bins(ordered: Sequence[float], max_bins: int, min_pairs: int) -> list[tuple[int, int]]:
+    """Where gaps in ascending size are cut into bins of about equal number; equal sizes stay together."""
     number = min(max_bins, max(1, len(ordered) // min_pairs))
-    bins: list[Sequence[float]] = []
+    bins: list[tuple[int, int]] = []
     start = 0
     for k in range(1, number + 1):
         end = len(ordered) * k // number
         while 0 < end < len(ordered) and abs(ordered[end]) == abs(ordered[end - 1]):
             end += 1
         if end > start:
-            bins.append(ordered[start:end])
+            bins.append((start, end))
             start = end
     return bins
 
 
-def reliability_by_band(better_scores: Sequence[float], worse_scores: Sequence[float], mean: float) -> dict[str, Any]:
+def reliability_by_band(
+    better_scores: Sequence[float], worse_scores: Sequence[float], mean: float, dialogues: Clusters | None = None
+) -> dict[str, Any]:
     """`reliability` of the pairs that score low and of those that score high: a policy that is trained goes up there.
 
     Bands are thirds of the pairs by the lower of their two scores, which does not depend on who won; halves, or none at
@@ -118,18 +141,32 @@ def reliability_by_band(better_scores: Sequence[float], worse_scores: Sequence[f
 
     Source: arXiv:2204.05862, section 3.4 and figure 25: a preference model is least to be trusted at high scores.
     """
-    scored = sorted((min(pair), pair[0] - pair[1]) for pair in zip(better_scores, worse_scores, strict=True))
+    scored = _by_lower_score(better_scores, worse_scores, dialogues)
     names = BANDS.get(min(len(scored) // MIN_BAND_PAIRS, max(BANDS)), ())
     bands = {}
     for k, name in enumerate(names):
         members = scored[len(scored) * k // len(names) : len(scored) * (k + 1) // len(names)]
         ends = {"low": members[0][0] - mean, "high": members[-1][0] - mean}
-        bands[name] = ends | reliability([gap for _, gap in members])
+        named = None if dialogues is None else [dialogue for *_, dialogue in members]
+        bands[name] = ends | reliability([gap for _, gap, _ in members], dialogues=named)
     return bands
 
 
+def _by_lower_score(
+    better_scores: Sequence[float], worse_scores: Sequence[float], dialogues: Clusters | None
+) -> list[tuple[float, float, Hashable]]:
+    """(lower of the two scores, gap, dialogue) of each pair, the lowest first."""
+    named: Clusters = [None] * len(better_scores) if dialogues is None else dialogues
+    columns = zip(better_scores, worse_scores, named, strict=True)
+    return sorted(((min(b, w), b - w, dialogue) for b, w, dialogue in columns), key=lambda pair: pair[:2])
+
+
 def threshold_curve(
-    better_scores: Sequence[float], worse_scores: Sequence[float], mean: float, steps: int = NUM_THRESHOLDS
+    better_scores: Sequence[float],
+    worse_scores: Sequence[float],
+    mean: float,
+    steps: int = NUM_THRESHOLDS,
+    dialogues: Clusters | None = None,
 ) -> list[dict[str, Any]]:
     """Accuracy on the pairs whose two scores both reach a threshold, for `steps` thresholds from none upwards.
 
@@ -140,9 +177,7 @@ def threshold_curve(
 
     Source: arXiv:2204.05862, figure 25.
     """
-    pairs = sorted(
-        ((min(b, w), b - w) for b, w in zip(better_scores, worse_scores, strict=True)), key=lambda pair: pair[0]
-    )
+    pairs = _by_lower_score(better_scores, worse_scores, dialogues)
     curve = []
     before: float | None = None
     for k in range(steps):
@@ -152,8 +187,9 @@ def threshold_curve(
         if threshold == before:
             continue
         before = threshold
-        kept = [gap for low, gap in pairs if low >= threshold]
-        curve.append({"threshold": threshold - mean, **accuracy_entry(count_correct(kept), len(kept))})
+        kept = [(gap, dialogue) for low, gap, dialogue in pairs if low >= threshold]
+        entry = accuracy_entry(ordered_rightly(gap for gap, _ in kept), [dialogue for _, dialogue in kept])
+        curve.append({"threshold": threshold - mean, **entry})
     return curve
 
 

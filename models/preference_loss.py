@@ -69,9 +69,14 @@ def question_weights(questions: Iterable[str], harmless_weight: float) -> Tensor
     return (raw / raw.mean()).to(torch.float32)
 
 
+def ordered_rightly(gaps: Iterable[float]) -> list[float]:
+    """For each pair 1 where it is ordered rightly, given score(better) − score(worse), else 0; a gap of 0 gives 1/2."""
+    return [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
+
+
 def count_correct(gaps: Iterable[float]) -> float:
     """How many pairs are ordered rightly, given score(better) − score(worse); a gap of 0 counts half."""
-    return sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps)
+    return sum(ordered_rightly(gaps))
 
 
 def preference_probability(gaps: Tensor) -> Tensor:

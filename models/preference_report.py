@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from models.length_regression import count_longer_wins, length_log_odds, regress_out_length
+from models.length_regression import length_log_odds, regress_out_length
 from models.preference_curves import (
     accuracy_entry,
     confident_mistakes,
@@ -20,7 +20,7 @@ from models.preference_curves import (
     reliability_by_band,
     threshold_curve,
 )
-from models.preference_loss import count_correct
+from models.preference_loss import ordered_rightly
 
 if TYPE_CHECKING:
     from models.comparison_data import TokenPair
@@ -45,6 +45,7 @@ class ScoredPair:
     rater: str | None = None
     tranche: str | None = None
     turn: int | None = None
+    dialogue: int | None = None  # the same number for the comparisons of one dialogue, within this list alone
 
     @property
     def gap(self) -> float:
@@ -57,8 +58,13 @@ class ScoredPair:
 
 
 def score_pairs(model: PreferenceModel, pairs: Sequence[TokenPair]) -> list[ScoredPair]:
-    """Both scores of every pair, in the order given."""
+    """Both scores of every pair, in the order given.
+
+    Dialogues are numbered by their first appearance: what a comparison set calls them is made from their text, and must
+    not outlive its erasure.
+    """
     better, worse = model.score_pairs(pairs)
+    numbers: dict[int, int] = {}
     return [
         ScoredPair(
             pair.id,
@@ -70,6 +76,7 @@ def score_pairs(model: PreferenceModel, pairs: Sequence[TokenPair]) -> list[Scor
             pair.rater,
             pair.tranche,
             pair.turn,
+            None if pair.dialogue is None else numbers.setdefault(pair.dialogue, len(numbers)),
         )
         for i, pair in enumerate(pairs)
     ]
@@ -82,7 +89,8 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     question, tranche, turn and rater. Where length is regressed out, each source has its own slope, since
     raters may like length for one question and dislike it for another; the
     overall figure fits one slope to all pairs. `mean_score` is over better and worse
-    replies alike: thresholds and histograms are relative to it.
+    replies alike: thresholds and histograms are relative to it. Intervals are robust to dependence within a
+    dialogue (`accuracy_entry`).
     """
     gaps = [pair.gap for pair in pairs]
     scores = [score for pair in pairs for score in (pair.better_score, pair.worse_score)]
@@ -110,7 +118,10 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
             "by_tranche": grouped(pairs, lambda pair: pair.tranche, _calibration),
             "by_question": grouped(pairs, lambda pair: pair.question, _calibration),
             "by_score_band": reliability_by_band(
-                [pair.better_score for pair in pairs], [pair.worse_score for pair in pairs], mean_score
+                [pair.better_score for pair in pairs],
+                [pair.worse_score for pair in pairs],
+                mean_score,
+                dialogues_of(pairs),
             ),
         },
         "threshold_curve": {
@@ -129,11 +140,12 @@ def _turn(pair: ScoredPair) -> str | None:
 
 
 def _calibration(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    return reliability([pair.gap for pair in pairs])
+    return reliability([pair.gap for pair in pairs], dialogues=dialogues_of(pairs))
 
 
 def _thresholds(pairs: Sequence[ScoredPair], mean_score: float) -> list[dict[str, Any]]:
-    return threshold_curve([pair.better_score for pair in pairs], [pair.worse_score for pair in pairs], mean_score)
+    better, worse = [pair.better_score for pair in pairs], [pair.worse_score for pair in pairs]
+    return threshold_curve(better, worse, mean_score, dialogues=dialogues_of(pairs))
 
 
 def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> dict[str, Any]:
@@ -156,20 +168,25 @@ def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> dict[str, Any
 
 def model_accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Share of the pairs that the preference model orders rightly, with its interval; a tie counts half."""
-    return accuracy_entry(count_correct(pair.gap for pair in pairs), len(pairs))
+    return accuracy_entry(ordered_rightly(pair.gap for pair in pairs), dialogues_of(pairs))
+
+
+def dialogues_of(pairs: Sequence[ScoredPair]) -> list[int | None]:
+    """The dialogue of each pair, which its interval must know."""
+    return [pair.dialogue for pair in pairs]
 
 
 def _longer_wins(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     differences = [pair.length_difference for pair in pairs]
-    entry = accuracy_entry(count_longer_wins(differences), len(pairs))
+    entry = accuracy_entry(ordered_rightly(differences), dialogues_of(pairs))
     return entry | {"log_odds_per_token": length_log_odds(differences)}
 
 
 def _length_regressed(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     if not pairs:
-        return accuracy_entry(0, 0) | {"score_per_token": None}
+        return accuracy_entry([]) | {"score_per_token": None}
     regression = regress_out_length([pair.gap for pair in pairs], [pair.length_difference for pair in pairs])
-    entry = accuracy_entry(regression.num_correct, len(pairs))
+    entry = accuracy_entry(ordered_rightly(regression.residual_gaps), dialogues_of(pairs))
     return entry | {"score_per_token": regression.score_per_token}
 
 

@@ -24,12 +24,15 @@ MIN_BLOCK_PAIRS = 32
 
 @dataclass(frozen=True, slots=True)
 class ScalingPoint:
-    """Accuracy of a preference model of this size trained on so many comparisons, measured on `n` pairs."""
+    """Accuracy of a preference model of this size trained on so many comparisons, measured on `n` pairs.
+
+    Pairs that depend on each other count as fewer: give n over their design effect.
+    """
 
     parameters: int
     comparisons: float
     accuracy: float
-    n: int
+    n: float
 
 
 def fit_scaling(
@@ -140,6 +143,8 @@ def learning_curve(steps: Iterable[tuple[int, float]], num_pairs: int, batch_pai
     pair is judged by a model that has not seen it. Steps are taken together in blocks that each double the number of
     comparisons, the newest block first made; `comparisons` is the geometric mean over a block, because accuracy goes
     with the logarithm. The beginning, below the last block, is left out: there the learning rate still warms up.
+
+    The interval takes the pairs of a block as independent.
 
     Source: arXiv:2204.05862, appendix A.2 (one epoch doubles as the curve of dataset size).
     """

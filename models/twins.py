@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from models.intervals import mean_interval
+from models.preference_loss import ordered_rightly
 
 Twin = Literal["off", "halves", "holdout"]
 Part = Literal["production", "watcher"]
@@ -40,15 +41,20 @@ def part_of(split_key: str, twin: Twin) -> Part:
 
 
 def cost_of_a_part(
-    production: Mapping[str, float], watcher: Mapping[str, float], num_production: int, num_watcher: int
+    production: Mapping[str, float],
+    watcher: Mapping[str, float],
+    num_production: int,
+    num_watcher: int,
+    dialogues: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """Accuracy that the production model loses by not training on the watcher's comparisons, as a share.
 
     `production` and `watcher` are the gaps score(better) − score(worse) of the same held-out comparisons by id.
     Accuracy grows with ln(comparisons) [44]; the slope taken is that between the two parts,
     c = (accuracy_production − accuracy_watcher) / ln(n_production / n_watcher), and the cost c · ln(n / n_production)
-    with n comparisons in all. Its interval is that of the paired difference of the two accuracies. Parts within 10 % of
-    each other give no slope; then the paper's is taken, and there is no interval.
+    with n comparisons in all. Its interval is that of the paired difference of the two accuracies, robust to dependence
+    within `dialogues` where those are given by comparison. Parts within 10 % of each other give no slope; then the
+    paper's is taken, and there is no interval.
 
     Raises:
         ValueError: the models scored no comparison in common.
@@ -56,13 +62,14 @@ def cost_of_a_part(
     shared = sorted(production.keys() & watcher.keys())
     if not shared:
         raise ValueError("The two preference models have no held-out comparison in common.")
-    ours, theirs = [_right(production[id]) for id in shared], [_right(watcher[id]) for id in shared]
+    ours, theirs = (ordered_rightly(gaps[id] for id in shared) for gaps in (production, watcher))
+    named = None if dialogues is None else [dialogues.get(id) for id in shared]
     gain = math.log((num_production + num_watcher) / num_production)
     between = math.log(num_production / num_watcher)
     if abs(between) < math.log(1.1):
         slope, ci, method = PAPER_SLOPE, None, "slope of the paper's fit"
     else:
-        mean, low, high = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        mean, low, high = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], clusters=named)
         slope, method = mean / between, "slope between the two parts"
         ci = [bound / between * gain for bound in (low, high)] if math.isfinite(low) else None
     return {
@@ -79,7 +86,3 @@ def cost_of_a_part(
 def gaps_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """score(better) − score(worse) by comparison id, from the lines of a model's held_out_scores.jsonl."""
     return {line["id"]: line["better_score"] - line["worse_score"] for line in lines}
-
-
-def _right(gap: float) -> float:
-    return 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0

@@ -91,7 +91,7 @@ def _difference(own: Candidate, other: Candidate, any_mix: bool) -> str | None:
 def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
     results = t.Artifact.results
     parts = ("num_parameters", "num_train", "trained_on")
-    held_out = ("accuracy", "n", "by_question")
+    held_out = ("accuracy", "ci", "n", "design_effect", "by_question")
     query = (
         select(
             t.Artifact.id,

@@ -74,4 +74,8 @@ def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Any]) -> None:
         colour, marker = looks[kind]
         points = [(point["samples"], point[kind]) for point in accuracy["curve"] if kind in point]
         axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour, markersize=3, linewidth=1.2, label=kind)
+        # Curves of before there were intervals have none.
+        known = [point for point in accuracy["curve"] if kind in point.get("ci", {})]
+        low, high = ([point["ci"][kind][end] for point in known] for end in (0, 1))
+        axes.fill_between([point["samples"] for point in known], low, high, color=colour, alpha=0.12, linewidth=0)
         axes.axhline(ceiling, color=colour, linestyle=":", linewidth=1.2)

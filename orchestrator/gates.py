@@ -34,6 +34,8 @@ class Evidence:
     duplicate_share: float | None = None
     refusal_share: float | None = None
     """Of ordinary requests."""
+    num_dialogues: int | None = None
+    """That the held-out comparisons are from; None where that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """As stored on the decision."""
@@ -57,7 +59,10 @@ def _pm_accuracy(gates: GatesSection, evidence: Evidence) -> Verdict:
     if evidence.pm_accuracy is None or evidence.pm_accuracy_ci is None:
         return Verdict(gate, False, "no held-out comparison: the preference model's accuracy is unknown")
     low, high = evidence.pm_accuracy_ci
-    found = f"PM held-out accuracy {evidence.pm_accuracy:.3f} [{low:.3f}, {high:.3f}] (n = {evidence.num_held_out})"
+    counted = f"n = {evidence.num_held_out}"
+    if evidence.num_dialogues is not None:
+        counted += f" from {evidence.num_dialogues} dialogues"
+    found = f"PM held-out accuracy {evidence.pm_accuracy:.3f} [{low:.3f}, {high:.3f}] ({counted})"
     bound = f"gates.min_pm_accuracy = {gates.min_pm_accuracy:g}"
     if low > gates.min_pm_accuracy:
         return Verdict(gate, True, f"{found} lies above {bound}")

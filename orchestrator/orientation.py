@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.intervals import wilson
+from models.intervals import share_interval
 
 # A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels
 # are turned round lies below it as surely as the others lie above.
@@ -42,7 +42,14 @@ def wrong_signs(
     for source, entry in sorted(held_out["by_source"].items()) if sources else ():
         if not entry["n"]:
             continue
-        interval = wilson(entry["accuracy"] * entry["n"], entry["n"], SOURCE_CONFIDENCE)
+        # Models of before dialogues were heeded have neither.
+        interval = share_interval(
+            entry["accuracy"],
+            entry["n"],
+            design_effect=entry.get("design_effect", 1.0),
+            num_clusters=entry.get("dialogues"),
+            confidence=SOURCE_CONFIDENCE,
+        )
         if interval[1] < 0.5:
             found.append(
                 f"of the {entry['n']} held-out comparisons of source {source!r} it orders {entry['accuracy']:.0%} "

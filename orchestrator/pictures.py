@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.intervals import wilson
 from models.logistic import sigmoid
 from orchestrator import course_picture, distillation_picture, kl_picture
 
@@ -251,9 +250,8 @@ def scaling(numbers: dict[str, Any]) -> Figure | None:
     points, last = found["points"], found["points"][-1]
     for size, marker in zip(sorted({point["parameters"] for point in points}), "os^Dv*P", strict=False):
         same = [point for point in points if point["parameters"] == size]
-        entries = [{"accuracy": p["accuracy"], "ci": wilson(p["accuracy"] * p["n"], p["n"])} for p in same]
         label = f"{size / 1e6:.2g} M parameters"
-        errorbars(axes, [p["comparisons"] for p in same], entries, fmt=marker, color=BLUE, label=label)
+        errorbars(axes, [p["comparisons"] for p in same], same, fmt=marker, color=BLUE, label=label)
     furthest = last["comparisons"]
     forecast = found["forecast"]["twice_the_comparisons"]
     if forecast is not None:

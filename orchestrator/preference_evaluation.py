@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from db.split import split_key
 from orchestrator.comparison_set import oriented
 from orchestrator.data_check import name_of
 from orchestrator.errors import ImportFileError
@@ -46,7 +47,7 @@ def evaluate(model: Path, files: list[Path], settings: Settings, question: str |
             python=settings.python,
         )
         found = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
-    nothing = {"accuracy": None, "ci": [0.0, 1.0], "n": 0}
+    nothing = {"accuracy": None, "ci": [0.0, 1.0], "n": 0, "dialogues": None, "design_effect": 1.0}
     by_file = {
         name: found["by_source"].get(name, nothing)
         | {"left_out": dict(sorted(reasons.items())), "too_long": found["too_long"].get(name, 0)}
@@ -54,7 +55,7 @@ def evaluate(model: Path, files: list[Path], settings: Settings, question: str |
     }
     return {
         "files": by_file,
-        "all": {key: found[key] for key in ("accuracy", "ci", "n")},
+        "all": {key: found[key] for key in nothing},
         "mistakes": found["mistakes"],
     }
 
@@ -94,6 +95,10 @@ def write_pairs(file: Path, out: Path, question: str | None = None) -> Counter[s
                         a=list(item.a.messages()),
                         b=list(item.b.messages()),
                     )
+                    # Benchmarks ask many raters about one prompt: those comparisons are not independent.
+                    opening = next((message["content"] for message in item.prompt if message["role"] == "user"), None)
+                    if opening is not None:
+                        pair["split_key"] = split_key(opening)
                     lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
     if num_pairs == 0:
         raise ImportFileError(f"{file} holds no pair of which one side is better; expected comparisons.")

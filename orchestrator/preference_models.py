@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.intervals import share_interval
 from models.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
 from orchestrator.comparable_models import comparable, left_out_line
 
@@ -24,28 +25,37 @@ def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
     The models are used where they differ enough: three sizes or three numbers of comparisons.
     """
     beside = comparable(session, model)
-    points = [
-        ScalingPoint(
-            results["num_parameters"], results["num_train"], results["held_out"]["accuracy"], results["held_out"]["n"]
-        )
+    measured = [
+        _point(results["num_parameters"], results["num_train"], results["held_out"])
         for results in beside.results
         if results["held_out"]["accuracy"] is not None
     ]
     now = model.results.get("num_train")
     source = "the preference models of the ledger"
+    points = [point for point, _ in measured]
     if max(len({p.parameters for p in points}), len({p.comparisons for p in points})) < MIN_DISTINCT:
-        points = [
-            ScalingPoint(model.results["num_parameters"], block["comparisons"], block["accuracy"], block["n"])
+        measured = [
+            _point(model.results["num_parameters"], block["comparisons"], block)
             for block in model.results.get("learning_curve", [])
         ]
         source = "the learning curve of this preference model"
-    if not points:
+    if not measured:
         return None
     used = [
-        {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, "n": p.n} for p in points
+        {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, **counted}
+        for p, counted in measured
     ]
-    fit = fit_scaling(points, comparisons=now)
+    fit = fit_scaling([point for point, _ in measured], comparisons=now)
     return {"source": source, "points": used, "left_out": beside.left_out, **fit}
+
+
+def _point(parameters: int, comparisons: float, entry: dict[str, Any]) -> tuple[ScalingPoint, dict[str, Any]]:
+    """A point of the fit, and the interval of its accuracy with its count."""
+    # Results of before dialogues were heeded have no design effect.
+    effect = entry.get("design_effect") or 1.0
+    ci = entry["ci"] or list(share_interval(entry["accuracy"], entry["n"], design_effect=effect))
+    point = ScalingPoint(parameters, comparisons, entry["accuracy"], entry["n"] / effect)
+    return point, {"n": entry["n"], "ci": ci}
 
 
 def mix_matrix(session: Session, model: t.Artifact) -> dict[str, Any] | None:

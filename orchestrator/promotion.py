@@ -144,6 +144,7 @@ def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evalua
         pm_accuracy=held_out.get("accuracy"),
         pm_accuracy_ci=(ci[0], ci[1]) if ci else None,
         num_held_out=held_out.get("n", 0),
+        num_dialogues=held_out.get("dialogues"),
         score_gain=gain,
         score_gain_ci=gain_ci,
         kl_nats=snapshot["kl_nats"],

@@ -156,7 +156,10 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     rows += _data_check(numbers.get("data_check"))
     if numbers["preference_model"]:
         held_out = numbers["preference_model"]["held_out"]
-        rows.append(("PM held-out accuracy", _with_interval(held_out.get("accuracy"), held_out.get("ci"))))
+        accuracy = _with_interval(held_out.get("accuracy"), held_out.get("ci"))
+        if held_out.get("dialogues") is not None:
+            accuracy += f" (n = {held_out['n']} from {held_out['dialogues']} dialogues)"
+        rows.append(("PM held-out accuracy", accuracy))
         for grouping in ("by_source", "by_question", "by_tranche"):
             groups = held_out.get(grouping, {})
             # A single question or tranche says what the overall figure says.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = tuple[str, str]
@@ -43,11 +43,16 @@ def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None 
     if accuracy and accuracy["curve"]:
         first, last = accuracy["curve"][0], accuracy["curve"][-1]
         for kind, ceiling in sorted(accuracy["preference_model"].items()):
+            # Results of before there were intervals have none.
+            first_ci, last_ci, ceiling_ci = (
+                _interval((intervals or {}).get(kind))
+                for intervals in (first.get("ci"), last.get("ci"), accuracy.get("preference_model_ci"))
+            )
             rows.append(
                 (
                     f"Mean log-p accuracy, {kind}",
-                    f"{first[kind]:.3f} → {last[kind]:.3f} (the PM on the same {accuracy['pairs'][kind]} pairs: "
-                    f"{ceiling:.3f})",
+                    f"{first[kind]:.3f}{first_ci} → {last[kind]:.3f}{last_ci} (the PM on the same "
+                    f"{accuracy['pairs'][kind]} pairs: {ceiling:.3f}{ceiling_ci})",
                 )
             )
     return rows
@@ -94,3 +99,7 @@ def _one_line(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= STOCK_TEXT_CHARACTERS else line[:STOCK_TEXT_CHARACTERS] + "…"
     return "".join(f"\\{letter}" if letter in "|`*_<>[]\\" else letter for letter in line)
+
+
+def _interval(ci: Sequence[float] | None) -> str:
+    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""

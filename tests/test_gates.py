@@ -34,6 +34,13 @@ def test_kl_beyond_the_cap_names_both_numbers():
     assert failed(replace(GOOD, kl_nats=12.34)) == ["KL 12.34 nats per reply exceeds gates.max_kl_nats = 10"]
 
 
+def test_the_accuracys_reason_counts_dialogues_where_they_are_known():
+    [reason] = [v.reason for v in judge(GATES, replace(GOOD, num_dialogues=80)) if v.gate == "pm_accuracy"]
+    assert "(n = 200 from 80 dialogues)" in reason
+    [reason] = [v.reason for v in judge(GATES, GOOD) if v.gate == "pm_accuracy"]
+    assert "(n = 200)" in reason
+
+
 @pytest.mark.parametrize("low", [0.5, 0.49])
 def test_interval_that_touches_chance_is_refused(low):
     (reason,) = failed(replace(GOOD, pm_accuracy=0.55, pm_accuracy_ci=(low, 0.61)))

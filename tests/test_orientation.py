@@ -57,6 +57,10 @@ def test_a_source_that_contradicts_the_others_is_named():
     assert wrong_signs(held_out(good=(70, 100), turned=(30, 100)), None, None, sources=False) == []
     assert wilson(36, 100)[1] < 0.5
     assert wrong_signs(held_out(good=(70, 100), unlucky=(36, 100)), None, None) == []
+    # The same 30 of 100 out of 25 dialogues that go together are as 30 % of 25, which is no proof.
+    numbers = held_out(good=(70, 100), turned=(30, 100))
+    numbers["by_source"]["turned"] |= {"dialogues": 25, "design_effect": 4.0}
+    assert wrong_signs(numbers, None, None) == []
 
 
 def test_the_shipped_pairs_are_read_and_their_length_tells_nothing(tmp_path):

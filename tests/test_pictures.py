@@ -39,7 +39,11 @@ TRAINING = {
     "logp_accuracy": {
         "pairs": {"helpful": 64, "harmless": 32},
         "preference_model": {"helpful": 0.75, "harmless": 0.625},
-        "curve": [{"samples": s, "helpful": 0.5 + s / 800, "harmless": 0.5 - s / 960} for s in (0, 40, 80, 96)],
+        "curve": [
+            {"samples": s, "helpful": 0.5 + s / 800, "harmless": 0.5 - s / 960}
+            | {"ci": {"helpful": [0.4, 0.65], "harmless": [0.35, 0.55]}}
+            for s in (0, 40, 80, 96)
+        ],
     },
 }
 
@@ -63,7 +67,7 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
     ]
     scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
     curve = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
-    points = [asdict(point) for point in curve]
+    points = [asdict(point) | {"ci": [point.accuracy - 0.05, point.accuracy + 0.05]} for point in curve]
     distilled = [
         {"tokens": 100 * i, "held_out_kl_nats": 1 / (1 + i), "train_kl_nats": 1.1 / (1 + i) if i else None}
         for i in range(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from models.preference import PreferenceModel, fresh_preference_model
 from orchestrator import cli
 from tests.models.conftest import prepare, write_llama
 
+PROMPTS = [f"Tell me {number}." for number in range(6)]
 ANSWERS = [(f"answer {number}", f"reply number {number} and more") for number in range(6)]
 
 
@@ -48,21 +49,21 @@ def evaluated(scorer: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> C
     return run
 
 
-def write_choices(folder: Path, right: list[str], wrong: list[str]) -> Path:
+def write_choices(folder: Path, right: list[str], wrong: list[str], prompts: Sequence[str] = PROMPTS) -> Path:
     """Records of HHH's kind: which answer comes first says nothing."""
     folder.mkdir()
     with (folder / "hhh.jsonl").open("w") as lines:
         for number, (good, bad) in enumerate(zip(right, wrong, strict=True)):
             marked = {good: 1, bad: 0} if number % 2 else {bad: 0, good: 1}
-            lines.write(json.dumps({"input": "Tell me.", "target_scores": marked}) + "\n")
+            lines.write(json.dumps({"input": prompts[number % len(prompts)], "target_scores": marked}) + "\n")
     return folder / "hhh.jsonl"
 
 
 def test_what_the_model_prefers_is_all_right_and_the_reverse_all_wrong(scorer, evaluated, tmp_path):
     model = PreferenceModel.load(scorer)
-    asked = {"role": "user", "content": "Tell me."}
     preferred, other = [], []
-    for pair in ANSWERS:
+    for prompt, pair in zip(PROMPTS, ANSWERS, strict=True):
+        asked = {"role": "user", "content": prompt}
         scores = model.score([[asked, {"role": "assistant", "content": text}] for text in pair])
         preferred.append(pair[scores[1] > scores[0]])
         other.append(pair[scores[1] <= scores[0]])
@@ -73,10 +74,20 @@ def test_what_the_model_prefers_is_all_right_and_the_reverse_all_wrong(scorer, e
     assert (good["accuracy"], good["n"], bad["accuracy"], bad["n"]) == (1.0, 6, 0.0, 6)
     # Wilson at 6 of 6: the low end is 6 / (6 + 1.96²) = 0.6097.
     assert good["ci"] == pytest.approx([0.6097, 1.0], abs=1e-4)
-    assert found["all"] == {"accuracy": 0.5, "ci": pytest.approx([0.2538, 0.7462], abs=1e-4), "n": 12}
+    assert (good["dialogues"], good["design_effect"]) == (6, 1.0)
+    # Both files ask the same six things, of which one each is right: no more variance than by chance, but Student's t
+    # of 5 is 2.5706: half width 2.5706 / (1 + 6.608 / 12) · sqrt(0.25 / 12 + 6.608 / 576) = 1.6577 · 0.17974 = 0.2980.
+    both = {"n": 12, "dialogues": 6, "design_effect": 1.0}
+    assert found["all"] == {"accuracy": 0.5, "ci": pytest.approx([0.2020, 0.7980], abs=1e-4)} | both
     # Every mistake is in the second file; they are named by file and line, widest gap first.
     assert {pair["id"].split(":")[0] for pair in found["mistakes"]} == {"bad/hhh.jsonl"}
     assert [pair["gap"] for pair in found["mistakes"]] == sorted(pair["gap"] for pair in found["mistakes"])
+
+
+def test_comparisons_of_one_prompt_are_one_dialogue(evaluated, tmp_path):
+    good, bad = zip(*ANSWERS, strict=True)
+    found = evaluated(write_choices(tmp_path / "good", list(good), list(bad), PROMPTS[:1]))["all"]
+    assert (found["n"], found["dialogues"], found["ci"]) == (6, 1, [0.0, 1.0])
 
 
 def test_llmbar_gives_an_accuracy_per_file_and_counts_what_is_too_long(evaluated, data_dir):

@@ -43,6 +43,12 @@ def test_a_stop_is_the_first_row_and_alarms_that_passed_are_named():
         ("Twin gap", "+1.000: training PM 0.500 → 2.000, watcher 0.250 → 0.750"),
         ("Mean log-p accuracy, helpful", "0.500 → 0.625 (the PM on the same 64 pairs: 0.750)"),
     ]
+    accuracy = training["logp_accuracy"]
+    accuracy["preference_model_ci"] = {"helpful": [0.625, 0.875]}
+    accuracy["curve"][1]["ci"] = {"helpful": [0.5, 0.75]}
+    assert watch_rows(training)[2][1] == (
+        "0.500 → 0.625 [0.500, 0.750] (the PM on the same 64 pairs: 0.750 [0.625, 0.875])"
+    )
     # Less 0.5 and 0.25: both begin at what their reference replies have.
     assert watch_rows(training, (0.5, 0.25))[1] == (
         "Twin gap",

@@ -7,7 +7,7 @@ here changes a weight or draws a random number.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class PolicyMonitor:
         self.collector, self.logp_every = collector, logp_every
         self.watch = Watch(settings)
         self.signals: RolloutSignals | None = None
-        self.logp_curve: list[dict[str, float]] = []
+        self.logp_curve: list[dict[str, Any]] = []
         chat = collector.chat
         self.watcher = None
         if "watcher" in job.inputs:
@@ -85,11 +85,12 @@ class PolicyMonitor:
         return numbers
 
     def measure_logp_accuracy(self, samples: int) -> dict[str, float]:
-        """Mean log-p accuracy of the policy as it is now, kept as a point of the curve."""
+        """Mean log-p accuracy of the policy as it is now, kept as a point of the curve with its 95 % interval."""
         collector = self.collector
         gaps = mean_logp_gaps(collector.policy, self.pairs, collector.chat.pad_id, collector.chunk_tokens)
-        accuracy = accuracy_by_question(self.pairs, gaps)
-        self.logp_curve.append({"samples": samples} | accuracy)
+        found = accuracy_by_question(self.pairs, gaps)
+        accuracy = _accuracies(found)
+        self.logp_curve.append({"samples": samples, "ci": _intervals(found)} | accuracy)
         return accuracy
 
     def curve_point(self) -> dict[str, float]:
@@ -108,10 +109,12 @@ class PolicyMonitor:
         results: dict[str, Any] = {"watch": found}
         if self.pairs:
             self.measure_logp_accuracy(samples)
-            counts = {kind: sum(pair.question == kind for pair in self.pairs) for kind in self.logp_ceiling}
+            ceiling = self.logp_ceiling
             results["logp_accuracy"] = {
-                "pairs": counts,
-                "preference_model": self.logp_ceiling,
+                "pairs": {kind: entry["n"] for kind, entry in ceiling.items()},
+                "dialogues": {kind: entry["dialogues"] for kind, entry in ceiling.items()},
+                "preference_model": _accuracies(ceiling),
+                "preference_model_ci": _intervals(ceiling),
                 "curve": self.logp_curve,
             }
         return results
@@ -125,3 +128,11 @@ class PolicyMonitor:
         """Go on from a checkpoint."""
         self.watch.restore(state["watch"])
         self.logp_curve = state["logp_curve"]
+
+
+def _accuracies(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {kind: entry["accuracy"] for kind, entry in found.items()}
+
+
+def _intervals(found: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {kind: entry["ci"] for kind, entry in found.items()}

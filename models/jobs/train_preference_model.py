@@ -303,7 +303,13 @@ def _twin_results(
     lines = (production / "held_out_scores.jsonl").read_text(encoding="utf-8").splitlines()
     gaps = gaps_of([json.loads(line) for line in lines])
     try:
-        cost = cost_of_a_part(gaps, {pair.id: pair.gap for pair in scored}, ours["num_train"], num_train)
+        cost = cost_of_a_part(
+            gaps,
+            {pair.id: pair.gap for pair in scored},
+            ours["num_train"],
+            num_train,
+            {pair.id: pair.dialogue for pair in scored},
+        )
     except ValueError as error:
         raise JobError(f"{error} Train both on the same comparison set.") from error
     total = ours["num_train"] + num_train

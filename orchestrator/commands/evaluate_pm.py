@@ -73,7 +73,8 @@ def _accuracy(entry: dict[str, Any]) -> str:
     if not entry["n"]:
         return "no pair that fits"
     low, high = entry["ci"]
-    return f"{entry['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {entry['n']} pairs ordered rightly"
+    fewer = f" from {entry['dialogues']} dialogues" if entry["dialogues"] not in (None, entry["n"]) else ""
+    return f"{entry['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {entry['n']} pairs{fewer} ordered rightly"
 
 
 def _left_out(entry: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from models.intervals import mean_interval, mean_interval_json, student_quantile, wilson
+from models.intervals import clustered, mean_interval, mean_interval_json, share_interval, student_quantile, wilson
 
 TABLE = 5e-4  # printed tables have three decimals
 
@@ -32,6 +32,59 @@ def test_wilson_interval_is_symmetric_under_swapping_success_and_failure():
 def test_wilson_refuses_more_successes_than_observations():
     with pytest.raises(ValueError, match="11 successes of 10"):
         wilson(11, 10)
+
+
+def test_design_effect_of_four_outcomes_in_two_dialogues():
+    # Mean 1/2, sums of errors +1 and -1. Ratio: 2/1 * (1 + 1) = 4 over 4/3 * 4 * 1/4 = 4/3, which is 3. Analysis of
+    # variance: nothing within, correlation 1, so 1 + (2 - 1) = 2. The larger.
+    assert clustered([1, 1, 0, 0], ["a", "a", "b", "b"]) == (pytest.approx(3), 2)
+    # Each dialogue with one of each: less variance than by chance, which is not believed.
+    assert clustered([1, 0, 1, 0], ["a", "a", "b", "b"]) == (1, 2)
+
+
+def test_design_effect_of_uneven_dialogues():
+    # Outcomes 1 1 1 | 0 | 1 | 0 | 1 0: mean 5/8, squares 5 * (3/8)^2 + 3 * (5/8)^2 = 15/8. Sums of errors
+    # 9/8, -5/8, 3/8, -5/8, -2/8, their squares 144/64 in all; ratio 5/4 * 2.25 over 8/7 * 15/8 = 1.3125.
+    # m = (9 + 1 + 1 + 1 + 4) / 8 = 2. Between: (81/3 + 25 + 9 + 25 + 4/2) / 64 = 1.375 over 4 = 0.34375; within
+    # (1.875 - 1.375) / 3 = 1/6; size (8 - 2) / 4 = 1.5; correlation 0.17708 / 0.42708 = 0.41463; 1 + 0.41463 is more.
+    outcomes, dialogues = [1, 1, 1, 0, 1, 0, 1, 0], [1, 1, 1, 2, 3, None, 4, 4]
+    effect, number = clustered(outcomes, dialogues)
+    assert (effect, number) == (pytest.approx(1.41463, abs=1e-5), 5)
+    # A permutation of the comparisons, and an exchange of right and wrong, change nothing.
+    order = [3, 7, 0, 5, 2, 6, 1, 4]
+    assert clustered([1 - outcomes[i] for i in order], [dialogues[i] for i in order]) == (pytest.approx(effect), 5)
+
+
+def test_dialogues_of_one_comparison_or_none_known_have_wilsons_interval():
+    outcomes = [1.0] * 8 + [0.0] * 2
+    assert clustered(outcomes, range(10)) == (1.0, 10)
+    assert clustered(outcomes, [None] * 10) == clustered(outcomes, None) == (1.0, None)
+    assert share_interval(0.8, 10, num_clusters=10) == share_interval(0.8, 10) == wilson(8, 10)
+
+
+def test_an_interval_of_dependent_comparisons_counts_dialogues():
+    # All alike within four dialogues of five: a design effect of 20 / 4 = 5 at least, and Student's t of 3.
+    effect, number = clustered([1.0] * 10 + [0.0] * 10, [i // 5 for i in range(20)])
+    # 4/3 * 4 * 2.5^2 = 33.33 over 20/19 * 5 = 5.263.
+    assert (effect, number) == (pytest.approx(19 / 3), 4)
+    # n = 3.1579, t = 3.1824, t^2 = 10.128: half = 3.1824 / (1 + 10.128 / 3.1579) * sqrt(0.25 / 3.1579 + 10.128 / (4 *
+    # 9.9723)) = 0.75638 * 0.57729 = 0.43665.
+    low, high = share_interval(0.5, 20, design_effect=effect, num_clusters=number)
+    assert (low, high) == (pytest.approx(0.0634, abs=TABLE), pytest.approx(0.9366, abs=TABLE))
+
+
+def test_outcomes_all_alike_count_as_one_for_each_dialogue_and_one_dialogue_tells_nothing():
+    assert clustered([1.0] * 12, [i // 3 for i in range(12)]) == (3, 4)
+    assert share_interval(1.0, 12, design_effect=3, num_clusters=1) == (0.0, 1.0)
+
+
+def test_mean_interval_of_dependent_values():
+    # Two dialogues, mean 2.5: sums of errors -2 and 2, so 2/1 * 8 = 16, error 4 / 4 = 1, Student's t of 1: 12.706.
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0], clusters=["a", "a", "b", "b"])
+    assert (mean, low, high) == (2.5, pytest.approx(-10.206, abs=TABLE), pytest.approx(15.206, abs=TABLE))
+    alone = mean_interval([1.0, 2.0, 3.0], clusters=["a", "b", None])
+    assert alone == pytest.approx(mean_interval([1.0, 2.0, 3.0]))
+    assert mean_interval([1.0, 2.0], clusters=["a", "a"]) == (1.5, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

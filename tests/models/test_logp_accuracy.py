@@ -77,5 +77,16 @@ def test_gaps_are_means_over_reply_tokens_and_change_sign_with_the_sides(policy_
 def test_accuracy_is_per_question_and_ties_count_half(policy_dir, tmp_path, records):
     chat = ChatFormat.load(policy_dir)
     pairs = held_out_pairs(write_comparison_set(tmp_path / "set", records), chat, 3, 512)
-    assert accuracy_by_question(pairs, [1.0, 0.0, -1.0, 2.0, 3.0, -0.1]) == {"helpful": 0.5, "harmless": 2 / 3}
-    assert accuracy_by_question(pairs[:3], [1.0, 1.0, 1.0]) == {"helpful": 1.0}
+    found = accuracy_by_question(pairs, [1.0, 0.0, -1.0, 2.0, 3.0, -0.1])
+    assert {kind: (entry["accuracy"], entry["n"]) for kind, entry in found.items()} == {
+        "helpful": (0.5, 3),
+        "harmless": (2 / 3, 3),
+    }
+    assert list(accuracy_by_question(pairs[:3], [1.0, 1.0, 1.0])) == ["helpful"]
+
+
+def test_accuracy_counts_dialogues_and_not_only_comparisons(policy_dir, tmp_path, records):
+    one = [record | {"split_key": "ab"} for record in records]
+    pairs = held_out_pairs(write_comparison_set(tmp_path / "set", one), ChatFormat.load(policy_dir), 3, 512)
+    found = accuracy_by_question(pairs, [1.0, -1.0, 1.0] * 2)["helpful"]
+    assert (found["n"], found["dialogues"], found["ci"]) == (3, 1, [0.0, 1.0])

@@ -132,7 +132,10 @@ def test_mean_log_p_accuracy_is_measured_on_the_way_with_the_ceiling_beside_it(t
     ]  # before iterations 1, 3, 5, and at the end
     # Weights stand still, and so does the number.
     assert len({(point["helpful"], point["harmless"]) for point in found["curve"]}) == 1
-    assert set(found["preference_model"]) == {"helpful", "harmless"}
+    assert set(found["preference_model"]) == set(found["preference_model_ci"]) == {"helpful", "harmless"}
+    for point in found["curve"]:
+        for kind, (low, high) in point["ci"].items():
+            assert low <= point[kind] <= high
     lines = metrics(out)
     assert ["watch/logp_accuracy_helpful" in line for line in lines] == [True, False, True, False, True]
     assert lines[0]["watch/logp_accuracy_harmless"] == found["curve"][0]["harmless"]

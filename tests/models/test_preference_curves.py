@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_slope_and_its_standard_error_of_four_pairs():
     # In other units the slope and its error go with them.
     slope, error = logistic_slope([10, 10, 10, -10])
     assert (slope, error) == (pytest.approx(LOG3 / 10, abs=ROUNDING), pytest.approx(0.11547, abs=1e-5))
+
+
+def test_the_slopes_error_grows_where_pairs_of_a_dialogue_go_together():
+    # Gradients d·(1 − p) are 1/4, 1/4, 1/4, −3/4. In dialogues of the first two and the last two their sums are 1/2
+    # and −1/2: 2/1 · 1/2 = 1 over 4/3 · (3/16 + 9/16) = 1. Three equal ones in one dialogue: 2 · 2 · 9/16 = 9/4.
+    slope, error = logistic_slope([1, 1, 1, -1], ["a", "a", "b", "b"])
+    assert (slope, error) == (pytest.approx(LOG3, abs=ROUNDING), pytest.approx(math.sqrt(4 / 3), abs=ROUNDING))
+    assert logistic_slope([1, 1, 1, -1], ["a", "a", "a", "b"])[1] == pytest.approx(1.5 * error, abs=ROUNDING)
 
 
 def test_reliability_of_two_bins():
@@ -119,6 +128,33 @@ def test_a_planted_slope_is_found_and_a_calibrated_model_has_the_error_of_chance
         assert found["expected_calibration_error"] < 2 * found["error_by_chance"]
     else:
         assert found["expected_calibration_error"] > 5 * found["error_by_chance"]
+
+
+def test_every_interval_of_the_report_is_wider_where_a_dialogue_goes_together():
+    # 40 dialogues of 5 comparisons, all of a dialogue ordered alike: 28 rightly.
+    rightly = [number % 10 < 7 for number in range(40)]
+    alone = [
+        pair(f"{number}/{turn}", *((1.0, 0.0) if right else (0.0, 1.0)), tranche="base", turn=turn + 1)
+        for number, right in enumerate(rightly)
+        for turn in range(5)
+    ]
+    together = [replace(one, dialogue=place // 5) for place, one in enumerate(alone)]
+    plain, robust = held_out_report(alone), held_out_report(together)
+
+    def widths(report):
+        calibration, slope = report["calibration"], report["calibration"]["slope_ci"]
+        entries = [report, report["by_tranche"]["base"], report["by_source"]["x"], calibration["bins"][0]]
+        entries += [report["threshold_curve"]["all"][0]]
+        return [entry["ci"][1] - entry["ci"][0] for entry in entries] + [slope[1] - slope[0]]
+
+    ratios = [wide / narrow for wide, narrow in zip(widths(robust), widths(plain), strict=True)]
+    # Five that go together are one: sqrt(5) = 2.24, a little more by Student's t and less by Wilson's form.
+    assert ratios == pytest.approx([math.sqrt(5)] * len(ratios), rel=0.05)
+    assert (robust["accuracy"], robust["n"], robust["dialogues"]) == (0.7, 200, 40)
+    # 40/39 · Σ over 200/199 · Σ / 5.
+    assert robust["design_effect"] == pytest.approx(5 * 40 / 39 * 199 / 200)
+    # A turn has one comparison of each dialogue.
+    assert robust["by_turn"]["1"] == plain["by_turn"]["1"] | {"dialogues": 40}
 
 
 def test_threshold_curve_keeps_pairs_of_which_both_replies_reach_it():

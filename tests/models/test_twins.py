@@ -54,6 +54,15 @@ def test_the_cost_by_hand():
     assert found["cost_ci"] == pytest.approx([(0.25 - 0.7956) * scale, (0.25 + 0.7956) * scale], abs=1e-4)
 
 
+def test_the_costs_interval_heeds_dialogues():
+    production, watcher = {"a": 1.0, "b": 1.0, "c": 1.0, "d": -1.0}, {"a": 2.0, "b": 1.0, "c": -1.0, "d": -3.0}
+    dialogues = {"a": 0, "b": 0, "c": 1, "d": 1}
+    # Differences 0, 0 | 1, 0: sums of errors −0.5 and 0.5, 2/1 · 0.5 = 1, error 1/4, Student's t of 1 is 12.706.
+    scale = math.log(1000 / 650) / math.log(650 / 350)
+    found = cost_of_a_part(production, watcher, 650, 350, dialogues)
+    assert found["cost_ci"] == pytest.approx([(0.25 - 3.1766) * scale, (0.25 + 3.1766) * scale], abs=1e-3)
+
+
 def test_equal_parts_take_the_papers_slope():
     # ln(1000/500) = 0.693147 at 0.015 per unit is 1.04 points.
     found = cost_of_a_part({"a": 1.0}, {"a": 0.0}, 500, 500)
