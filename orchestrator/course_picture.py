@@ -1,4 +1,4 @@
-"""PPO's course in the cycle report: score, KL and mean log-p accuracy against the replies learned from.
+"""PPO's course in the cycle report: score, KL, entropy, length and mean log-p accuracy against replies learned from.
 
 Drawn from a snapshot's results alone, so that it can be drawn again. Called by `orchestrator/pictures.py`.
 """
@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "PPO's course on its training prompts: PM score with the total reward r = score − λ·KL, KL to the initial policy, "
-    "and the share of held-out comparisons whose better reply the policy finds likelier (dotted: the PM on the same). "
-    "A grey line stands where a tripwire stopped it."
+    "entropy, length of replies, and the share of held-out comparisons whose better reply the policy finds likelier, "
+    "with its 95 % interval (dotted: the PM on the same). A grey line stands where a tripwire stopped it."
 )
-# Three of them above each other still fit a page.
-PANEL_HEIGHT_INCHES = 1.9
+# Panels with several lines and a legend; those with a line alone are lower, so that five together still fit a page.
+HIGH_INCHES, LOW_INCHES = 1.9, 1.4
+# What every point of a curve has, where it is of today: key, title and unit of the panel, and whether its y axis begins
+# at 0. Those that do would else show a change of a hundredth as high as one of a half.
+SINGLE_LINES = (
+    ("kl_nats", "KL to the initial policy", "nats per reply", False),
+    ("entropy", "Entropy", "nats per token", True),
+    ("reply_tokens", "Length of replies", "tokens", True),
+)
 
 
 def ppo_course(numbers: dict[str, Any]) -> Figure | None:
@@ -32,38 +39,53 @@ def ppo_course(numbers: dict[str, Any]) -> Figure | None:
 
     accuracy = training.get("logp_accuracy") or {}
     with_accuracy = len(accuracy.get("curve") or []) > 1
-    figure, panels = new_figure(3 if with_accuracy else 2, PANEL_HEIGHT_INCHES)
+    # Curves of before they were kept have no entropy and no length.
+    single = [line for line in SINGLE_LINES if all(line[0] in point for point in curve)]
+    heights = [HIGH_INCHES, *[LOW_INCHES] * len(single), *[HIGH_INCHES] * with_accuracy]
+    figure, panels = new_figure(len(heights), heights)
     if training.get("stopped"):
         for number, axes in enumerate(panels):
             # The first panel's legend says it for all.
             label = "_nolegend_" if number else "stopped"
             axes.axvline(training["samples"], color=GREY, linewidth=1.4, label=label)
     samples = [point["samples"] for point in curve]
-    _draw_scores(panels[0], samples, curve, training.get("settings") or {})
-    panels[1].plot(samples, [point["kl_nats"] for point in curve], "-", color=BLUE, linewidth=1.3)
     xlabel = "replies learned from"
-    finish(panels[0], "Score and total reward", xlabel, "PM score", legend="best")
-    finish(panels[1], "KL to the initial policy", xlabel, "nats per reply")
+    title = _draw_scores(panels[0], samples, curve, training.get("settings") or {})
+    finish(panels[0], title, xlabel, "PM score", legend="best")
+    for axes, (key, title, unit, from_zero) in zip(panels[1:], single, strict=False):
+        axes.plot(samples, [point[key] for point in curve], "-", color=BLUE, linewidth=1.3)
+        if from_zero:
+            axes.set_ylim(0, 1.1 * max(point[key] for point in curve) or 1.0)
+        finish(axes, title, xlabel, unit)
     if with_accuracy:
-        _draw_accuracy(panels[2], accuracy)
-        finish(panels[2], "Mean log-p accuracy, held-out comparisons", xlabel, "share", legend="best")
+        _draw_accuracy(panels[-1], accuracy)
+        finish(panels[-1], "Mean log-p accuracy, held-out comparisons", xlabel, "share", legend="best")
     return figure
 
 
 def _draw_scores(
     axes: Axes, samples: Sequence[int], curve: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
-) -> None:
+) -> str:
+    """The scores and the total reward; returns the panel's title, which tells a coefficient that moved."""
     from orchestrator.pictures import BLUE, GREEN, VERMILION
 
     axes.plot(samples, [point["score"] for point in curve], "-", color=BLUE, linewidth=1.3, label="training PM")
     watched = [(point["samples"], point["score_watcher"]) for point in curve if point.get("score_watcher") is not None]
     if watched:
         axes.plot(*zip(*watched, strict=True), "-.", color=GREEN, linewidth=1.3, label="watcher PM")
-    kl_coef = settings.get("kl_coef")
-    # A coefficient that follows the KL has another value at each point, which the results don't hold.
-    if kl_coef and settings.get("kl_target_nats") is None:
-        total = [point["score"] - kl_coef * point["kl_nats"] for point in curve]
-        axes.plot(samples, total, "--", color=VERMILION, linewidth=1.3, label=f"r = score − {kl_coef:g}·KL")
+    # Curves of before it was kept have no coefficient; one that followed the KL is then not known.
+    fixed = settings.get("kl_coef") if settings.get("kl_target_nats") is None else None
+    known = [(point, point.get("kl_coef", fixed)) for point in curve]
+    rewarded = [(point, kl_coef) for point, kl_coef in known if kl_coef is not None]
+    if not any(kl_coef for _, kl_coef in rewarded):
+        return "Score and total reward"
+    first, last = rewarded[0][1], rewarded[-1][1]
+    steady = all(kl_coef == first for _, kl_coef in rewarded)
+    label = f"r = score − {first:g}·KL" if steady else "r = score − λ·KL"
+    total = [point["score"] - kl_coef * point["kl_nats"] for point, kl_coef in rewarded]
+    places = [point["samples"] for point, _ in rewarded]
+    axes.plot(places, total, "--", color=VERMILION, linewidth=1.3, label=label)
+    return "Score and total reward" + ("" if steady else f", λ from {first:.2g} to {last:.2g}")
 
 
 def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Any]) -> None:

@@ -56,15 +56,16 @@ def draw_all(numbers: dict[str, Any]) -> list[Picture]:
     return drawn
 
 
-def new_figure(panels: int = 1, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    """A figure with panels above each other on one x axis, each `height` inches high.
+def new_figure(panels: int = 1, height: float | Sequence[float] = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+    """A figure with panels above each other on one x axis, each `height` inches high, or each as high as `height` says.
 
     It belongs to nobody else (no pyplot), so that several threads can draw at once.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL_INCHES[0], height * panels), dpi=DPI, layout="constrained")
-    return figure, list(figure.subplots(panels, 1, squeeze=False, sharex=True)[:, 0])
+    heights = list(height) if isinstance(height, Sequence) else [height] * panels
+    figure = Figure(figsize=(PANEL_INCHES[0], sum(heights)), dpi=DPI, layout="constrained")
+    return figure, list(figure.subplots(panels, 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0])
 
 
 def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | None = None) -> None:

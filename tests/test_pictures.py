@@ -27,10 +27,12 @@ pytest.importorskip("torch")
 from models.preference_report import ScoredPair, held_out_report
 from models.scaling import ScalingPoint, fit_scaling
 
-# Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it.
+# Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it; entropy falls
+# from 2 nats to 0.9, replies grow from 10 tokens to 21.
 TRAINING = {
     "curve": [
         {"samples": 8 * i, "kl_nats": i * i / 10, "score": i / 2, "score_watcher": i / 4, "twin_gap": i / 4}
+        | {"kl_coef": 0.2, "entropy": 2 - i / 10, "reply_tokens": 10.0 + i}
         for i in range(12)
     ],
     "samples": 96,
@@ -101,18 +103,23 @@ def legend(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_ppos_course_shows_score_reward_kl_and_mean_log_p_accuracy_to_where_it_stopped():
+def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accuracy_to_where_it_stopped():
     figure = ppo_course({"training": TRAINING})
     assert figure is not None
-    scores, kl, accuracy = figure.axes
+    scores, kl, entropy, length, accuracy = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Score and total reward",
         "KL to the initial policy",
+        "Entropy",
+        "Length of replies",
         "Mean log-p accuracy, held-out comparisons",
     ]
-    assert [axes.get_ylabel() for axes in figure.axes] == ["PM score", "nats per reply", "share"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "replies learned from"]
+    units = ["PM score", "nats per reply", "nats per token", "tokens", "share"]
+    assert [axes.get_ylabel() for axes in figure.axes] == units
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "", "", "replies learned from"]
     assert scores.get_shared_x_axes().joined(scores, accuracy)
+    # A line alone needs less height than lines with a legend.
+    assert scores.get_gridspec().get_height_ratios() == [1.9, 1.4, 1.4, 1.4, 1.9]
     lines = {str(line.get_label()): line for line in scores.lines}
     assert list(lines) == legend(scores) == ["stopped", "training PM", "watcher PM", "r = score − 0.2·KL"]
     samples = [8 * i for i in range(12)]
@@ -123,6 +130,12 @@ def test_ppos_course_shows_score_reward_kl_and_mean_log_p_accuracy_to_where_it_s
     assert lines["r = score − 0.2·KL"].get_ydata()[6] == pytest.approx(3.0 - 0.72)
     _, nats = kl.lines
     assert list(nats.get_ydata()) == pytest.approx([i * i / 10 for i in range(12)])
+    for axes, highest, lowest in ((entropy, 2.0, 0.9), (length, 21.0, 10.0)):
+        _, line = axes.lines
+        assert list(line.get_xdata()) == samples
+        assert (max(line.get_ydata()), min(line.get_ydata())) == pytest.approx((highest, lowest))
+        # From 0 on, so that a tenth less looks like a tenth less.
+        assert axes.get_ylim() == pytest.approx((0.0, 1.1 * highest))
     for axes in figure.axes:
         assert list(axes.lines[0].get_xdata()) == [96, 96]
     assert legend(accuracy) == ["helpful", "harmless"]
@@ -132,6 +145,41 @@ def test_ppos_course_shows_score_reward_kl_and_mean_log_p_accuracy_to_where_it_s
     assert list(by_name["harmless"].get_ydata())[-1] == pytest.approx(0.4)
     ceilings = [line.get_ydata()[0] for line in accuracy.lines if line.get_linestyle() == ":"]
     assert ceilings == [0.75, 0.625]
+
+
+def test_the_total_reward_is_drawn_with_the_coefficient_that_each_point_was_rewarded_with():
+    curve = [
+        {"samples": 8 * i, "kl_nats": float(i), "score": 1.0, "kl_coef": kl_coef}
+        for i, kl_coef in enumerate([0.2, 0.3, 0.25])
+    ]
+    adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
+    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    assert figure is not None
+    scores = figure.axes[0]
+    assert legend(scores) == ["training PM", "r = score − λ·KL"]
+    # 1 − 0.2 · 0, 1 − 0.3 · 1, 1 − 0.25 · 2.
+    assert list(scores.lines[1].get_ydata()) == pytest.approx([1.0, 0.7, 0.5])
+    assert scores.get_title(loc="left") == "Score and total reward, λ from 0.2 to 0.25"
+    # A run without a penalty has no reward beside its score, and neither entropy nor length can be taller than at 0.
+    for point in curve:
+        point |= {"kl_coef": 0.0, "entropy": 0.0, "reply_tokens": 0.0}
+    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": {"kl_coef": 0.0}}})
+    assert figure is not None
+    assert legend(figure.axes[0]) == ["training PM"]
+    assert [axes.get_ylim() for axes in figure.axes[2:]] == [(0.0, 1.0), (0.0, 1.0)]
+
+
+def test_a_curve_of_before_coefficients_were_kept_has_the_reward_of_a_fixed_one():
+    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    fixed = {"kl_coef": 0.5, "kl_target_nats": None}
+    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": fixed}})
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Score and total reward",
+        "KL to the initial policy",
+    ]
+    assert legend(figure.axes[0]) == ["training PM", "r = score − 0.5·KL"]
+    assert list(figure.axes[0].lines[1].get_ydata()) == pytest.approx([0.0, 0.95, 1.9])
 
 
 def test_a_plain_course_has_no_stop_no_watcher_and_no_reward_that_it_cannot_know():

@@ -464,6 +464,10 @@ class PolicyTraining:
                 "samples": len(self.curve) * self.settings.prompts_per_iteration,
                 "kl_nats": summary["objective/kl"],
                 "score": summary["objective/scores"],
+                # The one this rollout is learned from with: it may follow the KL.
+                "kl_coef": self.kl_coef,
+                "entropy": summary["objective/entropy"],
+                "reply_tokens": summary["reply_tokens"],
             }
             | self.monitor.curve_point()
         )

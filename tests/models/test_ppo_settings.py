@@ -89,6 +89,10 @@ def test_adaptive_coefficient_follows_the_formula_and_is_recorded(train):
         reward = line["objective/scores"] - coefficient * line["objective/kl"]
         assert line["objective/rlhf_reward"] == pytest.approx(reward, abs=ROUNDING)
     assert coefficients[-1] > min(coefficients)  # KL went beyond its target
+    curve = results(out)["curve"]
+    assert [point["kl_coef"] for point in curve] == coefficients[:-1]
+    for point, line in zip(curve, lines, strict=True):
+        assert (point["entropy"], point["reply_tokens"]) == (line["objective/entropy"], line["reply_tokens"])
 
 
 def test_results_record_every_setting(train):
