@@ -1,7 +1,8 @@
 """The decode engine: replies sampled in one running batch that requests join and leave.
 
 Training, evaluation and the policy server sample through this one engine. `sampler_llama.py`
-and `sampler_generic.py` compute logits; `sampler_random.py` turns them into tokens.
+and `sampler_generic.py` compute logits, `sampler_static.py` in steps that a GPU can replay;
+`sampler_random.py` turns them into tokens.
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ from models.precision import DTYPES, Precision
 from models.sampler_generic import GenericDecoder
 from models.sampler_llama import LlamaDecoder
 from models.sampler_random import choose_tokens, uniforms
+from models.sampler_static import StaticDecoder
 
 Finished = Literal["stop", "length"]
 
@@ -107,6 +109,7 @@ class DecodeEngine:
         max_slots: int = 64,
         max_context: int | None = None,
         precision: Precision | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """Serve `model` as it is now; call `sync` after its weights change.
 
@@ -116,17 +119,22 @@ class DecodeEngine:
             max_context: prompt and reply tokens of one request, by default what the model can hold.
             precision: in which replies are computed, by default the weights' own format. Another one holds a copy of
                 the weights for Llama and Qwen2, and converts them in every step for the others.
+            graphs: decode Llama and Qwen2 in steps of few fixed shapes, which a GPU records and replays; by default on
+                a GPU. On a CPU, where it costs time, only tests ask for it.
         """
         limit = getattr(model.config, "max_position_embeddings", None)
         self.model = model
         self.eos_id = eos_id
         self.max_slots = max_slots
         self.max_context: int | None = max_context if max_context is not None else limit
-        self._decoder: Decoder = (
-            LlamaDecoder(model, DTYPES[precision] if precision else None)
-            if sampler_llama.supports(model)
-            else GenericDecoder(model, precision or "float32")
-        )
+        self._static: StaticDecoder | None = None
+        self._decoder: Decoder
+        if not sampler_llama.supports(model):
+            self._decoder = GenericDecoder(model, precision or "float32")
+        else:
+            self._decoder = decoder = LlamaDecoder(model, DTYPES[precision] if precision else None)
+            if graphs or (graphs is None and model.device.type == "cuda"):
+                self._decoder = self._static = StaticDecoder(decoder, max_slots)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._next_handle = 0
@@ -190,10 +198,11 @@ class DecodeEngine:
         if self._running:
             last = torch.tensor([request.ids[-1] for request in self._running], device=self.model.device)
             logits.append(self._decoder.decode(last))
-        for group in self._newcomers():
+        newcomers = self._newcomers()
+        for group in newcomers:
             logits.append(self._decoder.prefill([request.prompt for request in group]))
             self._running.extend(group)
-        ids, logps = self._draw(torch.cat(logits) if len(logits) > 1 else logits[0])
+        ids, logps = self._draw(torch.cat(logits) if len(logits) > 1 else logits[0], fresh=bool(newcomers))
         tokens, ended = [], set()
         for row, (request, token_id, logp) in enumerate(zip(self._running, ids, logps, strict=True)):
             request.ids.append(token_id)
@@ -253,16 +262,20 @@ class DecodeEngine:
                 groups.append([request])
         return groups
 
-    def _draw(self, logits: Tensor) -> tuple[list[int], list[float]]:
+    def _draw(self, logits: Tensor, fresh: bool) -> tuple[list[int], list[float]]:
+        """A token for every running request; `fresh` where some of the logits (n, V) are those of prompts."""
         settings = [request.params for request in self._running]
         seeds = np.array([s.seed for s in settings], dtype=np.uint64)
         positions = np.array([len(request.ids) for request in self._running], dtype=np.uint64)
-        device = logits.device
+        uniform = torch.from_numpy(uniforms(seeds, positions))
+        plain = all(s.temperature == 1 and s.top_p == 1 for s in settings)
+        if self._static is not None and self._static.works and plain and not fresh:
+            return self._static.draw(uniform)
         ids, logps = choose_tokens(
             logits,
-            torch.from_numpy(uniforms(seeds, positions)).to(device),
-            torch.tensor([s.temperature for s in settings], device=device),
-            torch.tensor([s.top_p for s in settings], device=device),
+            uniform.to(logits.device),
+            torch.tensor([s.temperature for s in settings]),
+            torch.tensor([s.top_p for s in settings]),
         )
         return ids.tolist(), logps.tolist()
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.adapters import low_rank
+from models.in_place import place, refreshed, tensors
 
 # Below this size the cost of a step is launching operations, so projections that share an
 # input are joined into one copy; above it the copy's memory would matter more.
@@ -45,6 +46,9 @@ class _Projection(NamedTuple):
 
 # Norm, queries with keys and values, output, norm, gate with up, down. No norm: it is part of the product after it.
 _Layer = tuple[Tensor | None, list[_Projection], _Projection, Tensor | None, list[_Projection], _Projection]
+
+# By layer and block the transposed keys (lines, head_dim, size) and the values (lines, size, head_dim).
+Views = list[tuple[list[Tensor], list[Tensor]]]
 
 
 def supports(model: Any) -> bool:
@@ -76,49 +80,70 @@ class LlamaDecoder:
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         """Decode in this format, by default the weights' own; another one costs a copy of them."""
         self.model = model
+        self.device: torch.device = model.device
         self.dtype: torch.dtype = dtype or model.dtype
         config = model.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
-        self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.vocabulary = model.lm_head.weight.shape[0]
+        # On the CPU, where reading them does not wait for a GPU.
+        self.lengths = torch.zeros(0, dtype=torch.long)
         self._rows = 0  # that there is room for
         self._blocks: list[_Block] = []
         self._places = 0  # of a layer's keys
         self._caches: list[Tensor] = []
         self._sizes = self._firsts = torch.zeros(0, dtype=torch.long)
         self._angles: list[Tensor] = []  # of every position: (positions, 1, head_dim) cosines and sines, or one complex
-        self._viewed: tuple[tuple[int, list[int]], list[tuple[list[Tensor], list[Tensor]]]] | None = None
+        self._viewed: tuple[tuple[int, list[int]], Views] | None = None
+        self._layers: list[_Layer] = []
+        self._outer: tuple[Tensor, Tensor, _Projection, Tensor] | None = None
+        self._borrowed: set[int] = set()  # memory of the model's own weights, by address
+        # Another number after a sync or reserve that put anything a step reads into another place.
+        self.layout = 0
         self.sync()
 
     @torch.no_grad()
-    def sync(self) -> None:
-        """Read the model's weights again after they changed."""
+    def sync(self, in_place: bool = False) -> None:
+        """Read the model's weights again after they changed.
+
+        Args:
+            in_place: copies of weights stay where they lie, so that steps that were recorded remain valid. Else the
+                old copies are given up before new ones are made.
+        """
         trunk = self.model.model
         join = sum(p.numel() for p in self.model.parameters()) < _JOIN_BELOW_PARAMETERS
-        projections = functools.partial(_projections, join=join, dtype=self.dtype)
-        self._layers: list[_Layer] = []
-        for layer in trunk.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            self._layers.append(
-                (
-                    layer.input_layernorm.weight.detach().to(self.dtype),
-                    projections([attention.q_proj, attention.k_proj, attention.v_proj]),
-                    projections([attention.o_proj])[0],
-                    layer.post_attention_layernorm.weight.detach().to(self.dtype),
-                    projections([mlp.gate_proj, mlp.up_proj]),
-                    projections([mlp.down_proj])[0],
-                )
-            )
-        self._embedding = trunk.embed_tokens.weight.detach().to(self.dtype)
-        self._norm = trunk.norm.weight.detach().to(self.dtype)
-        self._head = projections([self.model.lm_head])[0]
-        self._eps = self._norm.new_full((1,), self.eps)
         self._folded = join and self.dtype == torch.float32
-        if self._folded:
-            self._layers = [self._fold(layer) for layer in self._layers]
         self._scale = 1.0 if self._folded else self.head_dim**-0.5
+        projections = functools.partial(_projections, join=join, dtype=self.dtype)
+        old_layers, old_outer, lent = (self._layers, self._outer, self._borrowed) if in_place else ([], None, set())
+        before = [place(x) for x in tensors((old_layers, old_outer))]
+        self._borrowed = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        self._layers = []
+        for index, layer in enumerate(trunk.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            made = (
+                layer.input_layernorm.weight.detach().to(self.dtype),
+                projections([attention.q_proj, attention.k_proj, attention.v_proj]),
+                projections([attention.o_proj])[0],
+                layer.post_attention_layernorm.weight.detach().to(self.dtype),
+                projections([mlp.gate_proj, mlp.up_proj]),
+                projections([mlp.down_proj])[0],
+            )
+            made = self._fold(made) if self._folded else made
+            old = old_layers[index] if index < len(old_layers) else None
+            self._layers.append(refreshed(old, made, lent, self._borrowed))
+        norm = trunk.norm.weight.detach().to(self.dtype)
+        outer = (
+            trunk.embed_tokens.weight.detach().to(self.dtype),
+            norm,
+            projections([self.model.lm_head])[0],
+            norm.new_full((1,), self.eps),
+        )
+        outer = refreshed(old_outer, outer, lent, self._borrowed)
+        self._outer, (self._embedding, self._norm, self._head, self._eps) = outer, outer
+        self.layout += [place(x) for x in tensors((self._layers, self._outer))] != before
 
     def _fold(self, layer: _Layer) -> _Layer:
         """A layer whose products include the norm before them and the scale of the queries.
@@ -149,6 +174,7 @@ class LlamaDecoder:
         # Doubling keeps the copies of a growing server below the cost of filling the cache.
         rows = self._rows if rows <= self._rows else max(rows, 2 * self._rows)
         length = have_length if length <= have_length else max(length, 2 * have_length)
+        self.layout += 1
         old_blocks, old_rows = self._blocks, self._rows
         self._blocks, self._rows = _blocks(rows * self.kv_heads, length, self._embedding.device), rows
         last = self._blocks[-1]
@@ -195,14 +221,12 @@ class LlamaDecoder:
         copies = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
         unique = list(numbers)
         self.reserve(start + count, max(map(len, unique)) + 1)
-        lengths = torch.tensor([len(prompt) for prompt in unique], device=device)
-        places = torch.tensor(copies, device=device)
-        self.lengths = torch.cat([self.lengths, lengths[places]])
+        self.lengths = torch.cat([self.lengths, torch.tensor([len(prompt) for prompt in prompts])])
         last = []
         for first, end in _groups([len(prompt) for prompt in unique], device):
             rows = [start + row for row, number in enumerate(copies) if first <= number < end]
             last.append(self._prefill(unique[first:end], rows, [copies[row - start] - first for row in rows]))
-        return self._logits(torch.cat(last))[places]
+        return self._logits(torch.cat(last)).float()[torch.tensor(copies, device=device)]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[int], copies: list[int]) -> Tensor:
         """States after each prompt's last token, (b, D), before the final norm; `rows` keep the keys and values of the
@@ -250,14 +274,26 @@ class LlamaDecoder:
         positions, self.lengths = self.lengths, self.lengths + 1
         shortest, width = (int(x) for x in self.lengths.aminmax())
         self.reserve(count, width)
+        # On a GPU a part of a block costs no more than its share, and what is masked need not be computed.
+        sizes = self.sizes(width, whole=ids.device.type != "cuda")
+        if self._viewed is None or self._viewed[0] != (count, sizes):
+            # Making them takes as long as a small product, so that they are kept while rows and blocks stay the same.
+            self._viewed = (count, sizes), self.views(count, sizes)
         blocks = self._covering(width)
-        sizes = [block.size for block in blocks]
-        if ids.device.type == "cuda":
-            # There a part of a block costs no more than its share, and what is masked need not be computed.
-            sizes[-1] = width - blocks[-1].start
-        views = self._views(count, blocks, sizes)
-        # Columns before `masked` are seen by every row.
         masked = next((block.start for block in blocks if block.start + block.size > shortest), sum(sizes))
+        return self.step(ids, positions.to(ids.device), self._viewed[1], sizes, masked).float()
+
+    def step(self, ids: Tensor, positions: Tensor, views: Views, sizes: list[int], masked: int) -> Tensor:
+        """One token of every row: its keys and values are cached, and the logits that follow it come back, (n, V).
+
+        Shapes depend on the arguments' shapes alone, and nothing of it waits for the device: it can be recorded.
+
+        Args:
+            ids, positions: (n,), where each row's token stands.
+            views, sizes: of the cached positions that are looked at, see `views`.
+            masked: positions before it are seen by every row.
+        """
+        count = len(ids)
         columns = torch.arange(masked, sum(sizes), device=ids.device)
         bias = torch.zeros((count, len(columns)), dtype=self._embedding.dtype, device=ids.device)
         bias.masked_fill_(columns[None] > positions[:, None], float("-inf"))
@@ -287,21 +323,21 @@ class LlamaDecoder:
             hidden = _added(hidden, self._gated(self._normed(hidden, norm_2), gate_up), down)
         return self._logits(hidden)
 
-    def _views(self, count: int, blocks: list[_Block], sizes: list[int]) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """By layer and block the transposed keys (lines, head_dim, size) and the values (lines, size, head_dim).
+    def sizes(self, width: int, whole: bool = True) -> list[int]:
+        """How many positions of each block a row of up to `width` positions needs; whole blocks where asked."""
+        blocks = self._covering(width)
+        return [block.size if whole else min(block.size, width - block.start) for block in blocks]
 
-        Making them takes as long as a small product, so that they are kept while rows and blocks stay the same.
-        """
-        if self._viewed is None or self._viewed[0] != (count, sizes):
-            cut = []
-            for caches in self._caches:
-                keys, values = (
-                    [self._view(cache, block, count)[:, :size] for block, size in zip(blocks, sizes, strict=True)]
-                    for cache in caches
-                )
-                cut.append(([part.transpose(1, 2) for part in keys], values))
-            self._viewed = (count, sizes), cut
-        return self._viewed[1]
+    def views(self, count: int, sizes: list[int]) -> Views:
+        """The cached keys and values of the first rows at the first positions, `sizes` of them in each block."""
+        cut = []
+        for caches in self._caches:
+            keys, values = (
+                [self._view(cache, block, count)[:, :size] for block, size in zip(self._blocks, sizes, strict=False)]
+                for cache in caches
+            )
+            cut.append(([part.transpose(1, 2) for part in keys], values))
+        return cut
 
     def drop(self, ended: set[int]) -> list[int]:
         """Remove rows; rows from the end fill the gaps, so that few cached keys move.
@@ -316,13 +352,13 @@ class LlamaDecoder:
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         if gaps:
-            target, source = torch.tensor([gaps, movers], device=self.lengths.device)
-            blocks = self._covering(int(self.lengths[source].max()))
+            blocks = self._covering(int(self.lengths[movers].max()))
+            target, source = torch.tensor([gaps, movers], device=self._embedding.device)
             for cache in itertools.chain.from_iterable(self._caches):
                 for block in blocks:
                     rows = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
                     rows[target] = rows[source]
-        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
+        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long)]
         return order
 
     def _normed(self, hidden: Tensor, weight: Tensor | None) -> Tensor:
@@ -362,7 +398,7 @@ class LlamaDecoder:
         return F.silu(gate, inplace=True).mul_(up)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return _linear(self._normed(hidden, self._norm), self._head).float()
+        return _linear(self._normed(hidden, self._norm), self._head)
 
 
 def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:

@@ -20,6 +20,7 @@ from models.preference_loss import preference_loss
 from models.preference_trees import pair_trees
 from models.rollout import SAMPLER_BOUNDS
 from models.sampler import DecodeEngine, SamplingParams
+from models.sampler_llama import LlamaDecoder
 from models.throughput import peak_flops
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 from tests.models.test_preference_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
@@ -70,6 +71,61 @@ def test_the_sampler_draws_the_replies_that_it_draws_on_the_cpu(policy_dir):
     for ours, theirs in zip(*drawn, strict=True):
         if ours.ids == theirs.ids:
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=LOGP_TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["policy_dir", "qwen2_policy_dir"])
+def test_recorded_steps_draw_what_plain_ones_draw(request, capsys, family, precision):
+    folder = request.getfixturevalue(family)
+    chat, model = ChatFormat.load(folder), load_causal_lm(folder, device=DEVICE)
+    prompts = [[5 + i % 7] * (1 + 3 * i) for i in range(24)]
+    params = [SamplingParams(16 + 3 * i, seed=i) for i in range(24)]
+    engines = [DecodeEngine(model, chat.eos_id, 8, precision=precision, graphs=graphs) for graphs in (None, False)]
+    recorded = engines[0]._static
+    assert recorded is not None
+    assert engines[1]._static is None
+    for scale in (1.0, 1.02):  # weights change, and graphs stay
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+        drawn = []
+        for engine in engines:
+            engine.sync()
+            engine.reserve(128)
+            drawn.append(engine.generate(prompts, params))
+        kept = dict(recorded._steps)
+        assert all(type(step.__self__) is torch.cuda.CUDAGraph for step in kept.values())
+        # Products of other sizes round differently: a reply goes another way where a random number falls in between.
+        same = [ours for ours, theirs in zip(*drawn, strict=True) if ours.ids == theirs.ids]
+        assert len(same) >= (23 if precision == "float32" else 12)
+        for ours, theirs in zip(*drawn, strict=True):
+            if ours.ids == theirs.ids:
+                bound = LOGP_TOLERANCE if precision == "float32" else SAMPLER_BOUNDS["bfloat16"]
+                assert ours.logprobs == pytest.approx(theirs.logprobs, abs=bound)
+        graphs = {key: id(step.__self__) for key, step in kept.items()}
+        if scale == 1.0:
+            before = graphs
+    assert before.items() <= graphs.items()
+    assert recorded.works
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_step_that_cannot_be_recorded_leaves_the_gpu_working(policy_dir, monkeypatch, capsys):
+    chat = ChatFormat.load(policy_dir)
+    model = load_causal_lm(policy_dir, device=DEVICE)
+    expected = DecodeEngine(model, chat.eos_id, 8, graphs=False).generate([[5, 6]] * 4, SamplingParams(8, seed=1))
+    plain_step = LlamaDecoder.step
+
+    def asks_for_a_number(self, *args, **more):
+        logits = plain_step(self, *args, **more)
+        assert float(logits.sum()) != 0.0
+        return logits
+
+    monkeypatch.setattr(LlamaDecoder, "step", asks_for_a_number)
+    engine = DecodeEngine(model, chat.eos_id, 8)
+    assert [r.ids for r in engine.generate([[5, 6]] * 4, SamplingParams(8, seed=1))] == [r.ids for r in expected]
+    assert capsys.readouterr().err.count("could not be recorded") == 1
+    assert torch.ones(3, device=DEVICE).sum().item() == 3
 
 
 @pytest.mark.parametrize("name", CONFIGS)
