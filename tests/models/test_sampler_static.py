@@ -40,10 +40,14 @@ class Recording(TorchDispatchMode):
     def replay(self):
         """Tensors that a call gave stand for those that it gives now; all others are where they were."""
         now = {}
+
+        def current(x):
+            return now.get(id(x), x)
+
         for func, args, kwargs, result in self.calls:
-            args, kwargs = tree_map(lambda x: now.get(id(x), x), (args, kwargs))
+            args, kwargs = tree_map(current, (args, kwargs))
             again = tree_leaves(func(*args, **kwargs))
-            now |= {id(old): new for old, new in zip(tree_leaves(result), again, strict=True)}
+            now.update((id(old), new) for old, new in zip(tree_leaves(result), again, strict=True))
 
 
 def recorded(step):
@@ -151,7 +155,8 @@ def test_other_draws_are_made_from_the_same_logits(settings):
 
 
 def test_sizes_are_few_and_waste_little():
-    assert [padded_rows(n, 64) for n in (1, 2, 3, 5, 8, 9, 16, 17, 33, 63, 64)] == [1, 2, 4, 8, 8, 16, 16, 24, 40, 64, 64]
+    rows = (1, 2, 3, 5, 8, 9, 16, 17, 33, 63, 64)
+    assert [padded_rows(n, 64) for n in rows] == [1, 2, 4, 8, 8, 16, 16, 24, 40, 64, 64]
     assert [padded_rows(n, 6) for n in (3, 5, 6)] == [4, 6, 6]
     widths = (1, 64, 65, 256, 257, 321, 512, 513, 640, 641, 1024, 1025, 1281, 2049)
     assert [padded_width(n) for n in widths] == [64, 64, 128, 256, 320, 384, 512, 640, 640, 768, 1024, 1280, 1536, 2560]
