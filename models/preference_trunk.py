@@ -3,7 +3,7 @@
 All tokens of all trees stand in one line for everything that works token by token; attention looks inside each tree.
 The last layer computes queries, output and MLP only where a score is read. The gradients are those of the plain
 computation of every sequence by itself (tests/models/test_preference_trees.py, per architecture).
-Read next: `models/preference.py`.
+Read next: `models/preference.py`, `models/tree_attention.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.llama_layer import by_hand, complex_angles, finish, queries_keys_values
-from models.preference_trees import Span, Tree, visibility
+from models.preference_trees import Tree
+from models.tree_attention import TreeAttention
 
 
 class _Block(Protocol):
@@ -80,9 +80,6 @@ ARCHITECTURES = {
 }
 _DROPOUTS = ("attention_dropout", "hidden_dropout")
 
-# Where an attention call costs less than the padding and hidden tokens that it saves.
-CALLS_ARE_CHEAP_ON = ("cpu",)
-
 
 def can_pack(config: Any) -> bool:
     """Whether trees of this model are proven: a known architecture, full causal attention, rotary angles that
@@ -107,7 +104,7 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
     offsets = itertools.accumulate((len(tree) for tree in trees), initial=0)
     reads = torch.tensor([offset + read for tree, offset in zip(trees, offsets, strict=False) for read in tree.reads])
     reads = reads.to(device)
-    attention = _TreeAttention(trees, device)
+    attention = TreeAttention(trees, device)
 
     x = base.get_input_embeddings()(_line(trees, "ids", device))
     cos, sin = (angles[0] for angles in base.rotary_emb(x, positions[None]))
@@ -129,7 +126,7 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
 
 
 def _states_by_hand(
-    base: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: _TreeAttention, reads: Tensor
+    base: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: TreeAttention, reads: Tensor
 ) -> Tensor:
     """`states_at_reads` from N×D embedded tokens, the gradients of each layer worked out by hand."""
     for number, layer in enumerate(base.layers):
@@ -193,117 +190,3 @@ def _rotated(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     if r == x.shape[-1]:
         return _Rotation.apply(x, cos, signed_sin)  # type: ignore[no-untyped-call, no-any-return]
     return torch.cat((_Rotation.apply(x[..., :r], cos, signed_sin), x[..., r:]), dim=-1)  # type: ignore[no-untyped-call]
-
-
-class _TreeAttention:
-    """Attention inside each tree of a line of trees.
-
-    On CPU a few calls a tree, one for each of its spans, so that neither padding nor most of what the mask hides is
-    computed. On a GPU, where a call costs more than that, trees are gathered into the rows of one padded call.
-    """
-
-    def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
-        self.lengths = [len(tree) for tree in trees]
-        self.num_reads = [len(tree.reads) for tree in trees]
-        ends = [torch.frombuffer(tree.subtree_ends, dtype=torch.int32) for tree in trees]
-        self.padded = device.type not in CALLS_ARE_CHEAP_ON
-        if self.padded:
-            self.rows, self.read_rows = _Rows(self.lengths, device), _Rows(self.num_reads, device)
-            width, most = max(self.lengths), max(self.num_reads)
-            # Nothing looks at padding, and padding looks at something, so that no softmax is empty.
-            ends_by_row = torch.stack([F.pad(row, (0, width - len(row)), value=width) for row in ends])
-            reads = torch.tensor([tree.reads + [0] * (most - len(tree.reads)) for tree in trees])
-            self.mask = visibility(ends_by_row.to(device))
-            self.read_mask = self.mask.gather(1, reads.to(device)[:, :, None].expand(-1, -1, width))
-            return
-        # Only what is looked at: the mask of a whole tree has far more places than its branches see.
-        self.read_masks = [visibility(row, torch.tensor(tree.reads)) for row, tree in zip(ends, trees, strict=True)]
-        self.spans = [tree.spans() for tree in trees]
-        self.span_masks = [
-            [_mask_of(row, span) if span.start else None for span in spans]
-            for row, spans in zip(ends, self.spans, strict=True)
-        ]
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, at_reads: bool) -> Tensor:
-        """M×(H·d) attended values from M×H×d queries and N×K×d keys and values; M is N, or with `at_reads` the
-        number of scores read."""
-        if self.padded:
-            rows, mask = (self.read_rows, self.read_mask) if at_reads else (self.rows, self.mask)
-            return rows.line(_attend(rows.padded(q), self.rows.padded(k), self.rows.padded(v), mask[:, None]))
-        # Heads first, and split rather than sliced: the gradient of n slices is n tensors of the whole size.
-        q_trees = q.transpose(0, 1)[None].split(self.num_reads if at_reads else self.lengths, dim=2)
-        k_trees, v_trees = (x.transpose(0, 1)[None].split(self.lengths, dim=2) for x in (k, v))
-        attended = []
-        for tree, heads in enumerate(zip(q_trees, k_trees, v_trees, strict=True)):
-            if at_reads:
-                attended.append(_attend(*heads, self.read_masks[tree]))
-                continue
-            spans = self.spans[tree]
-            q_spans = heads[0].split([span.end - span.start for span in spans], dim=2)
-            k_spans, v_spans = (_SeenBySpans.apply(x, spans) for x in heads[1:])  # type: ignore[no-untyped-call]
-            for parts in zip(q_spans, k_spans, v_spans, self.span_masks[tree], strict=True):
-                attended.append(_attend(*parts))
-        return torch.cat(attended, dim=2)[0].transpose(0, 1).flatten(1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """B×H×M×d attended values; without a mask it is causal."""
-    if mask is not None:
-        mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-class _SeenBySpans(torch.autograd.Function):
-    """What each span of a tree sees of 1×K×T×d keys or values: the first `seen` tokens and its own.
-
-    By hand, since autograd fills a tensor of T tokens with zeros for the gradient of every slice.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, ...]:
-        ctx.spans, ctx.shape = spans, x.shape
-        return tuple(
-            torch.cat((x[:, :, : span.seen], x[:, :, span.start : span.end]), dim=2)
-            if span.seen
-            else x[:, :, span.start : span.end].clone()
-            for span in spans
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        gradient = gradients[0].new_empty(ctx.shape)
-        for span, part in zip(ctx.spans, gradients, strict=True):
-            gradient[:, :, span.start : span.end] = part[:, :, span.seen :]
-        for span, part in zip(ctx.spans, gradients, strict=True):
-            if span.seen:
-                gradient[:, :, : span.seen] += part[:, :, : span.seen]
-        return gradient, None
-
-
-def _mask_of(subtree_ends: Tensor, span: Span) -> Tensor:
-    own = torch.arange(span.start, span.end)
-    return visibility(subtree_ends, own, torch.cat((torch.arange(span.seen), own)))
-
-
-class _Rows:
-    """Lines of tokens as padded rows and back."""
-
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        width = max(lengths)
-        index = torch.zeros(len(lengths), width, dtype=torch.long)
-        start = 0
-        for row, length in enumerate(lengths):
-            index[row, :length] = torch.arange(start, start + length)
-            start += length
-        real = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-        self.index, self.places = index.to(device), real.flatten().nonzero()[:, 0].to(device)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """B×H×T×d rows of N×H×d tokens; padding repeats the first token, and nothing looks at it."""
-        return x[self.index].transpose(1, 2)
-
-    def line(self, x: Tensor) -> Tensor:
-        """N×(H·d) tokens of B×H×T×d rows."""
-        return x.transpose(1, 2).flatten(0, 1).flatten(1)[self.places]

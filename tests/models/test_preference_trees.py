@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from models import preference_trunk
+from models import tree_attention
 from models.comparison_data import TokenPair, common_prefix_length, dialogue_number
 from models.preference import can_pack, end_scores, pair_scores, tree_scores
 from models.preference_loss import preference_loss
@@ -124,7 +124,7 @@ def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_and_gradients_equal_those_of_separate_sequences(name, padded, monkeypatch):
     if padded:  # the way that a GPU goes
-        monkeypatch.setattr(preference_trunk, "CALLS_ARE_CHEAP_ON", ())
+        monkeypatch.setattr(tree_attention, "CALLS_ARE_CHEAP_ON", ())
     model = small_model(name)
     assert can_pack(model.config)
     trees = pair_trees(BATCH, HIDDEN, NO_LIMIT)
