@@ -83,14 +83,15 @@ class TreeAttention:
                 path = slice(offset, offset + span.seen) if span.seen else _EMPTY
                 # Without a fork, as the path or a branch of its own, a span is causal.
                 causal = not span.start or min(tree.subtree_ends[span.start : span.end]) == span.end
+                # The shallowest of several branches sees the path up to here, and the others more.
+                by_all = min(tree.positions[span.start : span.end])
                 for start, end in _cuts(span.start, span.end):
                     queries, own = slice(offset + start, offset + end), slice(offset + span.start, offset + end)
                     if causal:
                         yield _Block(queries, path, own, triangle[: end - start, : end - start])
                     else:
-                        columns = torch.cat((torch.arange(span.seen), torch.arange(span.start, end)))
-                        mask = visibility(ends, torch.arange(start, end), columns)
-                        yield _Block(queries, path, own, _hiding(mask))
+                        columns = torch.cat((torch.arange(by_all, span.seen), torch.arange(span.start, end)))
+                        yield _Block(queries, path, own, visibility(ends, torch.arange(start, end), columns))
             offset += len(tree)
 
     def _read_blocks(self) -> Iterator[_Block]:
@@ -99,7 +100,7 @@ class TreeAttention:
             mask = visibility(ends, torch.tensor(tree.reads))
             for start, end in _cuts(0, len(tree.reads)):
                 keys = slice(token, token + len(tree))
-                yield _Block(slice(read + start, read + end), _EMPTY, keys, _hiding(mask[start:end]))
+                yield _Block(slice(read + start, read + end), _EMPTY, keys, mask[start:end])
             token, read = token + len(tree), read + len(tree.reads)
 
     def _by_spans(self, q: Tensor, k: Tensor, v: Tensor, at_reads: bool) -> Tensor:
@@ -135,12 +136,6 @@ _EMPTY = slice(0, 0)
 
 def _cuts(start: int, end: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise([*range(start, end, QUERIES), end])
-
-
-def _hiding(mask: Tensor) -> Tensor:
-    """The mask from the first column on that hides anything."""
-    hides = mask.ne(0).any(0).nonzero()
-    return mask[:, int(hides[0]) if len(hides) else mask.shape[1] :]
 
 
 class _ByHand(torch.autograd.Function):
