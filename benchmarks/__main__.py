@@ -26,6 +26,7 @@ OTHERS = (
     "freeze",
     "hh_weeks",
     "known_answer",
+    "launches",
     "lora_memory",
     "ood",
     "pages",
