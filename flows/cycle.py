@@ -33,46 +33,49 @@ async def cycle(config: str, overrides: list[str] = [], fresh: bool = False) -> 
 
 
 async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outcome:
-    """Take the stages of a cycle in their order."""
+    """Decide what there is to do, and do it."""
     with one_at_a_time():
         take = await run.ask(turn_to_take, config)
         if take.skip:
             return Outcome(f"Skipped: {take.found} of {take.wanted}", take.reason)
         cycle_id = await run.ask(stages.open_cycle, config, week_zero=take.week_zero)
-        number = await run.ask(stages.cycle_number, cycle_id)
-        await run.announce(f"cycle {number}: {config.name}")
-        initial_id = await run.stage(stages.prepare_initial_policy, cycle_id, fresh=fresh)
-        await run.stage(stages.deploy_initial_policy, cycle_id, initial_id)
-        if number == 0:
-            await run.ask(stages.close_cycle, cycle_id, "promoted", "The initial policy is before people.")
-            return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
-
-        comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
-        await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
         async with reported_if_stopped(run, cycle_id):
-            trained = await run.on_gpu(
-                training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh
-            )
-        preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
-        prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
-        if config.prompts.written:
-            trained = await run.on_gpu(training.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
-            prompt_set_id = trained["write_prompts"]
-        trained = await run.on_gpu(
-            training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
-            watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
-        )  # fmt: skip
-        snapshot_id = trained["train_policy"]
-        await run.on_gpu(
-            training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
-            watcher_id=watcher_id, best_of=config.evaluation.best_of, fit_detector=config.ood is not None, fresh=fresh,
-        )  # fmt: skip
+            return await take_stages(config, run, cycle_id, fresh)
 
-        before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)
-        decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
-        await run.stage(stages.promote, cycle_id, decision_id)
-        await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
-        await publish_report(run, cycle_id)
-        refusal = await run.ask(stages.refusal, decision_id)
-        await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
-        return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")
+
+async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bool) -> Outcome:
+    """Take the stages of a cycle in their order."""
+    number = await run.ask(stages.cycle_number, cycle_id)
+    await run.announce(f"cycle {number}: {config.name}")
+    initial_id = await run.stage(stages.prepare_initial_policy, cycle_id, fresh=fresh)
+    await run.stage(stages.deploy_initial_policy, cycle_id, initial_id)
+    if number == 0:
+        await run.ask(stages.close_cycle, cycle_id, "promoted", "The initial policy is before people.")
+        return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
+
+    comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
+    await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
+    trained = await run.on_gpu(training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh)
+    preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
+    prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
+    if config.prompts.written:
+        trained = await run.on_gpu(training.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+        prompt_set_id = trained["write_prompts"]
+    trained = await run.on_gpu(
+        training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
+        watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
+    )  # fmt: skip
+    snapshot_id = trained["train_policy"]
+    await run.on_gpu(
+        training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
+        watcher_id=watcher_id, best_of=config.evaluation.best_of, fit_detector=config.ood is not None, fresh=fresh,
+    )  # fmt: skip
+
+    before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)
+    decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
+    await run.stage(stages.promote, cycle_id, decision_id)
+    await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
+    await publish_report(run, cycle_id)
+    refusal = await run.ask(stages.refusal, decision_id)
+    await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
+    return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")

@@ -1,4 +1,4 @@
-"""When a cycle's report is written and shown: at its end, and where a check stops it."""
+"""When a cycle's report is written and shown: at its end, and where something stops it on the way."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from contextlib import asynccontextmanager
 
 from flows.running import Runner
 from orchestrator import stages
-from orchestrator.errors import CycleError
 
 
-async def publish_report(run: Runner, cycle_id: int) -> None:
-    """Write the report of what is known of the cycle and show it."""
+async def publish_report(run: Runner, cycle_id: int, failure: str | None = None) -> None:
+    """Write the report of what is known of the cycle and show it. `failure` is the error that ended its run."""
     number = await run.ask(stages.cycle_number, cycle_id)
-    _, markdown = await run.stage(stages.write_report, cycle_id)
+    _, markdown = await run.stage(stages.write_report, cycle_id, failure)
     await run.report(f"cycle {number}", markdown)
 
 
 @asynccontextmanager
 async def reported_if_stopped(run: Runner, cycle_id: int) -> AsyncIterator[None]:
-    """Publish the report where a stage in here refuses to go on: its reason and what was measured; then stop.
+    """Publish the report where an error ends the run in here, a check's refusal or a crash; then end it as it was.
 
-    A job that died is no such stop: the next run goes on with it, and its report comes at the end.
+    A run that is cancelled says nothing, and one that is killed can't.
     """
     try:
         yield
-    except CycleError:
-        # On a pool a run that died is a CycleError as well; the ledger knows which it was.
-        if await run.ask(stages.stopped_by, cycle_id) is not None:
-            await publish_report(run, cycle_id)
+    except Exception as error:
+        try:
+            await publish_report(run, cycle_id, f"{type(error).__name__}: {error}")
+        except Exception as unwritten:  # What ended the run matters more, and often is the reason for this one too.
+            error.add_note(f"The cycle's report could not be written: {type(unwritten).__name__}: {unwritten}")
         raise

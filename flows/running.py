@@ -23,7 +23,7 @@ from prefect.deployments import arun_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
-from orchestrator.errors import CycleError
+from orchestrator.errors import JobFailed
 from orchestrator.turn import artifacts_of_run
 
 P = ParamSpec("P")
@@ -114,7 +114,7 @@ class OnPools:
         """Start the Prefect deployment, wait for it, and find what it made in the ledger.
 
         Raises:
-            CycleError: the run failed, crashed or was cancelled.
+            JobFailed: the run failed, crashed or was cancelled.
         """
         started = await arun_deployment(
             f"{gpu_flow.name}/{GPU}",
@@ -129,7 +129,7 @@ class OnPools:
             await cancel(started.id)
             raise
         if state.type is not StateType.COMPLETED:
-            raise CycleError(
+            raise JobFailed(
                 f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. "
                 "Run the cycle again; it goes on from the last checkpoint."
             )

@@ -5,6 +5,7 @@ OrchestratorError
 ├── ArtifactError       an artifact is missing, half-written or does not match its digest
 ├── ImportFileError     a file cannot be read as what it claims to be
 ├── JobFailed           a training job ended without a result
+│   └── JobRefused      it said in a line why it can't do what it was asked
 ├── CycleError          the cycle cannot begin or go on
 └── ServiceUnavailable  Postgres, the Prefect server or the policy server does not answer
 """
@@ -32,6 +33,10 @@ class ImportFileError(OrchestratorError):
 
 class JobFailed(OrchestratorError):
     """A training job ended without a result; carries the last lines of its log."""
+
+
+class JobRefused(JobFailed):
+    """A training job found something wrong with what it was given; carries the line in which it said so."""
 
 
 class CycleError(OrchestratorError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import JobFailed
+from orchestrator.errors import JobFailed, JobRefused
 from orchestrator.processes import LAUNCHER
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def run_job(
         )
         seconds = time.monotonic() - started_s
         if status != 0 or not result.is_dir():
-            raise JobFailed(_failure(name, status, work))
+            raise _failure(name, status, work)
     return JobRun(result, seconds)
 
 
@@ -134,19 +134,19 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _failure(name: str, status: int, work: Path) -> str:
+def _failure(name: str, status: int, work: Path) -> JobFailed:
     log = work / "job.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     errors = [line for line in lines if line.startswith("error: ")]
     if status == 2 and errors:
         # A person's mistake: the job said it in one line.
-        return f"Job {name}: {errors[-1].removeprefix('error: ')} (log: {log})"
+        return JobRefused(f"Job {name}: {errors[-1].removeprefix('error: ')} (log: {log})")
     if status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
     else:
         how = f"ended with status {status}" if status else "ended with status 0 but left no result"
     tail = "\n".join(lines[-LOG_TAIL_LINES:])
-    return (
+    return JobFailed(
         f"Job {name} {how}. Run the cycle again to continue from its last checkpoint. "
         f"The end of its log ({log}):\n{tail}"
     )

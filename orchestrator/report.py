@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
@@ -19,22 +19,25 @@ from orchestrator import ledger
 from orchestrator.cycles import database
 from orchestrator.detectors import detector_rows
 from orchestrator.distillation_picture import distillation_numbers, distillation_rows
-from orchestrator.errors import CycleError
 from orchestrator.evaluations import replies
 from orchestrator.kl_picture import best_of_rows, law_numbers, law_rows
 from orchestrator.pictures import Picture, data_uri, draw_all
 from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
-from orchestrator.watch_report import collapse_rows, stop_rows, watch_rows
+from orchestrator.stop_report import stop_lines, stops_of
+from orchestrator.watch_report import collapse_rows, watch_rows
 
 NOT_JUDGED = "not judged by people"
 
 
-def write_report(cycle_id: int) -> tuple[int, str]:
-    """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown, its pictures inline."""
+def write_report(cycle_id: int, failure: str | None = None) -> tuple[int, str]:
+    """Gather the cycle's numbers into a report artifact. Returns its id and the Markdown, its pictures inline.
+
+    `failure` is the error, as "Type: message", that ended the run whose report this is.
+    """
     with StageContext(cycle_id, "write_report") as context:
-        numbers = cycle_numbers(cycle_id)
+        numbers = cycle_numbers(cycle_id, failure)
         # The stage that writes this is running too, and would be shown so for ever.
         numbers["stages"] = [stage for stage in numbers["stages"] if stage["state"] != "running"]
         pictures = draw_all(numbers | {"policy_scores": _policy_scores(context, cycle_id)})
@@ -56,14 +59,8 @@ def write_report(cycle_id: int) -> tuple[int, str]:
         return build(context, "report", settings, inputs, write), markdown
 
 
-def stopped_by(cycle_id: int) -> str | None:
-    """Why a stage of the cycle refused to go on when it was last tried; None where none did."""
-    with database() as session:
-        return _stopped_by(session, cycle_id)
-
-
-def cycle_numbers(cycle_id: int) -> dict[str, Any]:
-    """Everything the ledger knows about a cycle's outcome."""
+def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
+    """Everything the ledger knows about a cycle's outcome, and what ended its run just now where that is given."""
     with database() as session:
         cycle = session.get_one(t.Cycle, cycle_id)
         artifacts = _newest_artifacts(session, cycle_id)
@@ -96,7 +93,13 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
             "detector": detector.results | {"digest": detector.digest} if detector else None,
             "elo": _evaluation(session, cycle_id, "elo", snapshot.id if snapshot else None),
-            "stopped": _stopped_by(session, cycle_id),
+            "stops": stops_of(
+                session,
+                cycle_id,
+                snapshot.results if snapshot else None,
+                snapshot.digest if snapshot else None,
+                failure,
+            ),
             "decision": decision.decision if decision else None,
             "reasons": decision.reasons if decision else [],
             "stages": [
@@ -115,13 +118,12 @@ def cycle_numbers(cycle_id: int) -> dict[str, Any]:
 def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
     """The report as an operator reads it in the Prefect UI; each picture comes with where it is."""
     lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
-    if numbers.get("stopped"):
-        lines += [f"**Stopped**: {numbers['stopped']}", ""]
     decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
     for reason in numbers["reasons"]:
         lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
-    lines += ["", "| | |", "|---|---|"]
+    lines += ["", *stop_lines(numbers.get("stops") or [])]
+    lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
     for picture, place in pictures:
         lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
@@ -138,8 +140,7 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
 
 
 def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = stop_rows(numbers.get("training") or {})
-    rows += distillation_rows(numbers.get("distillation"))
+    rows = distillation_rows(numbers.get("distillation"))
     if numbers["comparison_set"]:
         found = numbers["comparison_set"]
         rows.append(
@@ -299,15 +300,6 @@ def _newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
         .order_by(t.Stage.id)
     )
     return {artifact.kind: artifact for artifact in rows}
-
-
-def _stopped_by(session: Session, cycle_id: int) -> str | None:
-    newest = select(func.max(t.Stage.id)).where(t.Stage.cycle_id == cycle_id).group_by(t.Stage.name)
-    failed = select(t.Stage.error).where(t.Stage.id.in_(newest), t.Stage.state == "failed").order_by(t.Stage.id)
-    # A stage keeps what ended it with its type before it; a job that died has another.
-    refused = f"{CycleError.__name__}: "
-    errors = [error for error in session.scalars(failed) if error is not None and error.startswith(refused)]
-    return errors[0].removeprefix(refused) if errors else None
 
 
 def _watcher(session: Session, cycle_id: int) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from orchestrator.orientation import wrong_signs
 from orchestrator.pmp import pretrained_trunk
 from orchestrator.preference_inputs import preference_model_inputs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
-from orchestrator.report import stopped_by, write_report
+from orchestrator.report import write_report
 from orchestrator.snapshots import publish_snapshots
 from orchestrator.stage import Occasion, StageContext, build, run_job_stage
 
@@ -57,7 +57,6 @@ __all__ = [
     "promote",
     "put_before_people",
     "refusal",
-    "stopped_by",
     "train_policy",
     "train_preference_model",
     "train_watcher",

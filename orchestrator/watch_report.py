@@ -9,13 +9,6 @@ Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60
 
 
-def stop_rows(training: Mapping[str, Any]) -> list[Row]:
-    """Why PPO was stopped, for the top of the report; nothing where it went to its end."""
-    if not training.get("stopped"):
-        return []
-    return [("PPO was stopped", f"**{training['stopped']}**; the last good weights are the snapshot")]
-
-
 def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None = None) -> list[Row]:
     """Alarms that passed, the twin gap, mean log-p accuracy. `training`: a snapshot's results.
 

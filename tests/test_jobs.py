@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import jobs
-from orchestrator.errors import JobFailed
+from orchestrator.errors import JobFailed, JobRefused
 
 
 @pytest.fixture
@@ -63,14 +63,15 @@ def test_the_job_gets_its_spec_and_its_result_is_found_again(job_module):
 
 def test_a_persons_mistake_is_one_line(job_module):
     work = job_module('import sys; print("error: no pairs. Import some."); sys.exit(2)')
-    with pytest.raises(JobFailed, match=r"^Job probe: no pairs\. Import some\. \(log: "):
+    with pytest.raises(JobRefused, match=r"^Job probe: no pairs\. Import some\. \(log: "):
         run(work)
 
 
 def test_a_crash_carries_the_end_of_the_log(job_module):
     work = job_module('raise RuntimeError("out of memory")')
-    with pytest.raises(JobFailed, match=r"ended with status 1(.|\n)*out of memory"):
+    with pytest.raises(JobFailed, match=r"ended with status 1(.|\n)*out of memory") as crash:
         run(work)
+    assert not isinstance(crash.value, JobRefused)
 
 
 def test_a_killed_job_names_the_signal(job_module):

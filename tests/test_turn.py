@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.session import make_engine
 from flows.cycle import turn
+from flows.reporting import reported_if_stopped
 from flows.running import InProcess, Outcome
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
-from orchestrator.errors import CycleError, JobFailed
+from orchestrator.errors import ArtifactError, CycleError, JobFailed
 from orchestrator.importing import ImportRequest, import_file
 from orchestrator.report import cycle_numbers
 from tests.models.conftest import write_llama, write_qwen2
@@ -85,6 +86,10 @@ def rows(url: str, table: type[t.Base]) -> list[Any]:
     return found
 
 
+def initial_digest(url: str) -> str:
+    return next(artifact.digest for artifact in rows(url, t.Artifact) if artifact.kind == "initial_policy")
+
+
 @pytest.mark.parametrize(
     "family", ["llama without template", pytest.param("qwen2 without pad token", marks=pytest.mark.slow)]
 )
@@ -132,7 +137,8 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert {"reliability.png", "score_histograms.png", "policy_scores.png"} <= set(shown)
     assert {path.name for path in files.glob("*.png")} == set(shown)
     assert {stage.state for stage in rows(instance, t.Stage)} == {"done"}
-    assert "**Stopped**" not in said[-1]
+    stops = [line for line in said[-1].splitlines() if line.startswith("**Stopped**")]
+    assert [line[:33] for line in stops] == ["**Stopped** at `decide_promotion`"] * (outcome.name == "Refused")
 
 
 def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_reason(instance, home, tmp_path):
@@ -157,7 +163,12 @@ def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_
         with pytest.raises(CycleError, match="A sign is wrong: of the 10 orientation pairs") as stopped:
             take_turn(config, said)
         assert said[-1].startswith("# Cycle 1: small")
-        assert f"**Stopped**: {stopped.value}" in said[-1]
+        assert f"**Stopped** at `check_preference_model` by the check of signs: {stopped.value}\n" in said[-1]
+        assert f"- Kept: the live policy `{initial_digest(instance)}` answers raters as before; finished" in said[-1]
+        again = (
+            "- Next: put right what is named and run the cycle again, or give it up with `orchestrator cycle cancel 1`."
+        )
+        assert again in said[-1]
         assert "| Orientation check | 0% of 10 pairs |" in said[-1]
     (cycle,) = rows(instance, t.Cycle)
     assert cycle.state == "open"
@@ -166,6 +177,80 @@ def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_
     shown = re.findall(r"\]\((\w+\.png)\)", (files / "report.md").read_text())
     assert {"reliability.png", "score_histograms.png"} <= set(shown) == {path.name for path in files.glob("*.png")}
     assert "train_policy" not in {stage.name for stage in rows(instance, t.Stage)}
+
+
+def test_a_cycle_that_a_crash_ends_late_and_then_a_check_is_reported_both_times(instance, home, tmp_path, monkeypatch):
+    from orchestrator import stage as stage_module
+
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
+    bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
+    config = configuration(write_llama(tmp_path / "model", template=None))
+    real = stage_module.run_job
+
+    def failing(name: str, **rest: Any) -> Any:
+        if name == "train_policy":
+            raise JobFailed("Job train_policy was ended by SIGKILL. The end of its log:\nppo 1 of 2\n```\nppo 2 of 2")
+        return real(name, **rest)
+
+    said: list[str] = []
+    monkeypatch.setattr(stage_module, "run_job", failing)
+    with pytest.raises(JobFailed, match="ended by SIGKILL"):
+        take_turn(config, said)
+    monkeypatch.setattr(stage_module, "run_job", real)
+    reason = "**Stopped** at `train_policy` by a crash (JobFailed): Job train_policy was ended by SIGKILL. The end of"
+    # A fence within the log does not end the one around it.
+    assert f"{reason} its log:\n\n```\nppo 1 of 2\n'''\nppo 2 of 2\n```\n\n- Kept: the live policy" in said[-1]
+    assert "- Next: run the cycle again; it goes on from the last checkpoint." in said[-1]
+    assert "| PM held-out accuracy | " in said[-1]
+    assert [cycle.state for cycle in rows(instance, t.Cycle)] == ["open"]
+
+    # Somebody edits the prompts in the store: the next attempt at the same stage refuses.
+    (prompts,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "prompt_set"]
+    for folder in (home / "artifacts", home / "cache"):
+        for file in folder.rglob("*.jsonl"):
+            if prompts.digest.removeprefix("sha256:") in str(file):
+                file.chmod(0o644)
+                file.write_text("")
+    with pytest.raises(ArtifactError) as refused:
+        take_turn(config, said)
+    assert f"**Stopped** at `train_policy` by the check of the artifacts: {refused.value}\n" in said[-1]
+    assert len([artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]) == 2
+
+
+def test_a_tripped_wire_and_a_refusal_tell_what_is_kept_and_what_to_do(instance, tmp_path):
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
+    bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
+    # The first steps go beyond the limit, so that the last good weights are those of the initial policy.
+    config = configuration(write_llama(tmp_path / "model", template=None), ppo={"max_kl_nats": 1e-6})
+    said: list[str] = []
+
+    assert take_turn(config, said).name == "Refused"
+
+    (snapshot,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "snapshot"]
+    told = said[-1].splitlines()
+    ppo, gates = (number for number, line in enumerate(told) if line.startswith("**Stopped**"))
+    assert told[ppo].startswith("**Stopped** at `train_policy` by the limit `ppo.max_kl_nats`: KL ")
+    assert told[ppo].endswith(" nats was above max_kl_nats 1e-06 in iteration 2")
+    assert told[ppo + 2] == (
+        f"- Kept: the last good weights are the snapshot `{snapshot.digest}`, evaluated and gated like any other."
+    )
+    assert told[gates].startswith("**Stopped** at `decide_promotion` by the gates ")
+    assert "`kl`" in told[gates]
+    assert "KL 0: identical to the initial policy" in told[gates]
+    assert told[gates + 2].startswith(f"- Kept: the live policy `{initial_digest(instance)}` answers raters as before;")
+    assert "`kl`: at 0 raise `ppo.learning_rate` or `ppo.iterations`" in told[gates + 3]
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_what_ended_the_run(instance):
+    async def ended() -> None:
+        async with reported_if_stopped(InProcess([].append), 999):
+            raise JobFailed("Job train_policy was ended by SIGKILL.")
+
+    with pytest.raises(JobFailed, match="ended by SIGKILL") as error:
+        asyncio.run(ended())
+    assert error.value.__notes__ == [
+        "The cycle's report could not be written: NoResultFound: No row was found when one was required"
+    ]
 
 
 def test_too_few_comparisons_skip_the_week_and_leave_the_live_policy(instance, tmp_path):
@@ -217,8 +302,6 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
     monkeypatch.setattr(stage_module, "run_job", failing)
     with pytest.raises(JobFailed):
         take_turn(config)
-    # A dead job is gone on with: the report comes at the end.
-    assert "report" not in {artifact.kind for artifact in rows(instance, t.Artifact)}
     # What arrives now belongs to the next cycle: the cut-off is kept.
     bring(instance, write_comparisons(tmp_path / "late.jsonl", 5000, 25))
     monkeypatch.setattr(stage_module, "run_job", real)
@@ -232,4 +315,6 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
         states.setdefault(stage.name, []).append(stage.state)
     assert states["train_preference_model"] == ["done", "found"]
     assert states["train_policy"] == ["failed", "done"]
+    # What stopped it on the way is over: the last report tells of the gates alone.
+    assert {stop["stage"] for stop in cycle_numbers(cycle.id)["stops"]} <= {"decide_promotion"}
     assert states["freeze_comparisons"] == ["done", "found"]

@@ -1,7 +1,7 @@
 """What a cycle's report says about a run that was watched."""
 
 from orchestrator.report import _rows
-from orchestrator.watch_report import collapse_rows, stop_rows, watch_rows
+from orchestrator.watch_report import collapse_rows, watch_rows
 
 COLLAPSE = {
     "distinct_1": 0.2,
@@ -16,7 +16,7 @@ COLLAPSE = {
 }
 
 
-def test_a_stop_is_the_first_row_and_alarms_that_passed_are_named():
+def test_alarms_that_passed_are_named_and_the_one_that_stopped_the_run_is_not():
     training = {
         "stopped": "entropy 0.1 nats per token … (iteration 7)",
         "watch": {
@@ -31,13 +31,8 @@ def test_a_stop_is_the_first_row_and_alarms_that_passed_are_named():
             "curve": [{"samples": 0, "helpful": 0.5}, {"samples": 640, "helpful": 0.625}],
         },
     }
-    stop = (
-        "PPO was stopped",
-        "**entropy 0.1 nats per token … (iteration 7)**; the last good weights are the snapshot",
-    )
-    assert stop_rows(training) == [stop]
     names = ("distillation", "comparison_set", "preference_model", "orientation", "evaluation", "best_of_n", "elo")
-    assert _rows(dict.fromkeys(names) | {"training": training})[:2] == [stop, ("Alarms that passed", "length")]
+    assert _rows(dict.fromkeys(names) | {"training": training})[:1] == [("Alarms that passed", "length")]
     assert watch_rows(training) == [
         ("Alarms that passed", "length"),
         ("Twin gap", "+1.000: training PM 0.500 → 2.000, watcher 0.250 → 0.750"),
@@ -58,7 +53,7 @@ def test_a_stop_is_the_first_row_and_alarms_that_passed_are_named():
 
 def test_a_quiet_run_and_one_from_before_the_watch_have_no_rows():
     quiet = {"stopped": None, "watch": {"stopped_by": None, "alarms": [], "start": {}, "end": {"entropy": 1.0}}}
-    assert watch_rows(quiet) == stop_rows(quiet) == []
+    assert watch_rows(quiet) == []
     assert watch_rows({"stopped": None}) == []
 
 
