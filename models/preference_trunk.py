@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.llama_layer import by_hand, complex_angles, finish, queries_keys_values
@@ -81,6 +82,12 @@ ARCHITECTURES = {
 _DROPOUTS = ("attention_dropout", "hidden_dropout")
 
 
+# Where kernels are prepared for every shape that they meet, lines of tokens and of scores have lengths of so many;
+# what fills them up belongs to no tree.
+LINE_MULTIPLE = 64
+READS_MULTIPLE = 16
+
+
 def can_pack(config: Any) -> bool:
     """Whether trees of this model are proven: a known architecture, full causal attention, rotary angles that
     depend on nothing but the position, no dropout (it would draw once for a token that the plain way draws twice)."""
@@ -100,16 +107,17 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
     """M×D last hidden states of a trunk where the trees' scores are read, in the order of `Tree.reads`."""
     architecture = ARCHITECTURES[base.config.model_type]
     block = architecture.block
-    positions = _line(trees, "positions", device)
+    size = LINE_MULTIPLE if _wants_few_shapes(device) else 1
+    positions = _filled_up(_line(trees, "positions"), size).to(device)
     offsets = itertools.accumulate((len(tree) for tree in trees), initial=0)
-    reads = torch.tensor([offset + read for tree, offset in zip(trees, offsets, strict=False) for read in tree.reads])
-    reads = reads.to(device)
+    read = [offset + read for tree, offset in zip(trees, offsets, strict=False) for read in tree.reads]
+    reads = _filled_up(torch.tensor(read), min(size, READS_MULTIPLE)).to(device)
     attention = TreeAttention(trees, device)
 
-    x = base.get_input_embeddings()(_line(trees, "ids", device))
+    x = base.get_input_embeddings()(_filled_up(_line(trees, "ids"), size).to(device))
     cos, sin = (angles[0] for angles in base.rotary_emb(x, positions[None]))
     if architecture is _LLAMA and all(by_hand(layer, x) for layer in base.layers):
-        return _states_by_hand(base, x, complex_angles(cos, sin), attention, reads)
+        return _states_by_hand(base, x, complex_angles(cos, sin), attention, reads)[: len(read)]
     cos, sin = cos[:, None], sin[:, None]
     # rotated = x · cos + (x rolled by half) · sin, where the first half of the sines is negative.
     sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
@@ -122,7 +130,7 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
         q, k = _rotated(q, *(angle[at] for angle in angles)), _rotated(k, *angles)
         attended = attention(q, k, v, at_reads=last)
         x = block.finish(layer, x[at], attended)
-    return getattr(base, architecture.final_norm)(x)
+    return getattr(base, architecture.final_norm)(x)[: len(read)]
 
 
 def _states_by_hand(
@@ -136,9 +144,18 @@ def _states_by_hand(
     return _normed(base.norm, x)
 
 
-def _line(trees: Sequence[Tree], name: str, device: torch.device) -> Tensor:
-    parts = [torch.frombuffer(getattr(tree, name), dtype=torch.int32) for tree in trees]
-    return torch.cat(parts).to(device, torch.long)
+def _line(trees: Sequence[Tree], name: str) -> Tensor:
+    return torch.cat([torch.frombuffer(getattr(tree, name), dtype=torch.int32) for tree in trees]).long()
+
+
+def _wants_few_shapes(device: torch.device) -> bool:
+    """GPUs, and bfloat16 on a CPU."""
+    return device.type != "cpu" or torch.is_autocast_enabled("cpu")
+
+
+def _filled_up(line: Tensor, size: int) -> Tensor:
+    """The line with zeros behind it, to a multiple of `size`."""
+    return F.pad(line, (0, -len(line) % size))
 
 
 class _Rotation(torch.autograd.Function):

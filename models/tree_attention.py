@@ -32,7 +32,10 @@ KEPT_KEYS = 512
 
 
 class TreeAttention:
-    """Attention inside each tree of a line of trees: N tokens in all, M of them read."""
+    """Attention inside each tree of a line of trees: N tokens in all, M of them read.
+
+    The lines may be longer: what stands behind the trees is seen by nothing, sees nothing, and gets zeros.
+    """
 
     def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
         self._trees = trees
@@ -53,12 +56,14 @@ class TreeAttention:
             q: rotated queries, (M, H, d) or (N, H, d).
             k, v: rotated keys and values, (N, K, d), K a divisor of H.
         """
-        if self._padded:
-            rows, mask = (self._read_rows, self._read_mask) if at_reads else (self._rows, self._mask)
-            return rows.line(_fused(rows.padded(q), self._rows.padded(k), self._rows.padded(v), mask[:, None]))
-        if q.dtype in (torch.float32, torch.float64):
+        if not self._padded and q.dtype in (torch.float32, torch.float64):
             return _ByHand.apply(q, k, v, self._blocks(at_reads))  # type: ignore[no-untyped-call, no-any-return]
-        return self._by_spans(q, k, v, at_reads)
+        attended = self._by_rows(q, k, v, at_reads) if self._padded else self._by_spans(q, k, v, at_reads)
+        return F.pad(attended, (0, 0, 0, len(q) - len(attended)))
+
+    def _by_rows(self, q: Tensor, k: Tensor, v: Tensor, at_reads: bool) -> Tensor:
+        rows, mask = (self._read_rows, self._read_mask) if at_reads else (self._rows, self._mask)
+        return rows.line(_fused(rows.padded(q), self._rows.padded(k), self._rows.padded(v), mask[:, None]))
 
     def _make_rows(self, device: torch.device) -> None:
         self._rows, self._read_rows = _Rows(self._lengths, device), _Rows(self._num_reads, device)
@@ -105,8 +110,11 @@ class TreeAttention:
 
     def _by_spans(self, q: Tensor, k: Tensor, v: Tensor, at_reads: bool) -> Tensor:
         # Heads first, and split rather than sliced: the gradient of n slices is n tensors of the whole size.
-        q_trees = q.transpose(0, 1)[None].split(self._num_reads if at_reads else self._lengths, dim=2)
-        k_trees, v_trees = (x.transpose(0, 1)[None].split(self._lengths, dim=2) for x in (k, v))
+        sizes = self._num_reads if at_reads else self._lengths
+        q_trees, k_trees, v_trees = (
+            x[: sum(each)].transpose(0, 1)[None].split(each, dim=2)
+            for x, each in ((q, sizes), (k, self._lengths), (v, self._lengths))
+        )
         attended = []
         for tree, heads in enumerate(zip(q_trees, k_trees, v_trees, strict=True)):
             ends, spans = self._ends[tree], self._spans[tree]
@@ -149,7 +157,7 @@ class _ByHand(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[_Block]) -> Tensor:
         # Scaled here once instead of every score.
         q = q * q.shape[-1] ** -0.5
-        attended = torch.empty_like(q)
+        attended = torch.zeros_like(q)
         kept = []
         for block in blocks:
             keys, values = _met(k, block), _met(v, block)
@@ -168,7 +176,7 @@ class _ByHand(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *kept = ctx.saved_tensors
         dout = gradient.reshape(q.shape)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         remembered = iter(kept)
         for block in ctx.blocks:
             keys, values = _met(k, block), _met(v, block)

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from models import tree_attention
+from models import preference_trunk, tree_attention
 from models.comparison_data import TokenPair, common_prefix_length, dialogue_number
 from models.preference import can_pack, end_scores, pair_scores, tree_scores
 from models.preference_loss import preference_loss
@@ -120,10 +120,12 @@ def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.T
     return better[back], worse[back]
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["line", "rows"])
+@pytest.mark.parametrize("way", ["line", "filled up", "rows"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_scores_and_gradients_equal_those_of_separate_sequences(name, padded, monkeypatch):
-    if padded:  # the way that a GPU goes
+def test_scores_and_gradients_equal_those_of_separate_sequences(name, way, monkeypatch):
+    if way != "line":
+        monkeypatch.setattr(preference_trunk, "_wants_few_shapes", lambda _device: True)
+    if way == "rows":  # as on a GPU
         monkeypatch.setattr(tree_attention, "CALLS_ARE_CHEAP_ON", ())
     model = small_model(name)
     assert can_pack(model.config)
@@ -144,6 +146,20 @@ def test_scores_and_gradients_equal_those_of_separate_sequences(name, padded, mo
     assert largest < GRADIENT_TOLERANCE
     # The tolerance means something: the gradients themselves are thousands of times larger.
     assert max(float(g.abs().max()) for g in gradients[0].values()) > 1000 * GRADIENT_TOLERANCE
+
+
+def test_lines_have_few_lengths_in_half_precision():
+    model = small_model("llama")
+    lengths: list[set[int]] = [set(), set()]  # by layer; behind the last one's attention there are the scores alone
+    for layer, seen in zip(model.base_model.layers, lengths, strict=True):
+        layer.mlp.register_forward_hook(lambda _module, args, _output, seen=seen: seen.add(len(args[0])))
+    for count in range(1, len(BATCH) + 1):
+        trees = pair_trees(BATCH[:count], HIDDEN, NO_LIMIT)
+        with torch.autocast("cpu", torch.bfloat16):
+            better, worse = tree_scores(model, trees, CPU)
+        assert len(better) == len(worse) == count
+    # 13 to 179 tokens and 2 to 22 scores, filled up to multiples of 64 and of 16.
+    assert lengths == [{64, 128, 192}, {16, 32}]
 
 
 def test_a_side_cannot_see_the_other():
