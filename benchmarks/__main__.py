@@ -22,6 +22,7 @@ LEARNING: tuple[str, ...] = ("preference_model_speed", "preference_model_scaling
 # Run when named: they need a database, a browser, real data, or several gigabytes of disk.
 OTHERS = (
     "accuracy_intervals",
+    "batch_order",
     "feedback_throughput",
     "freeze",
     "hh_weeks",
