@@ -9,6 +9,9 @@ operation over many tensors (clipping, optimiser) counts as one, and so do those
 long row); some ten operations of a step on lengths and sampling settings, which stay on the CPU, are counted though no
 GPU sees them. On a GPU the launches themselves are counted, by torch.profiler.
 
+Then how many shapes the batches of 20 iterations of PPO have on a GPU (512 uneven replies, minibatches of 64), as they
+are and filled up to few.
+
 Launches at 5 µs each are what the CPU needs to hand out a step; where the GPU needs less, it idles in between.
 """
 
@@ -26,11 +29,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from benchmarks.speed_world import Size
+from benchmarks.speed_world import Size, uneven
 from models import sampler_llama
 from models.critic import Critic
 from models.policy import Policy, ReplyChunk, reply_chunks, selected_logps
-from models.precision import Precision
+from models.precision import EXACT, Filling, Precision, filling
+from models.preference_batches import CHUNK_COST_GPU, chunks_with_little_padding, right_padded
+from models.rollout import CHUNK_TOKENS_GPU
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_static import Step
 
@@ -202,6 +207,23 @@ def all_launches(layers: int, precision: Precision, joined: bool, device: torch.
     return found | of_learning(model.train(), precision, device)
 
 
+def shapes_met(fill: Filling, iterations: int = 20) -> tuple[int, int, float]:
+    """Different shapes of chunks, how many chunks there were, and the share of padding in them."""
+    shapes: set[tuple[int, int]] = set()
+    chunks = real = computed = 0
+    for seed in range(iterations):
+        prompts, lengths = uneven(512, 16, 128, 2 * seed), uneven(512, 4, 128, 2 * seed + 1)
+        texts = [prompt + reply - 1 for prompt, reply in zip(prompts, lengths, strict=True)]
+        for start in range(0, 512, 64):
+            part = texts[start : start + 64]
+            for members in chunks_with_little_padding(part, CHUNK_TOKENS_GPU, CHUNK_COST_GPU):
+                ids, _ = right_padded([[1] * part[i] for i in members], 0, torch.device("cpu"), fill, CHUNK_TOKENS_GPU)
+                shapes.add((ids.shape[0], ids.shape[1]))
+                chunks, computed = chunks + 1, computed + ids.numel()
+        real += sum(texts)
+    return len(shapes), chunks, 1 - real / computed
+
+
 def main() -> int:
     """Count and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,6 +238,9 @@ def main() -> int:
     print(f"{'':30} {'launches':>8} {'ms at 5 µs':>11}")
     for name, found in all_launches(args.layers, args.precision, args.joined, device).items():
         print(f"{name:30} {found:8} {found * LAUNCH_S * 1e3:11.2f}")
+    for name, fill in (("as they are", EXACT), ("filled up", filling("bfloat16", "cuda"))):
+        shapes, chunks, padding = shapes_met(fill)
+        print(f"batches {name}: {shapes} shapes of {chunks} chunks, {padding:.1%} padding")
     return 0
 
 

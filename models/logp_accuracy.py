@@ -18,6 +18,7 @@ import torch
 from models.chat import ChatFormat
 from models.comparison_data import TokenPair, read_manifest, stream_records, token_pair
 from models.policy import Policy, reply_chunks
+from models.precision import filling
 from models.preference import PreferenceModel
 from models.preference_curves import accuracy_entry
 from models.preference_loss import ordered_rightly
@@ -96,6 +97,7 @@ def mean_logp_gaps(policy: Policy, pairs: Sequence[HeldOutPair], pad_id: int, ch
         pad_id=pad_id,
         chunk_tokens=chunk_tokens,
         device=policy.model.device,
+        fill=filling("float32", policy.model.device),
     )
     sums = policy.read(chunks, (len(replies), width)).logps.sum(dim=1)
     means = sums / torch.tensor([len(reply) for reply in replies], device=sums.device)

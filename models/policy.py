@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.precision import Precision, computing_in, shape_multiple
+from models.precision import EXACT, Filling, Precision, computing_in, filling
 from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
 from models.trunk import goes_by_hand, states_at
 
@@ -43,21 +43,21 @@ def reply_chunks(
     pad_id: int,
     chunk_tokens: int,
     device: torch.device | str = "cpu",
-    multiple: int = 1,
+    fill: Filling = EXACT,
 ) -> list[ReplyChunk]:
-    """The chosen rows in chunks of similar length, each of at most `chunk_tokens` tokens with padding.
+    """The chosen rows in chunks of similar length, each of at most `chunk_tokens` tokens before it is filled up.
 
     Args:
         prompts, replies: B token lists each; a reply has at least one token.
         rows: which of them to lay out.
         width: R, the number of columns of the rollout's tensors.
-        multiple: T is padded up to a multiple of it.
+        fill: how the rows and columns of a chunk are filled up.
     """
     sequences = [[*prompts[row], *replies[row][:-1]] for row in rows]
     chunks = []
     lengths = [len(sequence) for sequence in sequences]
     for members in chunks_with_little_padding(lengths, chunk_tokens, chunk_cost(device)):
-        ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), multiple)
+        ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), fill, chunk_tokens)
         positions: list[int] = []
         targets: list[int] = []
         places: list[int] = []
@@ -100,7 +100,7 @@ class Policy:
     def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         if self._plain_head:
             count = len(chunk.positions)
-            padding = -count % shape_multiple(self.precision, self.model.device)
+            padding = filling(self.precision, self.model.device).tokens(count) - count
             positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
             states = states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
             return states[:count], self.head(states)[:count]

@@ -6,10 +6,11 @@ faster, and about three digits exact. Residual streams, norms, losses and score 
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -35,13 +36,52 @@ def computing_exactly(device: torch.device | str) -> Iterator[None]:
         yield
 
 
-def shape_multiple(precision: Precision, device: torch.device | str) -> int:
-    """To which multiple of tokens a batch is padded.
+class Filling(NamedTuple):
+    """To how many rows and columns a batch is filled up with padding; results don't depend on it beyond rounding."""
+
+    rows: Callable[[int], int]
+    tokens: Callable[[int], int]
+
+
+def exactly(count: int) -> int:
+    """No padding beyond the longest."""
+    return count
+
+
+def eighths(count: int, unit: int = 1) -> int:
+    """`count` up to one of eight sizes between a power of two and the next, all multiples of the unit.
+
+    At most an eighth more, from 8 units on; every power of two from the unit on is such a size, so that texts that fit
+    a context of 2,048 still do.
+    """
+    step = max(unit, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // step) * step
+
+
+def thirty_seconds(count: int) -> int:
+    """`count` up to the next multiple of 32."""
+    return -(-count // 32) * 32
+
+
+EXACT = Filling(exactly, exactly)
+_FEW = Filling(eighths, functools.partial(eighths, unit=16))
+
+# Kinds of devices on which batches come in few shapes.
+FEW_SHAPES = ("cuda",)
+
+
+def filling(precision: Precision, device: torch.device | str) -> Filling:
+    """How batches are filled up there.
 
     The library that multiplies bfloat16 on CPU compiles a program for every shape that it meets, each some
-    milliseconds and half a megabyte; batches of any length would meet hundreds.
+    milliseconds and half a megabyte; batches of any length would meet hundreds. On a GPU memory that was freed is used
+    again for what has the same size, and a graph or a compiled program holds for one shape; a twelfth more tokens are
+    computed for it where texts have some 90 (benchmarks/launches.py).
     """
-    return 32 if precision == "bfloat16" and torch.device(device).type == "cpu" else 1
+    kind = torch.device(device).type
+    if kind in FEW_SHAPES:
+        return _FEW
+    return Filling(exactly, thirty_seconds) if precision == "bfloat16" and kind == "cpu" else EXACT
 
 
 def note_precision(precision: Precision, device: torch.device | str) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
-from models.precision import Precision, computing_exactly, computing_in, shape_multiple
+from models.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
 from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
 from models.preference_offset import stored_offset
 from models.preference_trees import Tree
@@ -98,11 +98,12 @@ class PreferenceModel:
                     f"end-of-context id {self.chat.score_id}. Build sequences with ChatFormat.score_ids."
                 )
         scores = [0.0] * len(sequences)
+        fill = filling(self.precision, self.device)
         lengths = [len(ids) for ids in sequences]
         for chunk in chunks_with_little_padding(lengths, self.chunk_tokens, chunk_cost(self.device)):
             with computing_in(self.precision, self.device):
-                members, multiple = [sequences[i] for i in chunk], shape_multiple(self.precision, self.device)
-                padded, ends = right_padded(members, self.chat.pad_id, self.device, multiple)
+                members = [sequences[i] for i in chunk]
+                padded, ends = right_padded(members, self.chat.pad_id, self.device, fill, self.chunk_tokens)
                 positions = torch.arange(len(members), device=self.device) * padded.shape[1] + ends
                 values = _scores(self.model, states_at(self.model.base_model, padded, positions))
             for i, value in zip(chunk, values.tolist(), strict=True):
@@ -153,14 +154,14 @@ def scalar_head(model: Any) -> nn.Linear:
 
 
 def end_scores(
-    model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, multiple: int = 1
+    model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, fill: Filling = EXACT
 ) -> Tensor:
     """B scores read at the last id of each sequence.
 
     Padding stands on the right, where causal attention never sees it from an
     earlier position, so no attention mask is needed.
     """
-    ids, ends = right_padded(sequences, pad_id, device, multiple)
+    ids, ends = right_padded(sequences, pad_id, device, fill)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return _scores(model, hidden[torch.arange(len(sequences), device=device), ends])
 
@@ -175,7 +176,8 @@ def pair_scores(model: Any, pairs: Sequence[TokenPair], pad_id: int, device: tor
     """Scores of B better and B worse sides, each side a sequence of its own: the plain computation."""
     better = [[*pair.prefix_ids, *pair.better_ids] for pair in pairs]
     worse = [[*pair.prefix_ids, *pair.worse_ids] for pair in pairs]
-    scores = end_scores(model, better + worse, pad_id, device)
+    # In few shapes on a GPU; on a CPU as they are, in either precision.
+    scores = end_scores(model, better + worse, pad_id, device, filling("float32", device))
     return scores[: len(pairs)], scores[len(pairs) :]
 
 

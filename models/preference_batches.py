@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.comparison_data import TokenPair
+from models.precision import EXACT, Filling
 
 # Twice the four comparisons that a dialogue has on average (arXiv:2204.05862, section 2).
 MAX_PIECE_PAIRS = 8
@@ -121,15 +122,23 @@ def chunk_cost(device: torch.device | str) -> int:
 
 
 def right_padded(
-    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, multiple: int = 1
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device,
+    fill: Filling = EXACT,
+    max_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(ids, index of the last id): B×T right-padded ids, and B positions at which each sequence ends.
+    """(ids, index of the last id): B×T right-padded ids, and the positions at which each sequence ends.
 
-    T is the longest sequence's length, up to the next multiple.
+    Args:
+        fill: B and T are the number of sequences and the longest one's length, filled up so.
+        max_tokens: rows that hold nothing are added only while B·T stays within it.
     """
-    width = max(len(ids) for ids in sequences)
-    width += -width % multiple
-    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    width = fill.tokens(max(len(ids) for ids in sequences))
+    rows = fill.rows(len(sequences))
+    if max_tokens is not None:
+        rows = max(len(sequences), min(rows, max_tokens // width))
+    ids = torch.full((rows, width), pad_id, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
     ends = torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long)

@@ -16,7 +16,7 @@ from models.chat import ChatFormat
 from models.critic import Critic
 from models.policy import Policy, ReplyChunk, reply_chunks
 from models.ppo import reply_kl
-from models.precision import Precision, shape_multiple
+from models.precision import Precision, filling
 from models.preference import PreferenceModel
 from models.prompts import Prompt
 from models.sampler import Completion, DecodeEngine, SamplingParams
@@ -116,7 +116,7 @@ class RolloutCollector:
             pad_id=self.chat.pad_id,
             chunk_tokens=self.chunk_tokens,
             device=self.device,
-            multiple=shape_multiple(self.policy.precision, self.device),
+            fill=filling(self.policy.precision, self.device),
         )
 
     def mask(self, completions: Sequence[Completion]) -> Tensor:
