@@ -9,7 +9,7 @@ Read next: `models/preference.py`, `models/tree_attention.py`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.llama_layer import by_hand, complex_angles, finish, queries_keys_values
+from models.precision import filling
 from models.preference_trees import Tree
 from models.tree_attention import TreeAttention
 
@@ -82,12 +83,6 @@ ARCHITECTURES = {
 _DROPOUTS = ("attention_dropout", "hidden_dropout")
 
 
-# Where kernels are prepared for every shape that they meet, lines of tokens and of scores have lengths of so many;
-# what fills them up belongs to no tree.
-LINE_MULTIPLE = 64
-READS_MULTIPLE = 16
-
-
 def can_pack(config: Any) -> bool:
     """Whether trees of this model are proven: a known architecture, full causal attention, rotary angles that
     depend on nothing but the position, no dropout (it would draw once for a token that the plain way draws twice)."""
@@ -107,14 +102,14 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
     """M×D last hidden states of a trunk where the trees' scores are read, in the order of `Tree.reads`."""
     architecture = ARCHITECTURES[base.config.model_type]
     block = architecture.block
-    size = LINE_MULTIPLE if _wants_few_shapes(device) else 1
-    positions = _filled_up(_line(trees, "positions"), size).to(device)
+    fill = filling("bfloat16" if torch.is_autocast_enabled(device.type) else "float32", device).tokens
+    positions = _filled_up(_line(trees, "positions"), fill).to(device)
     offsets = itertools.accumulate((len(tree) for tree in trees), initial=0)
     read = [offset + read for tree, offset in zip(trees, offsets, strict=False) for read in tree.reads]
-    reads = _filled_up(torch.tensor(read), min(size, READS_MULTIPLE)).to(device)
+    reads = _filled_up(torch.tensor(read), fill).to(device)
     attention = TreeAttention(trees, device)
 
-    x = base.get_input_embeddings()(_filled_up(_line(trees, "ids"), size).to(device))
+    x = base.get_input_embeddings()(_filled_up(_line(trees, "ids"), fill).to(device))
     cos, sin = (angles[0] for angles in base.rotary_emb(x, positions[None]))
     if architecture is _LLAMA and all(by_hand(layer, x) for layer in base.layers):
         return _states_by_hand(base, x, complex_angles(cos, sin), attention, reads)[: len(read)]
@@ -148,14 +143,9 @@ def _line(trees: Sequence[Tree], name: str) -> Tensor:
     return torch.cat([torch.frombuffer(getattr(tree, name), dtype=torch.int32) for tree in trees]).long()
 
 
-def _wants_few_shapes(device: torch.device) -> bool:
-    """GPUs, and bfloat16 on a CPU."""
-    return device.type != "cpu" or torch.is_autocast_enabled("cpu")
-
-
-def _filled_up(line: Tensor, size: int) -> Tensor:
-    """The line with zeros behind it, to a multiple of `size`."""
-    return F.pad(line, (0, -len(line) % size))
+def _filled_up(line: Tensor, fill: Callable[[int], int]) -> Tensor:
+    """The line with zeros behind it, which belong to no tree."""
+    return F.pad(line, (0, fill(len(line)) - len(line)))
 
 
 class _Rotation(torch.autograd.Function):

@@ -18,6 +18,7 @@ from transformers import (
 
 from models import preference_trunk, tree_attention
 from models.comparison_data import TokenPair, common_prefix_length, dialogue_number
+from models.precision import Filling, exactly, thirty_seconds
 from models.preference import can_pack, end_scores, pair_scores, tree_scores
 from models.preference_loss import preference_loss
 from models.preference_trees import Span, Tree, chunks_by_tokens, pair_trees, visibility
@@ -124,7 +125,7 @@ def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_and_gradients_equal_those_of_separate_sequences(name, way, monkeypatch):
     if way != "line":
-        monkeypatch.setattr(preference_trunk, "_wants_few_shapes", lambda _device: True)
+        monkeypatch.setattr(preference_trunk, "filling", lambda *_: Filling(exactly, thirty_seconds))
     if way == "rows":  # as on a GPU
         monkeypatch.setattr(tree_attention, "CALLS_ARE_CHEAP_ON", ())
     model = small_model(name)
@@ -158,8 +159,8 @@ def test_lines_have_few_lengths_in_half_precision():
         with torch.autocast("cpu", torch.bfloat16):
             better, worse = tree_scores(model, trees, CPU)
         assert len(better) == len(worse) == count
-    # 13 to 179 tokens and 2 to 22 scores, filled up to multiples of 64 and of 16.
-    assert lengths == [{64, 128, 192}, {16, 32}]
+    # 13 to 179 tokens and 2 to 22 scores.
+    assert lengths == [{32, 64, 96, 128, 160, 192}, {32}]
 
 
 def test_a_side_cannot_see_the_other():
