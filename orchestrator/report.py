@@ -184,7 +184,9 @@ def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
     elif numbers["preference_model"]:
-        rows.append(("Orientation check", "skipped: no orientation.file, so that labels turned round everywhere pass"))
+        rows.append(
+            ("Orientation check", "skipped by orientation.shipped = false: labels turned round everywhere pass")
+        )
     if numbers.get("training"):
         rows += watch_rows(numbers["training"], _offsets(numbers))
     if numbers["evaluation"]:

@@ -26,7 +26,7 @@ from orchestrator.cycles import (
 )
 from orchestrator.detectors import fit_ood_detector
 from orchestrator.judging import measure_elo
-from orchestrator.orientation import wrong_signs
+from orchestrator.orientation import orientation_pairs, wrong_signs
 from orchestrator.pmp import pretrained_trunk
 from orchestrator.preference_inputs import preference_model_inputs
 from orchestrator.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
@@ -161,7 +161,7 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
     """Record the PM's held-out accuracy, and stop the cycle where a sign is the wrong way round.
 
     Looked at are the orientation pairs, all and by question, and the held-out comparisons of each source. Returns the
-    evaluation artifact of the orientation check, or None where the configuration names no set.
+    evaluation artifact of the orientation check, or None where the configuration turns it off.
 
     Raises:
         CycleError: an accuracy's interval lies below one half; the message names what is turned round.
@@ -170,14 +170,15 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
         results = context.results(preference_model_id)
         context.record_evaluation("preference_model", preference_model_id, results)
         file = context.config.orientation.file
+        pairs = orientation_pairs(context.config.orientation)
         evaluation_id, numbers = None, None
-        if file is not None:
+        if pairs is not None:
             pairs_id = build(
                 context,
                 "orientation_pairs",
-                {"file": dataset.file_digest(Path(file))},
+                {"file": dataset.file_digest(pairs)},
                 {},
-                lambda out: dataset.write_orientation_pairs(Path(file), out),
+                lambda out: dataset.write_orientation_pairs(pairs, out),
                 fresh=fresh,
             )
             evaluation_id = run_job_stage(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from models.intervals import wilson
-from orchestrator.config import load_config
+from orchestrator.config import OrientationSection, load_config
 from orchestrator.dataset import write_orientation_pairs
-from orchestrator.orientation import wrong_signs
+from orchestrator.orientation import SHIPPED, orientation_pairs, wrong_signs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -64,7 +64,7 @@ def test_a_source_that_contradicts_the_others_is_named():
 
 
 def test_the_shipped_pairs_are_read_and_their_length_tells_nothing(tmp_path):
-    assert write_orientation_pairs(EXAMPLES / "orientation.jsonl", tmp_path)["num_pairs"] == 40
+    assert write_orientation_pairs(SHIPPED, tmp_path)["num_pairs"] == 40
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     for question in ("helpful", "harmless"):
         mine = [pair for pair in pairs if pair["question"] == question]
@@ -74,8 +74,29 @@ def test_the_shipped_pairs_are_read_and_their_length_tells_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["local.toml", "hh.toml"])
-def test_examples_name_the_shipped_pairs(name, monkeypatch):
+def test_an_example_is_checked_with_the_shipped_pairs(name, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_DATA", "/data")
-    found = load_config(EXAMPLES / name).orientation.file
-    assert found is not None
-    assert Path(found).samefile(EXAMPLES / "orientation.jsonl")
+    assert orientation_pairs(load_config(EXAMPLES / name).orientation) == SHIPPED
+
+
+def test_pairs_of_ones_own_take_the_place_of_the_shipped_ones_which_can_be_turned_off():
+    assert orientation_pairs(OrientationSection()) == SHIPPED
+    assert orientation_pairs(OrientationSection(shipped=False)) is None
+    for shipped in (True, False):
+        assert orientation_pairs(OrientationSection(file="/mine.jsonl", shipped=shipped)) == Path("/mine.jsonl")
+
+
+def test_the_shipped_pairs_must_be_surer_than_pairs_of_ones_own():
+    # Together 9 of 40 have a 99.9 % interval to 0.49, 10 of 40 to 0.51. Of pairs of one's own 13 of 40 are enough.
+    [found] = wrong_signs(held_out(), orientation((4, 20), (5, 20)), None)
+    assert found.startswith(
+        "of the 40 orientation pairs that come with the orchestrator the preference model orders 22%"
+    )
+    assert "interval [0.08, 0.49], below one half at 99.9%" in found
+    assert "orientation.shipped = false" in found
+    assert wrong_signs(held_out(), orientation((5, 20), (5, 20)), None) == []
+    assert len(wrong_signs(held_out(), orientation((6, 20), (7, 20)), "pairs.jsonl")) == 1
+    # Of one question: 2 of 20 to 0.47, 3 of 20 to 0.52.
+    [found] = wrong_signs(held_out(), orientation((19, 20), (2, 20)), None)
+    assert found.startswith("of the 20 harmless orientation pairs that come with the orchestrator")
+    assert wrong_signs(held_out(), orientation((19, 20), (3, 20)), None) == []

@@ -21,6 +21,7 @@ from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import ArtifactError, CycleError, JobFailed
 from orchestrator.importing import ImportRequest, import_file
+from orchestrator.orientation import SHIPPED
 from orchestrator.report import cycle_numbers
 from tests.models.conftest import write_llama, write_qwen2
 
@@ -53,6 +54,8 @@ def configuration(model: Path, **changes: Any) -> CycleConfig:
         },
         "evaluation": {"num_prompts": 8, "max_reply_tokens": 8, "best_of": 2},
         "serving": {"max_reply_tokens": 8},
+        # So small a model has no common sense, and asking it costs a job.
+        "orientation": {"shipped": False},
     }
     for section, values in changes.items():
         raw[section] = raw.get(section, {}) | values
@@ -67,10 +70,10 @@ def instance(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     return database_url
 
 
-def bring(url: str, file: Path, *, held_out: bool = False) -> None:
+def bring(url: str, file: Path, *, question: str = "helpful", held_out: bool = False) -> None:
     engine = make_engine(url)
     with Session(engine) as session, session.begin():
-        import_file(session, file, ImportRequest(question="helpful", split="held_out" if held_out else None))
+        import_file(session, file, ImportRequest(question=question, split="held_out" if held_out else None))
     engine.dispose()
 
 
@@ -177,6 +180,30 @@ def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_
     shown = re.findall(r"\]\((\w+\.png)\)", (files / "report.md").read_text())
     assert {"reliability.png", "score_histograms.png"} <= set(shown) == {path.name for path in files.glob("*.png")}
     assert "train_policy" not in {stage.name for stage in rows(instance, t.Stage)}
+
+
+def test_labels_turned_round_everywhere_stop_a_cycle_that_says_nothing_of_orientation(instance, tmp_path):
+    for question in ("helpful", "harmless"):
+        file = tmp_path / f"{question}.jsonl"
+        with SHIPPED.open() as pairs, file.open("w") as lines:
+            for pair in map(json.loads, pairs):
+                if pair["question"] != question:
+                    continue
+                prompt, better, worse = (pair[side][0]["content"] for side in ("prompt", "chosen", "rejected"))
+                for number in range(6):
+                    opening = f"\n\nHuman: {prompt} ({number})\n\nAssistant: "
+                    lines.write(json.dumps({"chosen": opening + worse, "rejected": opening + better}) + "\n")
+        bring(instance, file, question=question)
+    config = configuration(
+        write_llama(tmp_path / "model", template=None),
+        orientation={"shipped": True},
+        preference_model={"learning_rate": 3e-3},
+    )
+
+    with pytest.raises(CycleError, match="orientation pairs that come with the orchestrator") as stopped:
+        take_turn(config)
+    # All sources agree with each other: nothing else could have told.
+    assert "held-out comparisons" not in str(stopped.value)
 
 
 def test_a_cycle_that_a_crash_ends_late_and_then_a_check_is_reported_both_times(instance, home, tmp_path, monkeypatch):

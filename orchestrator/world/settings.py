@@ -66,6 +66,8 @@ def cycle_config(config: DemoConfig, inputs: Path) -> dict[str, Any]:
     told["prompts"]["held_out_file"] = str(inputs / "evaluation.jsonl")
     orientation = inputs / "orientation.jsonl"
     told["orientation"]["file"] = str(orientation) if orientation.exists() else None
+    # The world's policies speak a few hundred words of its own; common sense says nothing about them.
+    told["orientation"]["shipped"] = False
     return told
 
 

@@ -44,6 +44,8 @@ epochs = 1
 num_prompts = 8
 max_reply_tokens = 8
 best_of = 1
+[orientation]
+shipped = false
 [schedule]
 cron = "30 5 * * 2"
 timezone = "Europe/Berlin"
