@@ -31,8 +31,10 @@ from benchmarks.preference_model_speed import PROMPT, REPLY, _drawn
 from benchmarks.speed_world import Clock, Size, word_tokenizer
 from models.chat import ChatFormat
 from models.chat_setup import write_chat_files
+from models.jobs.preference_training import Training
 from models.jobs.runtime import Job
-from models.jobs.train_preference_model import PreferenceModelSettings, Training, _load
+from models.jobs.train_preference_model import _load
+from models.preference_settings import PreferenceModelSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = Size(hidden=32, layers=2, heads=2, intermediate=64)

@@ -37,9 +37,10 @@ from benchmarks.speed_world import Clock, Size, has_amx, measured_peaks, word_to
 from models.chat import ChatFormat
 from models.chat_setup import write_chat_files
 from models.comparison_data import TokenPair, common_prefix_length
+from models.jobs.preference_training import Training
 from models.jobs.runtime import Job
-from models.jobs.train_preference_model import PreferenceModelSettings, Training
 from models.preference_batches import dialogue_order, epoch_order
+from models.preference_settings import PreferenceModelSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 32

@@ -1,7 +1,7 @@
 """The preference model: a language model's trunk with a scalar head, read at the end-of-context id.
 
 `PreferenceModel` loads and scores; `fresh_preference_model` makes an untrained one from the initial policy.
-Read next: `models/jobs/train_preference_model.py`.
+Read next: `models/jobs/preference_training.py`.
 """
 
 from __future__ import annotations

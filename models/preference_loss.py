@@ -1,6 +1,6 @@
 """The ranking loss of a preference model and the numbers read off score gaps, as pure functions.
 
-Read next: `models/jobs/train_preference_model.py`, which minimises this loss.
+Read next: `models/jobs/preference_training.py`, which minimises this loss.
 """
 
 from __future__ import annotations

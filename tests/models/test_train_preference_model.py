@@ -20,14 +20,11 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat import ChatFormat
 from models.comparison_data import TokenPair
+from models.jobs.preference_training import Training, rate_factor
 from models.jobs.runtime import Job, JobError, settings_from
-from models.jobs.train_preference_model import (
-    PreferenceModelSettings,
-    Training,
-    rate_factor,
-    run,
-)
+from models.jobs.train_preference_model import run
 from models.preference import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
+from models.preference_settings import PreferenceModelSettings
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 SETTINGS = {"batch_pairs": 16, "learning_rate": 2e-3}

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from models.jobs.runtime import Job, JobError
-from models.jobs.train_preference_model import PreferenceModelSettings, run
+from models.jobs.train_preference_model import run
+from models.preference_settings import PreferenceModelSettings
 from models.twins import PAPER_SLOPE, cost_of_a_part, part_of
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
