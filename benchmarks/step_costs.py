@@ -218,8 +218,8 @@ def ppo(
         (collector, "scores", "score"),
         (collector.policy, "read", "policy"),
         (collector.reference, "read", "reference"),
-        (training, "_learn", "learn"),
-        (training.optimiser, "step", "optimiser"),
+        (training.learner, "learn", "learn"),
+        (training.learner.optimiser, "step", "optimiser"),
     ):
         timed(what, name, seconds, key, device)
     try:

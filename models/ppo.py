@@ -2,7 +2,7 @@
 
 Token tensors are `(B, R)`: one row per reply, right-padded, with a boolean `response_mask`
 that is True where a token counts. Losses take flat `(N,)` tensors of real tokens only, so
-that nothing is ever computed on padding. The job in models/jobs/train_policy.py puts them together.
+that nothing is ever computed on padding. models/jobs/policy_learning.py puts them together.
 """
 
 import math

@@ -2,19 +2,18 @@
 
 Inputs: `initial` (prepared policy), `preference_model` and `prompts` (prompt set); optionally `watcher`, a second
 preference model that only looks on, and `comparisons`, whose held-out part measures mean log-p accuracy. The result is
-a Hugging Face folder. `PolicyTraining.run` is the loop; settings are in models/ppo_settings.py, the maths in
-models/ppo.py, sampling in models/rollout.py, the tripwires in models/watch.py.
+a Hugging Face folder. `PolicyTraining.run` is the loop; settings are in models/ppo_settings.py, sampling in
+models/rollout.py, learning in policy_learning.py, the maths in models/ppo.py, the tripwires in models/watch.py.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +25,12 @@ from models.chat import ChatFormat
 from models.critic import Critic
 from models.huggingface import embedding_table, model_card
 from models.jobs.policy_inputs import prompts_that_fit
+from models.jobs.policy_learning import PolicyLearner
 from models.jobs.policy_monitor import PolicyMonitor
 from models.jobs.roles import Roles
 from models.jobs.runtime import Job, JobError, main, settings_from
-from models.policy import Policy, ReplyChunk, selected_logps
-from models.ppo import (
-    adapted_kl_coef,
-    advantages_and_returns,
-    clipped_tokens,
-    full_kl,
-    inverse_spread,
-    k1_kl,
-    k3_kl,
-    policy_losses,
-    scheduled_learning_rate,
-    token_rewards,
-    value_losses,
-    whiten,
-)
-from models.ppo_settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, VALUE_HEAD_RATE, PPOSettings, choices
+from models.policy import Policy, ReplyChunk
+from models.ppo_settings import PPOSettings, choices
 from models.precision import note_precision
 from models.preference import PreferenceModel
 from models.prompts import KINDS, PromptSetError, PromptStream
@@ -131,20 +117,7 @@ class PolicyTraining:
             logp_pairs=settings.logp_pairs,
             load=self.roles.preference_model,
         )
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": [parameter for parameter in model.parameters() if parameter.requires_grad]},
-                {"params": list(self.critic.head.parameters())},
-                *([{"params": self.critic.own_trunk}] if self.critic.own_trunk else []),
-            ],
-            lr=settings.learning_rate,
-            betas=ADAM_BETAS,
-            eps=ADAM_EPS,
-            weight_decay=0.0,
-            fused=True,
-        )
-        self.optimiser_steps = 0
-        self.kl_coef = settings.kl_coef
+        self.learner = PolicyLearner(job, settings, self.policy, self.critic, self.collector, self._minibatches)
         self.sampler_gap = 0.0  # largest of the run
         self.stopwatch = Stopwatch()
         self.curve: list[dict[str, float]] = []
@@ -178,7 +151,7 @@ class PolicyTraining:
                 self.snapshots.offer(self.curve[-1], self._write_snapshot)
             watched = self.monitor.metrics(iteration, iteration * settings.prompts_per_iteration)
             with self.stopwatch.phase("learn"):
-                learned = self._learn(iteration, rollout, first_chunks)
+                learned = self.learner.learn(iteration, rollout, first_chunks)
             if learned is None:
                 self.stopped = f"the loss was not finite in iteration {iteration + 1}"
             else:
@@ -259,145 +232,6 @@ class PolicyTraining:
         for start in range(0, size, self.settings.minibatch_replies):
             yield order[start : start + self.settings.minibatch_replies]
 
-    def _learn(
-        self, iteration: int, rollout: Rollout, first_chunks: Sequence[Sequence[ReplyChunk]]
-    ) -> dict[str, float] | None:
-        """All epochs over one rollout; means over them, or None where a loss was not finite."""
-        settings, mask = self.settings, rollout.response_mask
-        token_kl = self._token_kl(rollout, first_chunks)
-        rewards = token_rewards(rollout.scores, token_kl, mask, self.kl_coef, settings.kl_placement)
-        advantages, returns = advantages_and_returns(
-            rewards, rollout.values, mask, settings.discount, settings.gae_lambda
-        )
-        loss_kl_coef = self.kl_coef if settings.kl_in_loss else 0.0
-        if settings.whiten_advantages:
-            # A KL term in the loss weighs against the advantages, and is scaled as they are.
-            loss_kl_coef *= float(inverse_spread(advantages[mask]))
-            advantages[mask] = whiten(advantages[mask])
-        kept = (rollout.logps, rollout.ref_logps, rollout.values, advantages, returns)
-        old = _OldTokens(*(x.reshape(-1) for x in kept))
-        samples = (iteration + 1) * settings.prompts_per_iteration
-        rate = scheduled_learning_rate(
-            settings.learning_rate,
-            samples,
-            warmup_samples=settings.warmup_samples,
-            halve_every_samples=settings.halve_every_samples or 0,
-        )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.param_groups[1]["lr"] = rate * VALUE_HEAD_RATE
-        warming = iteration < settings.critic_warmup_iterations
-        steps: list[dict[str, float]] = []
-        for epoch in range(settings.epochs):
-            for number, rows in enumerate(self._minibatches(iteration, epoch, len(mask))):
-                chunks = (
-                    first_chunks[number]
-                    if epoch == 0
-                    else self.collector.chunks(rollout.completions, rows, mask.shape[1])
-                )
-                step = self._step(chunks, old, loss_kl_coef, warming)
-                if step is None:
-                    return None
-                steps.append(step)
-        explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
-        means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        learned = means | {
-            "val/ratio_first": steps[0]["val/ratio"],
-            "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
-            "val/explained_variance": float(explained),
-            "lr": rate,
-            "kl_coef": self.kl_coef,
-        }
-        if settings.kl_target_nats is not None and not warming:
-            self.kl_coef = adapted_kl_coef(
-                self.kl_coef,
-                float(rollout.kl_nats.mean()),
-                settings.kl_target_nats,
-                len(mask),
-                settings.kl_horizon_samples,
-            )
-        return learned
-
-    @torch.no_grad()
-    def _token_kl(self, rollout: Rollout, chunks: Sequence[Sequence[ReplyChunk]]) -> Tensor:
-        """(B, R) KL at each token by the estimator of the settings."""
-        if self.settings.kl_estimator == "k1":
-            return k1_kl(rollout.logps, rollout.ref_logps)
-        if self.settings.kl_estimator == "k3":
-            return k3_kl(rollout.logps, rollout.ref_logps)
-        exact = torch.zeros_like(rollout.logps)
-        for chunk in (chunk for minibatch in chunks for chunk in minibatch):
-            logits, ref_logits = (p.states_and_logits(chunk)[1] for p in (self.policy, self.collector.reference))
-            exact.view(-1)[chunk.places] = full_kl(logits, ref_logits)
-        return exact
-
-    def _loss_kl(self, chunk: ReplyChunk, logits: Tensor, logps: Tensor, ref_logps: Tensor) -> Tensor:
-        """(N,) the KL term of the loss, with its gradient."""
-        if self.settings.kl_estimator == "k3":
-            return k3_kl(logps, ref_logps)
-        # Read again in every epoch: keeping (N, V) reference logits of a whole rollout would cost more than time.
-        with torch.no_grad():
-            _, ref_logits = self.collector.reference.states_and_logits(chunk)
-        return full_kl(logits, ref_logits)
-
-    def _step(
-        self, chunks: Sequence[ReplyChunk], old: _OldTokens, loss_kl_coef: float, warming: bool
-    ) -> dict[str, float] | None:
-        """One optimiser step on one minibatch; every reply token weighs the same.
-
-        While the critic warms up, the policy gets no gradient, and neither does a trunk that both share.
-        """
-        settings = self.settings
-        count = sum(len(chunk.targets) for chunk in chunks)
-        sums = torch.zeros(6, device=self.job.device)
-        self.optimiser.zero_grad(set_to_none=True)
-        for chunk in chunks:
-            with torch.set_grad_enabled(not warming):
-                states, logits = self.policy.states_and_logits(chunk)
-                logps, entropies = selected_logps(logits, chunk.targets)
-            values = self.critic(chunk, states)
-            then = old.at(chunk.places)
-            policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
-            value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
-            loss = policy_loss + settings.value_coef * value_loss
-            if loss_kl_coef and not warming:
-                loss = loss + loss_kl_coef * self._loss_kl(chunk, logits, logps, then.ref_logps).sum() / count
-            loss.backward()
-            with torch.no_grad():
-                change = logps.detach() - then.logps
-                clipped = clipped_tokens(logps, then.logps, then.advantages, settings.clip_ratio)
-                approximate_kl = 0.5 * (change**2).sum() / count
-                ratio = change.exp().sum() / count
-                sums += torch.stack(
-                    [
-                        policy_loss,
-                        value_loss,
-                        approximate_kl,
-                        clipped.sum() / count,
-                        ratio,
-                        entropies.sum() / count,
-                    ]
-                )
-        if not bool(torch.isfinite(sums).all()):
-            return None
-        # A critic with a trunk of its own is a model of its own: its gradient must not shrink the policy's.
-        own = self.critic.own_trunk
-        policy, head = (list(model.parameters()) for model in (self.policy.model, self.critic.head))
-        norm = torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)
-        if own:
-            torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM)
-        self.optimiser.step()
-        self.optimiser_steps += 1
-        names = (
-            "loss/policy_avg",
-            "loss/value_avg",
-            "policy/approxkl_avg",
-            "policy/clipfrac_avg",
-            "val/ratio",
-            "policy/entropy_avg",
-        )
-        return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
-
     def _speed(self, rollout: Rollout, seconds: float) -> dict[str, float]:
         """Speed of one iteration, under names that TRL's users know where it has them."""
         parts = self.stopwatch.lap()
@@ -442,8 +276,8 @@ class PolicyTraining:
         numbers = {
             "objective/kl": kl,
             "objective/scores": score,
-            "objective/non_score_reward": -self.kl_coef * kl,
-            "objective/rlhf_reward": score - self.kl_coef * kl,
+            "objective/non_score_reward": -self.learner.kl_coef * kl,
+            "objective/rlhf_reward": score - self.learner.kl_coef * kl,
             "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
             "reply_tokens": float(rollout.reply_tokens.float().mean()),
             "truncated": sum(rollout.truncated) / len(rollout.truncated),
@@ -465,7 +299,7 @@ class PolicyTraining:
                 "kl_nats": summary["objective/kl"],
                 "score": summary["objective/scores"],
                 # The one this rollout is learned from with: it may follow the KL.
-                "kl_coef": self.kl_coef,
+                "kl_coef": self.learner.kl_coef,
                 "entropy": summary["objective/entropy"],
                 "reply_tokens": summary["reply_tokens"],
             }
@@ -493,7 +327,7 @@ class PolicyTraining:
         summary = self._summary(rollout)
         return (
             {
-                "optimiser_steps": self.optimiser_steps,
+                "optimiser_steps": self.learner.optimiser_steps,
                 "samples": self.settings.prompts_per_iteration * len(self.curve),
                 "kl_nats": summary["objective/kl"],
                 "score_start": self.curve[0]["score"] if self.curve else None,
@@ -502,7 +336,7 @@ class PolicyTraining:
                 "reply_tokens": summary["reply_tokens"],
                 "truncated": summary["truncated"],
                 "stopped": self.stopped,
-                "kl_coef_end": self.kl_coef,
+                "kl_coef_end": self.learner.kl_coef,
                 "sampler_logratio_max": self.sampler_gap,
                 "settings": asdict(self.settings),
                 "choices": choices(self.settings),
@@ -530,9 +364,7 @@ class PolicyTraining:
             {
                 "policy": learned_state(self.policy.model),
                 "critic": learned_state(self.critic),
-                "optimiser": self.optimiser.state_dict(),
-                "optimiser_steps": self.optimiser_steps,
-                "kl_coef": self.kl_coef,
+                **self.learner.state,
                 "sampler_gap": self.sampler_gap,
                 "good": self.good,
                 "curve": self.curve,
@@ -551,26 +383,11 @@ class PolicyTraining:
         self.snapshots.load_state_dict(state["snapshots"])
         restore(self.policy.model, state["policy"])
         restore(self.critic, state["critic"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.optimiser_steps, self.good, self.curve = state["optimiser_steps"], state["good"], state["curve"]
-        self.kl_coef, self.sampler_gap = state["kl_coef"], state["sampler_gap"]
+        self.learner.restore(state)
+        self.good, self.curve = state["good"], state["curve"]
+        self.sampler_gap = state["sampler_gap"]
         self.monitor.restore(state["monitor"])
         return iteration
-
-
-@dataclass(frozen=True)
-class _OldTokens:
-    """What the rollout knew about each reply token, flat."""
-
-    logps: Tensor
-    ref_logps: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def at(self, places: Tensor) -> _OldTokens:
-        kept = (self.logps, self.ref_logps, self.values, self.advantages, self.returns)
-        return _OldTokens(*(x[places] for x in kept))
 
 
 if __name__ == "__main__":

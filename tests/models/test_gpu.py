@@ -11,8 +11,8 @@ from ppo_runs import metrics, results
 from models.chat import ChatFormat
 from models.critic import Critic
 from models.huggingface import load_causal_lm
+from models.jobs.policy_learning import PolicyLearner
 from models.jobs.runtime import Job
-from models.jobs.train_policy import PolicyTraining
 from models.jobs.train_preference_model import run as train_preference_model
 from models.policy import Policy, reply_chunks
 from models.preference import PreferenceModel, can_pack, pair_scores, tree_scores
@@ -176,7 +176,7 @@ def test_qwen2_is_trained_too(train, qwen2_policy_dir, tmp_path):
 def test_interrupted_training_continues_where_it_was(train, monkeypatch):
     settings = {"iterations": 4, "checkpoint_every": 2, "device": DEVICE.type}
     whole = results(train("whole", **settings))
-    learn = PolicyTraining._learn
+    learn = PolicyLearner.learn
 
     def dies(self, iteration, *args):
         if iteration == 3:
@@ -184,7 +184,7 @@ def test_interrupted_training_continues_where_it_was(train, monkeypatch):
         return learn(self, iteration, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PolicyTraining, "_learn", dies)
+        patch.setattr(PolicyLearner, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             train("killed", **settings)
     again = results(train("killed", **settings))

@@ -129,7 +129,7 @@ def test_all_roles_share_one_base_and_only_adapters_and_heads_learn(inputs, watc
     assert len(own) == len({parameter.data_ptr() for parameter in own})
     own_trunk = critic in ("separate", "preference_model")
     assert len(own) == 2 * 2 * 7 * (3 + own_trunk) + 2 + 4  # layers, A and B, modules; score heads; value head
-    learned = {parameter for group in training.optimiser.param_groups for parameter in group["params"]}
+    learned = {parameter for group in training.learner.optimiser.param_groups for parameter in group["params"]}
     parts = [policy] + ([training.critic.trunk] if own_trunk else [])
     expected = {p for part in parts for _, layer in adapters.adapted_layers(part) for p in adapters._matrices(layer)}
     assert learned == expected | set(training.critic.head.parameters())
@@ -137,7 +137,7 @@ def test_all_roles_share_one_base_and_only_adapters_and_heads_learn(inputs, watc
 
     before = {id(p): p.detach().clone() for module in everything for p in module.parameters()}
     rollout, chunks = training._rollout(0)
-    training._learn(0, rollout, chunks)
+    training.learner.learn(0, rollout, chunks)
     changed = {p for module in everything for p in module.parameters() if not torch.equal(before[id(p)], p)}
     assert changed == learned
     assert all(p.grad is None for module in everything for p in module.parameters() if p not in learned)
@@ -171,7 +171,7 @@ def test_bfloat16_starts_as_exactly(inputs, tmp_path):
 def test_the_reference_stays_bitwise_the_initial_policy(inputs, policy_dir, tmp_path):
     training = training_of(tmp_path, inputs, iterations=1)
     rollout, chunks = training._rollout(0)
-    training._learn(0, rollout, chunks)
+    training.learner.learn(0, rollout, chunks)
     flat = [chunk for minibatch in chunks for chunk in minibatch]
     shape = tuple(rollout.response_mask.shape)
     read = training.collector.reference.read(flat, shape).logps

@@ -20,7 +20,7 @@ from benchmarks.known_answer import (
     write_world,
 )
 from models.chat import ChatFormat
-from models.jobs import train_policy
+from models.jobs import policy_learning
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +60,29 @@ def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
 
 @pytest.mark.slow
 def test_a_flipped_kl_sign_is_found_out(world, tmp_path, monkeypatch):
-    rewards = train_policy.token_rewards
-    monkeypatch.setattr(train_policy, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
+    rewards = policy_learning.token_rewards
+    monkeypatch.setattr(policy_learning, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
     # A right one is 0.03 from it after as many iterations.
     assert trained_distance(world, tmp_path / "run", 0.3, iterations=16) > 1.0
 
 
 @pytest.mark.slow
 def test_an_advantage_on_the_wrong_token_is_found_out(world, tmp_path, monkeypatch):
-    estimate = train_policy.advantages_and_returns
+    estimate = policy_learning.advantages_and_returns
 
     def shifted(*args):
         advantages, returns = estimate(*args)
         return advantages.roll(1, dims=1), returns
 
-    monkeypatch.setattr(train_policy, "advantages_and_returns", shifted)
+    monkeypatch.setattr(policy_learning, "advantages_and_returns", shifted)
     assert trained_distance(world, tmp_path / "run", 0.3) > NEAR_NATS
 
 
 @pytest.mark.slow
 def test_a_doubled_kl_coefficient_is_found_out(world, tmp_path):
     def double(training):
-        training.kl_coef *= 2
-        training.settings = dataclasses.replace(training.settings, kl_coef=training.kl_coef)
+        training.learner.kl_coef *= 2
+        doubled = dataclasses.replace(training.settings, kl_coef=training.learner.kl_coef)
+        training.settings = training.learner.settings = doubled
 
     assert trained_distance(world, tmp_path / "run", 0.3, change=double) > NEAR_NATS

@@ -8,7 +8,7 @@ from ppo_runs import metrics, results
 
 from models.critic import Critic
 from models.huggingface import load_causal_lm
-from models.jobs import train_policy
+from models.jobs.policy_learning import PolicyLearner
 from models.jobs.runtime import JobError
 from models.policy import Policy, reply_chunks
 from models.ppo import adapted_kl_coef
@@ -124,14 +124,14 @@ def test_results_record_what_no_setting_says(train):
 def test_interrupted_training_ends_with_the_same_bytes(train, monkeypatch, settings):
     settings = settings | {"iterations": 4, "checkpoint_every": 2}
     whole = train("whole", **settings) / "result"
-    learn = train_policy.PolicyTraining._learn
+    learn = PolicyLearner.learn
 
     def interrupted(self, iteration, *rest):
         if iteration == 3 and self.job.resumed_at_step is None:
             raise KeyboardInterrupt
         return learn(self, iteration, *rest)
 
-    monkeypatch.setattr(train_policy.PolicyTraining, "_learn", interrupted)
+    monkeypatch.setattr(PolicyLearner, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train("again", **settings)
     assert same_bytes(whole, train("again", **settings) / "result")

@@ -82,11 +82,11 @@ def test_the_sampler_in_bfloat16_is_beyond_the_bound_of_float32_and_within_its_o
 
 
 def test_interrupted_bfloat16_training_ends_with_the_same_bytes(train, monkeypatch):
-    from models.jobs.train_policy import PolicyTraining
+    from models.jobs.policy_learning import PolicyLearner
 
     settings = {"iterations": 4, "checkpoint_every": 2, "precision": "bfloat16"}
     whole = train("whole", **settings) / "result" / "model.safetensors"
-    learn = PolicyTraining._learn
+    learn = PolicyLearner.learn
 
     def dies(self, iteration, *args):
         if iteration == 3:
@@ -94,7 +94,7 @@ def test_interrupted_bfloat16_training_ends_with_the_same_bytes(train, monkeypat
         return learn(self, iteration, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PolicyTraining, "_learn", dies)
+        patch.setattr(PolicyLearner, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             train("killed", **settings)
     again = train("killed", **settings) / "result" / "model.safetensors"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from models.chat import ChatFormat
 from models.huggingface import load_causal_lm
 from models.jobs import train_policy
+from models.jobs.policy_learning import PolicyLearner
 from models.jobs.runtime import Job
 from models.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
 
@@ -142,7 +143,7 @@ def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path)
     settings = {"iterations": ITERATIONS, "checkpoint_every": 3, "snapshots": 2}
     whole = train("whole", **settings) / "result"
     # Killed in iteration 8, after candidates of later iterations than the checkpoint's were written.
-    learn = train_policy.PolicyTraining._learn
+    learn = PolicyLearner.learn
 
     def dies(self, iteration, *rest):
         if iteration == 7:
@@ -150,7 +151,7 @@ def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path)
         return learn(self, iteration, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_policy.PolicyTraining, "_learn", dies)
+        patch.setattr(PolicyLearner, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             train("killed", **settings)
     assert any((tmp_path / "killed" / "snapshots").iterdir())
