@@ -10,7 +10,7 @@ long row); some ten operations of a step on lengths and sampling settings, which
 GPU sees them. On a GPU the launches themselves are counted, by torch.profiler.
 
 Then how many shapes the batches of 20 iterations of PPO have on a GPU (512 uneven replies, minibatches of 64), as they
-are and filled up to few.
+are and filled up to few, for models of several sizes: the larger, the more chunks.
 
 Launches at 5 µs each are what the CPU needs to hand out a step; where the GPU needs less, it idles in between.
 """
@@ -34,7 +34,7 @@ from models import sampler_llama
 from models.critic import Critic
 from models.policy import Policy, ReplyChunk, reply_chunks, selected_logps
 from models.precision import EXACT, Filling, Precision, filling
-from models.preference_batches import CHUNK_COST_GPU, chunks_with_little_padding, right_padded
+from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
 from models.rollout import CHUNK_TOKENS_GPU
 from models.sampler import DecodeEngine, SamplingParams
 from models.sampler_static import Step
@@ -207,7 +207,7 @@ def all_launches(layers: int, precision: Precision, joined: bool, device: torch.
     return found | of_learning(model.train(), precision, device)
 
 
-def shapes_met(fill: Filling, iterations: int = 20) -> tuple[int, int, float]:
+def shapes_met(fill: Filling, cost: int, iterations: int = 20) -> tuple[int, int, float]:
     """Different shapes of chunks, how many chunks there were, and the share of padding in them."""
     shapes: set[tuple[int, int]] = set()
     chunks = real = computed = 0
@@ -216,7 +216,7 @@ def shapes_met(fill: Filling, iterations: int = 20) -> tuple[int, int, float]:
         texts = [prompt + reply - 1 for prompt, reply in zip(prompts, lengths, strict=True)]
         for start in range(0, 512, 64):
             part = texts[start : start + 64]
-            for members in chunks_with_little_padding(part, CHUNK_TOKENS_GPU, CHUNK_COST_GPU):
+            for members in chunks_with_little_padding(part, CHUNK_TOKENS_GPU, cost):
                 ids, _ = right_padded([[1] * part[i] for i in members], 0, torch.device("cpu"), fill, CHUNK_TOKENS_GPU)
                 shapes.add((ids.shape[0], ids.shape[1]))
                 chunks, computed = chunks + 1, computed + ids.numel()
@@ -238,9 +238,12 @@ def main() -> int:
     print(f"{'':30} {'launches':>8} {'ms at 5 µs':>11}")
     for name, found in all_launches(args.layers, args.precision, args.joined, device).items():
         print(f"{name:30} {found:8} {found * LAUNCH_S * 1e3:11.2f}")
-    for name, fill in (("as they are", EXACT), ("filled up", filling("bfloat16", "cuda"))):
-        shapes, chunks, padding = shapes_met(fill)
-        print(f"batches {name}: {shapes} shapes of {chunks} chunks, {padding:.1%} padding")
+    for layers, parameters in ((32, 6.6e9), (16, 1.3e9), (24, 0.5e9)):
+        cost = chunk_cost("cuda", layers, round(parameters))
+        print(f"{parameters / 1e9} B parameters in {layers} layers: a chunk costs as much as {cost} tokens")
+        for name, fill in (("as they are", EXACT), ("filled up", filling("bfloat16", "cuda"))):
+            shapes, chunks, padding = shapes_met(fill, cost)
+            print(f"  batches {name}: {shapes} shapes of {chunks} chunks, {padding:.1%} padding")
     return 0
 
 

@@ -1,10 +1,11 @@
 """The sampler against `generate` of transformers on equal work, and how full it keeps its batch.
 
-    python -m benchmarks.sampler_speed [--rounds 5] [--device cuda]
+    python -m benchmarks.sampler_speed [--rounds 5] [--device cuda] [--other-steps]
 
 1. Equal prompts, replies of equal length, log-probs of the sampled tokens included on both sides (`generate` keeps its
    scores, from which they are gathered). Tokens per second, CPU seconds of one thread, the best of several rounds taken
    in turn.
+   On a GPU also without graphs; with --other-steps on a CPU the steps of fixed shapes that a GPU records.
 2. Uneven replies with four times as many requests as slots: the share of slots that decode while requests wait.
 
 Exits with 1 where a target is missed.
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument(
         "--bf16-anyway", action="store_true", help="run bf16 rows also on a CPU without AMX, where they have no target"
     )
+    parser.add_argument("--other-steps", action="store_true", help="on a CPU: steps of fixed shapes, as they are")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -54,19 +56,19 @@ def main() -> int:
             continue
         torch.manual_seed(0)
         model = LlamaForCausalLM(size.config()).to(device, dtype).eval()
-        ours, theirs = equal_work(model, args)
+        seconds_of = equal_work(model, args)
         peaks = measured_peaks(device, dtype)
         parameters = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
         print(f"{name}: one step of {args.rows} rows reads every weight once and multiplies it with each row;")
-        for who, seconds in (("sampler", ours), ("generate", theirs)):
+        for who, seconds in seconds_of.items():
             rate = args.rows * args.reply_tokens / seconds
             flops = 2 * parameters * (rate + rate * args.prompt_tokens / args.reply_tokens)
             read = parameters * model.dtype.itemsize * args.reply_tokens / seconds
             print(
-                f"  {who:9} {rate:9.0f} tokens/s   {flops / 1e9:8.1f} GFLOP/s (MFU {flops / peaks.flops:.1%})   "
+                f"  {who:14} {rate:9.0f} tokens/s   {flops / 1e9:8.1f} GFLOP/s (MFU {flops / peaks.flops:.1%})   "
                 f"weights read at {read / 1e9:.2f} GB/s ({read / peaks.bytes:.1%} of a copy)"
             )
-        ratio = theirs / ours
+        ratio = seconds_of["generate"] / seconds_of["sampler"]
         missed += judged and ratio < FASTER[dtype]
         told = verdict(ratio >= FASTER[dtype]) if judged else "no target without AMX"
         print(f"  ratio {ratio:.2f} (target {FASTER[dtype]}) {told}")
@@ -83,31 +85,36 @@ def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
-def equal_work(model: LlamaForCausalLM, args: argparse.Namespace) -> tuple[float, float]:
+def equal_work(model: LlamaForCausalLM, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of the sampler and of `generate` for the same prompts and reply lengths, each the best round."""
     vocabulary = model.config.vocab_size
     prompts = torch.randint(vocabulary, (args.rows, args.prompt_tokens), generator=torch.Generator().manual_seed(1))
-    engine = DecodeEngine(model, NEVER, max_slots=args.rows)
-    engine.reserve(args.prompt_tokens + args.reply_tokens)
+    engines = {"sampler": DecodeEngine(model, NEVER, max_slots=args.rows)}
+    if model.device.type == "cuda":
+        engines["without graphs"] = DecodeEngine(model, NEVER, max_slots=args.rows, graphs=False)
+    elif args.other_steps:
+        engines["fixed shapes"] = DecodeEngine(model, NEVER, max_slots=args.rows, graphs=True)
+    for engine in engines.values():
+        engine.reserve(args.prompt_tokens + args.reply_tokens)
     settings = GenerationConfig(
         max_new_tokens=args.reply_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=None
     )
     lists, on_device = prompts.tolist(), prompts.to(model.device)
     mask = torch.ones_like(on_device)
-    ours, theirs = [], []
-    for number in range(args.rounds + 1):
-        clock = Clock(model.device)
-        engine.sync()
-        replies = engine.generate(lists, [SamplingParams(args.reply_tokens, seed=i) for i in range(args.rows)])
-        ours.append(clock.seconds())
-        assert all(len(reply.logprobs) == args.reply_tokens for reply in replies)
+    took: dict[str, list[float]] = {name: [] for name in (*engines, "generate")}
+    for _ in range(args.rounds + 1):
+        for name, engine in engines.items():
+            clock = Clock(model.device)
+            engine.sync()
+            replies = engine.generate(lists, [SamplingParams(args.reply_tokens, seed=i) for i in range(args.rows)])
+            took[name].append(clock.seconds())
+            assert all(len(reply.logprobs) == args.reply_tokens for reply in replies)
         clock = Clock(model.device)
         logps = generate(model, on_device, mask, settings)
-        theirs.append(clock.seconds())
+        took["generate"].append(clock.seconds())
         assert logps.shape == (args.rows, args.reply_tokens)
-        if number == 0:
-            ours, theirs = [], []  # the first round fills caches
-    return min(ours), min(theirs)
+    # The first round fills caches, and records graphs.
+    return {name: min(seconds[1:]) for name, seconds in took.items()}
 
 
 @torch.no_grad()

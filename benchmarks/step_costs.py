@@ -38,7 +38,7 @@ from models.jobs.runtime import Job
 from models.ppo_settings import PPOSettings
 from models.precision import Precision, computing_in
 from models.preference import fresh_preference_model, pair_scores
-from models.preference_batches import CHUNK_COST_GPU, chunks_with_little_padding
+from models.preference_batches import chunk_cost, chunks_with_little_padding
 from models.rollout import CHUNK_TOKENS_GPU
 from models.sampler import SamplingParams
 from models.sampler_random import derive_seed
@@ -151,13 +151,16 @@ def ppo_costs(size: Size, replies: int, minibatch: int, number: int = FLOAT) -> 
     }
 
 
-def ppo_launches(launches: dict[str, int], replies: int, minibatch: int) -> dict[str, int]:
+def ppo_launches(launches: dict[str, int], size: Size, replies: int, minibatch: int) -> dict[str, int]:
     """By part of one PPO iteration, decoding plainly; prompts are left out, and chunks are those of a GPU."""
     prompts, lengths = ppo_lengths(replies)
     texts = [prompt + reply - 1 for prompt, reply in zip(prompts, lengths, strict=True)]
 
+    multiplied = parameters_of(size) - size.hidden * size.vocabulary
+    cost = chunk_cost("cuda", size.layers, multiplied)
+
     def chunks(rows: list[int]) -> int:
-        return len(list(chunks_with_little_padding(rows, CHUNK_TOKENS_GPU, CHUNK_COST_GPU)))
+        return len(list(chunks_with_little_padding(rows, CHUNK_TOKENS_GPU, cost)))
 
     parts = [texts[start : start + minibatch] for start in range(0, replies, minibatch)]
     read = sum(map(chunks, parts))
@@ -301,7 +304,7 @@ def beside_a_data_sheet(args: argparse.Namespace, size: Size) -> int:
     peaks = Peaks(PEAKS[args.roofline.upper()][RATES[args.precision]], BANDWIDTH[args.roofline])
     precision: Precision = "bfloat16" if args.precision == "bfloat16" else "float32"
     launches = all_launches(size.layers, precision, joined=False, device=torch.device("cpu"))
-    by_part = ppo_launches(launches, args.replies, args.minibatch)
+    by_part = ppo_launches(launches, size, args.replies, args.minibatch)
     steps = by_part["sample replies"] // launches["decoding step, plain"]
     costs = ppo_costs(size, args.replies, args.minibatch, NUMBER[args.precision])
     print(f"{size}, {parameters_of(size) / 1e6:,.0f} M parameters, {args.precision}; {args.replies} replies")

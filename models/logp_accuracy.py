@@ -20,6 +20,7 @@ from models.comparison_data import TokenPair, read_manifest, stream_records, tok
 from models.policy import Policy, reply_chunks
 from models.precision import filling
 from models.preference import PreferenceModel
+from models.preference_batches import chunk_cost_of
 from models.preference_curves import accuracy_entry
 from models.preference_loss import ordered_rightly
 from models.prompts import KINDS
@@ -98,6 +99,7 @@ def mean_logp_gaps(policy: Policy, pairs: Sequence[HeldOutPair], pad_id: int, ch
         chunk_tokens=chunk_tokens,
         device=policy.model.device,
         fill=filling("float32", policy.model.device),
+        chunk_cost=chunk_cost_of(policy.model),
     )
     sums = policy.read(chunks, (len(replies), width)).logps.sum(dim=1)
     means = sums / torch.tensor([len(reply) for reply in replies], device=sums.device)

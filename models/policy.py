@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.precision import EXACT, Filling, Precision, computing_in, filling
-from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
+from models.preference_batches import CHUNK_COST_CPU, chunks_with_little_padding, right_padded
 from models.trunk import goes_by_hand, states_at
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def reply_chunks(
     chunk_tokens: int,
     device: torch.device | str = "cpu",
     fill: Filling = EXACT,
+    chunk_cost: int = CHUNK_COST_CPU,
 ) -> list[ReplyChunk]:
     """The chosen rows in chunks of similar length, each of at most `chunk_tokens` tokens before it is filled up.
 
@@ -52,11 +53,12 @@ def reply_chunks(
         rows: which of them to lay out.
         width: R, the number of columns of the rollout's tensors.
         fill: how the rows and columns of a chunk are filled up.
+        chunk_cost: tokens that could be computed in the time that one more chunk takes by itself.
     """
     sequences = [[*prompts[row], *replies[row][:-1]] for row in rows]
     chunks = []
     lengths = [len(sequence) for sequence in sequences]
-    for members in chunks_with_little_padding(lengths, chunk_tokens, chunk_cost(device)):
+    for members in chunks_with_little_padding(lengths, chunk_tokens, chunk_cost):
         ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), fill, chunk_tokens)
         positions: list[int] = []
         targets: list[int] = []

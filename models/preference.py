@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from models.chat import ChatFormat, Message
 from models.comparison_data import TokenPair
 from models.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
-from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
+from models.preference_batches import chunk_cost_of, chunks_with_little_padding, right_padded
 from models.preference_offset import stored_offset
 from models.preference_trees import Tree
 from models.preference_trunk import can_pack, states_at_reads
@@ -100,7 +100,7 @@ class PreferenceModel:
         scores = [0.0] * len(sequences)
         fill = filling(self.precision, self.device)
         lengths = [len(ids) for ids in sequences]
-        for chunk in chunks_with_little_padding(lengths, self.chunk_tokens, chunk_cost(self.device)):
+        for chunk in chunks_with_little_padding(lengths, self.chunk_tokens, chunk_cost_of(self.model)):
             with computing_in(self.precision, self.device):
                 members = [sequences[i] for i in chunk]
                 padded, ends = right_padded(members, self.chat.pad_id, self.device, fill, self.chunk_tokens)

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.comparison_data import TokenPair
 from models.precision import EXACT, Filling
+from models.throughput import product_parameters
 
 # Twice the four comparisons that a dialogue has on average (arXiv:2204.05862, section 2).
 MAX_PIECE_PAIRS = 8
 
 # What one more chunk costs, in tokens that could be computed instead. CPU: 4.9 ms beside 73 µs a token, forward and
 # backward, whatever the size of the model, since weights and their gradients are read once a chunk (docs/log.md).
-# GPU: not measured; some hundred launches.
 CHUNK_COST_CPU = 64
-CHUNK_COST_GPU = 1024
+
+# On a GPU: launching a layer's operations, forward and backward, 98 (benchmarks/launches.py) of about 5 µs, in which
+# two fifths of an H200's bfloat16 peak would be computed. Assumed, not measured.
+_LAYER_LAUNCH_S = 98 * 5e-6
+_GPU_FLOPS = 4e14
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> list[int]:
@@ -116,9 +121,22 @@ def chunks_with_little_padding(lengths: Sequence[int], max_tokens: int, chunk_co
         start = ends[start]
 
 
-def chunk_cost(device: torch.device | str) -> int:
-    """What one more chunk costs on this device, in tokens."""
-    return CHUNK_COST_CPU if torch.device(device).type == "cpu" else CHUNK_COST_GPU
+def chunk_cost(device: torch.device | str, layers: int, parameters: int) -> int:
+    """What one more chunk costs on this device, in tokens that a model of this size could learn from meanwhile.
+
+    Args:
+        parameters: those that a token is multiplied with, at six operations each, forward and backward.
+    """
+    if torch.device(device).type == "cpu":
+        return CHUNK_COST_CPU
+    return round(layers * _LAYER_LAUNCH_S * _GPU_FLOPS / (6 * parameters))
+
+
+def chunk_cost_of(model: Any) -> int:
+    """`chunk_cost` of a Hugging Face model where it lies."""
+    if model.device.type == "cpu":
+        return CHUNK_COST_CPU
+    return chunk_cost(model.device, model.config.num_hidden_layers, product_parameters(model))
 
 
 def right_padded(

@@ -18,6 +18,7 @@ from models.policy import Policy, ReplyChunk, reply_chunks
 from models.ppo import reply_kl
 from models.precision import Precision, filling
 from models.preference import PreferenceModel
+from models.preference_batches import chunk_cost_of
 from models.prompts import Prompt
 from models.sampler import Completion, DecodeEngine, SamplingParams
 
@@ -117,6 +118,7 @@ class RolloutCollector:
             chunk_tokens=self.chunk_tokens,
             device=self.device,
             fill=filling(self.policy.precision, self.device),
+            chunk_cost=chunk_cost_of(self.policy.model),
         )
 
     def mask(self, completions: Sequence[Completion]) -> Tensor:

@@ -94,10 +94,10 @@ def test_parts_of_an_iteration_take_the_launches_of_their_steps():
         "learning from a chunk": 50,
         "clipping and optimiser": 3,
     }
-    found = ppo_launches(named, replies=4, minibatch=2)
+    found = ppo_launches(named, TINY, replies=4, minibatch=2)
     assert found["sample replies"] == 10 * 127  # the longest of 4 to 128 tokens, the first by the prompt
     assert found["learn: optimiser"] == 3 * 4 * 2
-    # Two texts of a minibatch are one chunk each: 1,024 tokens would be cheaper than another.
+    # Both texts of a minibatch are one chunk: so small a model computes more than they hold during its launches.
     assert found["read the policy"] == 20 * 2
     assert found["learn: forward and backward"] == 50 * 2 * 4
     assert found.keys() == ppo_costs(TINY, 4, 2).keys()

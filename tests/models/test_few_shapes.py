@@ -12,7 +12,7 @@ from models.huggingface import load_causal_lm
 from models.policy import Policy, reply_chunks, selected_logps
 from models.precision import EXACT, eighths, filling
 from models.preference import PreferenceModel, pair_scores
-from models.preference_batches import right_padded
+from models.preference_batches import chunk_cost, right_padded
 from models.preference_loss import preference_loss
 from tests.models.ppo_runs import metrics
 from tests.models.test_preference_trees import BATCH, PAD, small_model
@@ -54,6 +54,14 @@ def test_batches_are_filled_up_within_the_tokens_that_are_allowed(few):
     assert right_padded(seventeen, PAD, CPU, fill, max_tokens=100)[0].shape == (17, 48)
     assert right_padded(seventeen, PAD, CPU)[0].shape == (17, 40)
     assert few(False) == EXACT
+
+
+def test_a_chunk_costs_what_its_launches_take():
+    assert chunk_cost("cpu", 32, 6_600_000_000) == 64
+    # 32 layers · 98 · 5 µs = 15.68 ms, in which 6.272e12 operations; 6 · 6.6e9 a token: 158.4 tokens.
+    assert chunk_cost("cuda", 32, 6_600_000_000) == 158
+    # 24 layers: 4.704e12 operations, 6 · 0.5e9 a token: 1,568 tokens.
+    assert chunk_cost("cuda", 24, 500_000_000) == 1568
 
 
 def texts(count, seed=0):

@@ -15,6 +15,7 @@ from models.jobs.policy_learning import PolicyLearner
 from models.jobs.runtime import Job
 from models.jobs.train_preference_model import run as train_preference_model
 from models.policy import Policy, reply_chunks
+from models.precision import filling
 from models.preference import PreferenceModel, can_pack, pair_scores, tree_scores
 from models.preference_loss import preference_loss
 from models.preference_trees import pair_trees
@@ -51,7 +52,9 @@ def test_policy_and_critic_read_what_they_read_on_the_cpu(request, family):
         with torch.no_grad():
             critic.head.outer.weight.fill_(0.1)
         texts = {"prompts": [[5, 6, 7], [8], [9] * 40], "replies": [[9, 10], [11], [12] * 30]}
-        chunks = reply_chunks(**texts, rows=[2, 0, 1], width=30, pad_id=0, chunk_tokens=100, device=device)
+        fill = filling("float32", device)
+        chunks = reply_chunks(**texts, rows=[2, 0, 1], width=30, pad_id=0, chunk_tokens=100, device=device, fill=fill)
+        assert all((chunk.ids.shape[1] % 16 == 0) == (device == DEVICE) for chunk in chunks)
         reading = Policy(model).read(chunks, (3, 30), critic)
         read.append(torch.stack([reading.logps, reading.entropies, reading.values]).cpu())
     assert read[0].abs().sum() > 1
