@@ -28,6 +28,10 @@ _FIRST_WIDTH = 64
 # One recording at a time in a process: it begins by waiting for the whole device.
 _RECORDING = threading.Lock()
 
+# Graphs whose recording ended in an error. PyTorch's allocator goes on asking them which memory is theirs, so that they
+# must live, and whether another recording would work after one is not defined.
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
 
 def padded_rows(count: int, most: int) -> int:
     """Up to which number of rows a step of `count` rows is filled: 1, 2, 4, 8, 16, 24, 32 ... and `most`."""
@@ -53,9 +57,11 @@ class CudaGraphs:
         """Run the step, record it, and give what replays it.
 
         Raises:
-            RuntimeError: something in it cannot be recorded, or memory is short.
+            RuntimeError: something in it cannot be recorded, memory is short, or that was so before in this process.
         """
         with _RECORDING, torch.cuda.device(self.device):
+            if _FAILED:
+                raise RuntimeError("an earlier recording in this process ended in an error")
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
@@ -64,9 +70,17 @@ class CudaGraphs:
                 step()
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on allocating: another snapshot's engine, for one.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                step()
+            try:
+                # Other threads may go on allocating: another snapshot's engine, for one. The outer block brings the
+                # thread back to its own stream; the inner one leaves it on the other where recording ends in an error.
+                with (
+                    torch.cuda.stream(current),
+                    torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+                ):
+                    step()
+            except RuntimeError:
+                _FAILED.append(graph)
+                raise
         return graph.replay
 
 

@@ -1,6 +1,8 @@
 """The trainers on a GPU, with the CPU as the oracle: `pytest tests/models/test_gpu.py`. Skipped without one."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,6 @@ from models.preference_loss import preference_loss
 from models.preference_trees import pair_trees
 from models.rollout import SAMPLER_BOUNDS
 from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_llama import LlamaDecoder
 from models.throughput import peak_flops
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 from tests.models.test_preference_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
@@ -113,22 +114,44 @@ def test_recorded_steps_draw_what_plain_ones_draw(request, capsys, family, preci
     assert "note:" not in capsys.readouterr().err
 
 
-def test_a_step_that_cannot_be_recorded_leaves_the_gpu_working(policy_dir, monkeypatch, capsys):
-    chat = ChatFormat.load(policy_dir)
-    model = load_causal_lm(policy_dir, device=DEVICE)
-    expected = DecodeEngine(model, chat.eos_id, 8, graphs=False).generate([[5, 6]] * 4, SamplingParams(8, seed=1))
-    plain_step = LlamaDecoder.step
+CANNOT_RECORD = """
+import sys
 
-    def asks_for_a_number(self, *args, **more):
-        logits = plain_step(self, *args, **more)
-        assert float(logits.sum()) != 0.0
-        return logits
+import torch
 
-    monkeypatch.setattr(LlamaDecoder, "step", asks_for_a_number)
-    engine = DecodeEngine(model, chat.eos_id, 8)
-    assert [r.ids for r in engine.generate([[5, 6]] * 4, SamplingParams(8, seed=1))] == [r.ids for r in expected]
-    assert capsys.readouterr().err.count("could not be recorded") == 1
-    assert torch.ones(3, device=DEVICE).sum().item() == 3
+from models.huggingface import load_causal_lm
+from models.sampler import DecodeEngine, SamplingParams
+from models.sampler_llama import LlamaDecoder
+
+device = torch.device(sys.argv[2])
+model = load_causal_lm(sys.argv[1], device=device)
+prompts, params = [[5, 6]] * 4, SamplingParams(8, seed=1)
+expected = DecodeEngine(model, -1, 8, graphs=False).generate(prompts, params)
+plain_step, stream = LlamaDecoder.step, torch.cuda.current_stream()
+
+
+def asks_for_a_number(self, *args, **more):
+    logits = plain_step(self, *args, **more)
+    assert float(logits.sum()) != 0.0
+    return logits
+
+
+LlamaDecoder.step = asks_for_a_number
+for _ in range(2):  # the second engine does not try
+    replies = DecodeEngine(model, -1, 8).generate(prompts, params)
+    assert [reply.ids for reply in replies] == [reply.ids for reply in expected]
+assert torch.cuda.current_stream() == stream
+assert torch.rand(3, device=device).max().item() < 1
+"""
+
+
+def test_a_step_that_cannot_be_recorded_leaves_the_gpu_working(policy_dir):
+    # In a process of its own: nothing is recorded any more after a recording that failed.
+    command = [sys.executable, "-c", CANNOT_RECORD, str(policy_dir), DEVICE.type]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("could not be recorded") == 2
+    assert ended.stderr.count("an earlier recording in this process") == 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
