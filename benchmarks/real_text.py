@@ -127,7 +127,7 @@ def configuration(name: str, data: Path) -> Numbers:
         # The development files are pinned; of the training files hardly anything is held out beside them.
         "comparisons": {"held_out_fraction": 0.001},
         "preference_model": {"max_tokens": 512, "batch_pairs": 32, "learning_rate": size.preference_model_rate},
-        # What helpful raters like may be carried over to the few harmless pairs; the page tells it. A model trained from
+        # What helpful raters like may be carried over to the few harmless pairs; the page tells it. A model from
         # scratch knows no common sense to be asked about.
         "orientation": {"contradicting_source": "report", "shipped": False},
         "ppo": {
