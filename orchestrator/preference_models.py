@@ -96,6 +96,9 @@ def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
             rows.append((name, found["notes"].get(coefficient, "not identifiable")))
             continue
         gain, accuracy = forecast["gain"], forecast["accuracy"]
+        if accuracy["ci"][0] <= 0 and accuracy["ci"][1] >= 1:
+            rows.append((name, f"can't be said yet: any accuracy from 0 to 1 is possible, by {found['source']}"))
+            continue
         shown = f"{_signed(gain['value'])} [{_signed(gain['ci'][0])}, {_signed(gain['ci'][1])}] accuracy"
         shown += f", to {accuracy['value']:.3f} [{accuracy['ci'][0]:.3f}, {accuracy['ci'][1]:.3f}]"
         poor = (found["scatter"] or 0) > 4

@@ -83,6 +83,19 @@ def test_the_report_tells_the_gain_and_why_there_is_none(session: Session):
     assert scaling_rows(None) == []
 
 
+def test_the_report_gives_no_forecast_from_which_anything_is_possible(session: Session):
+    for number in (500, 1000):
+        add_model(session, number)
+    found = scaling(session, add_model(session, 2000))
+    assert found is not None
+    forecast = found["forecast"]["twice_the_comparisons"]["accuracy"]
+    forecast["ci"] = [-2.462, 3.557]
+    said = "can't be said yet: any accuracy from 0 to 1 is possible, by the preference models of the ledger"
+    assert dict(scaling_rows(found))["Twice the comparisons"] == said
+    forecast["ci"] = [0.1, 3.557]
+    assert ", to 0.649 [0.100, 3.557]" in dict(scaling_rows(found))["Twice the comparisons"]
+
+
 def test_models_that_differ_in_more_than_size_and_comparisons_do_not_change_the_fit(session: Session):
     # Half of an old row's settings are missing; they had their defaults. A tuned learning rate is no difference.
     given: dict[str, Any] = {"cycle": add_cycle(session, "promoted"), "initial": add_artifact(session)}
