@@ -10,6 +10,7 @@ Read next: `models/preference_trunk.py`, `models/causal_attention.py`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -117,17 +118,31 @@ class TreeAttention:
         )
         attended = []
         for tree, heads in enumerate(zip(q_trees, k_trees, v_trees, strict=True)):
-            ends, spans = self._ends[tree], self._spans[tree]
             if at_reads:
-                attended.append(_fused(*heads, visibility(ends, torch.tensor(self._trees[tree].reads))))
+                attended.append(_fused(*heads, self._read_masks[tree]))
                 continue
+            spans = self._spans[tree]
             q_spans = heads[0].split([span.end - span.start for span in spans], dim=2)
             k_spans, v_spans = (_SeenBySpans.apply(x, spans) for x in heads[1:])  # type: ignore[no-untyped-call]
-            for span, mine, keys, values in zip(spans, q_spans, k_spans, v_spans, strict=True):
-                own = torch.arange(span.start, span.end)
-                mask = visibility(ends, own, torch.cat((torch.arange(span.seen), own))) if span.start else None
-                attended.append(_fused(mine, keys, values, mask))
+            for parts in zip(q_spans, k_spans, v_spans, self._span_masks[tree], strict=True):
+                attended.append(_fused(*parts))
         return torch.cat(attended, dim=2)[0].transpose(0, 1).flatten(1)
+
+    @functools.cached_property
+    def _read_masks(self) -> list[Tensor]:
+        return [visibility(ends, torch.tensor(tree.reads)) for tree, ends in zip(self._trees, self._ends, strict=True)]
+
+    @functools.cached_property
+    def _span_masks(self) -> list[list[Tensor | None]]:
+        return [
+            [_mask_of(ends, span) if span.start else None for span in spans]
+            for ends, spans in zip(self._ends, self._spans, strict=True)
+        ]
+
+
+def _mask_of(subtree_ends: Tensor, span: Span) -> Tensor:
+    own = torch.arange(span.start, span.end)
+    return visibility(subtree_ends, own, torch.cat((torch.arange(span.seen), own)))
 
 
 class _Block(NamedTuple):
