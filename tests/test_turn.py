@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from db.session import make_engine
 from flows.cycle import turn
 from flows.reporting import reported_if_stopped
 from flows.running import InProcess, Outcome
+from orchestrator import stage as stage_module
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import ArtifactError, CycleError, JobFailed
@@ -68,6 +70,19 @@ def instance(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.delenv("ORCHESTRATOR_POLICY_URL", raising=False)
     return database_url
+
+
+def let_training_die(monkeypatch: pytest.MonkeyPatch, message: str) -> Callable[[], None]:
+    """End PPO's job with this message, and run every other; gives what lets it live again."""
+    real = stage_module.run_job
+
+    def run(name: str, **rest: Any) -> Any:
+        if name == "train_policy":
+            raise JobFailed(message)
+        return real(name, **rest)
+
+    monkeypatch.setattr(stage_module, "run_job", run)
+    return lambda: monkeypatch.setattr(stage_module, "run_job", real)
 
 
 def bring(url: str, file: Path, *, question: str = "helpful", held_out: bool = False) -> None:
@@ -207,23 +222,16 @@ def test_labels_turned_round_everywhere_stop_a_cycle_that_says_nothing_of_orient
 
 
 def test_a_cycle_that_a_crash_ends_late_and_then_a_check_is_reported_both_times(instance, home, tmp_path, monkeypatch):
-    from orchestrator import stage as stage_module
-
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
     config = configuration(write_llama(tmp_path / "model", template=None))
-    real = stage_module.run_job
-
-    def failing(name: str, **rest: Any) -> Any:
-        if name == "train_policy":
-            raise JobFailed("Job train_policy was ended by SIGKILL. The end of its log:\nppo 1 of 2\n```\nppo 2 of 2")
-        return real(name, **rest)
-
     said: list[str] = []
-    monkeypatch.setattr(stage_module, "run_job", failing)
+    revive = let_training_die(
+        monkeypatch, "Job train_policy was ended by SIGKILL. The end of its log:\nppo 1 of 2\n```\nppo 2 of 2"
+    )
     with pytest.raises(JobFailed, match="ended by SIGKILL"):
         take_turn(config, said)
-    monkeypatch.setattr(stage_module, "run_job", real)
+    revive()
     reason = "**Stopped** at `train_policy` by a crash (JobFailed): Job train_policy was ended by SIGKILL. The end of"
     # A fence within the log does not end the one around it.
     assert f"{reason} its log:\n\n```\nppo 1 of 2\n'''\nppo 2 of 2\n```\n\n- Kept: the live policy" in said[-1]
@@ -314,24 +322,15 @@ def test_identical_weights_are_refused_by_name_and_the_live_policy_stays(instanc
 
 @pytest.mark.slow
 def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_path, monkeypatch):
-    from orchestrator import stage as stage_module
-
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
     config = configuration(write_llama(tmp_path / "model", template=None))
-    real = stage_module.run_job
-
-    def failing(name: str, **rest: Any) -> Any:
-        if name == "train_policy":
-            raise JobFailed("Job train_policy was ended by SIGKILL.")
-        return real(name, **rest)
-
-    monkeypatch.setattr(stage_module, "run_job", failing)
+    revive = let_training_die(monkeypatch, "Job train_policy was ended by SIGKILL.")
     with pytest.raises(JobFailed):
         take_turn(config)
     # What arrives now belongs to the next cycle: the cut-off is kept.
     bring(instance, write_comparisons(tmp_path / "late.jsonl", 5000, 25))
-    monkeypatch.setattr(stage_module, "run_job", real)
+    revive()
     take_turn(config)
 
     (cycle,) = rows(instance, t.Cycle)
