@@ -153,20 +153,24 @@ def _child(node: _Node, ids: array[int], start: int) -> _Node | None:
     return next((child for child in node.children if child.ids[0] == ids[start]), None)
 
 
-def pair_trees(pairs: Sequence[TokenPair], hidden_size: int, max_tokens: int) -> list[Tree]:
-    """The trees of a batch: pairs of one dialogue share a tree where that is cheaper than a tree each.
+def pair_trees(pairs: Sequence[TokenPair], max_tokens: int, *, hidden_size: int | None = None) -> list[Tree]:
+    """The trees of a batch: pairs of one dialogue share a tree of at most `max_tokens` wherever they share an id.
 
-    Sharing s ids saves their way through the layers, about 8 · hidden_size operations an id beside those of
-    attention; it costs attention from the n new tokens to all T of the tree and back, masked but computed. So a pair
-    joins its dialogue's tree when s · (8 · hidden_size + s) > 2 · n · T, and when the tree stays within `max_tokens`.
     Trees come in the order of their first pair; every pair is in exactly one.
+
+    Args:
+        hidden_size: of the model, where attention computes every token against its whole tree and then hides most of
+            it (`TreeAttention.hides`). Sharing s ids saves their way through the layers, about 8 · hidden_size
+            operations an id beside those of attention, and costs attention from the n new tokens to all T of the tree
+            and back; so a pair then joins when s · (8 · hidden_size + s) > 2 · n · T. Where attention leaves out what
+            a token does not see, sharing costs nothing.
     """
     trees: list[tuple[_Trie, list[int]]] = []
     open_tree: dict[int, int] = {}
     for i, pair in enumerate(pairs):
         sides = (pair.prefix_ids + pair.better_ids, pair.prefix_ids + pair.worse_ids)
         index = open_tree.get(pair.dialogue) if pair.dialogue is not None else None
-        if index is not None and not _worth_joining(trees[index][0], pair, sides, hidden_size, max_tokens):
+        if index is not None and not _worth_joining(trees[index][0], pair, sides, max_tokens, hidden_size):
             index = None
         if index is None:
             index = len(trees)
@@ -181,12 +185,14 @@ def pair_trees(pairs: Sequence[TokenPair], hidden_size: int, max_tokens: int) ->
 
 
 def _worth_joining(
-    trie: _Trie, pair: TokenPair, sides: tuple[array[int], array[int]], hidden_size: int, max_tokens: int
+    trie: _Trie, pair: TokenPair, sides: tuple[array[int], array[int]], max_tokens: int, hidden_size: int | None
 ) -> bool:
     shared = max(trie.shared(side) for side in sides)
     new = len(pair.prefix_ids) + len(pair.better_ids) + len(pair.worse_ids) - shared
     total = trie.num_tokens
-    return total + new <= max_tokens and shared * (8 * hidden_size + shared) > 2 * new * total
+    if total + new > max_tokens or not shared:
+        return False
+    return hidden_size is None or shared * (8 * hidden_size + shared) > 2 * new * total
 
 
 def chunks_by_tokens(trees: Sequence[Tree], max_tokens: int) -> Iterator[list[Tree]]:

@@ -43,12 +43,17 @@ class TreeAttention:
         self._lengths = [len(tree) for tree in trees]
         self._num_reads = [len(tree.reads) for tree in trees]
         self._ends = [torch.frombuffer(tree.subtree_ends, dtype=torch.int32) for tree in trees]
-        self._padded = device.type not in CALLS_ARE_CHEAP_ON
+        self._padded = self.hides(device)
         if self._padded:
             self._make_rows(device)
         else:
             self._spans = [tree.spans() for tree in trees]
             self._made: dict[bool, list[_Block]] = {}
+
+    @staticmethod
+    def hides(device: torch.device) -> bool:
+        """Whether it computes what a token does not see, and hides it, instead of leaving it out."""
+        return device.type not in CALLS_ARE_CHEAP_ON
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, at_reads: bool) -> Tensor:
         """Attended values, (M, H·d) with `at_reads`, else (N, H·d).

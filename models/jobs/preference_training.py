@@ -22,6 +22,7 @@ from models.preference_loss import preference_loss, question_weights
 from models.preference_settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, PreferenceModelSettings
 from models.preference_targets import soft_targets
 from models.preference_trees import chunks_by_tokens, pair_trees
+from models.tree_attention import TreeAttention
 
 
 class Training:
@@ -50,7 +51,11 @@ class Training:
         self._order: tuple[int, list[int]] | None = None  # of the epoch that is being visited
         self.tokens_computed = 0
         self.optimiser = torch.optim.AdamW(
-            parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS
+            parameter_groups(model, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+            fused=True,
         )
 
     def run(self) -> float:
@@ -121,7 +126,8 @@ class Training:
         model, device = self.model, self.job.device
         precision = self.settings.precision
         if self.packed:
-            trees = pair_trees(pairs, model.config.hidden_size, self.chunk_tokens)
+            hidden_size = model.config.hidden_size if TreeAttention.hides(device) else None
+            trees = pair_trees(pairs, self.chunk_tokens, hidden_size=hidden_size)
             # Half of it at once is as fast and holds half the activations; a tree may be larger.
             for chunk in chunks_by_tokens(trees, self.chunk_tokens // 2):
                 self.tokens_computed += sum(len(tree) for tree in chunk)

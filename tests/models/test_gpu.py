@@ -161,7 +161,7 @@ def test_trees_have_the_scores_and_gradients_of_plain_sequences_on_the_cpu(name)
         model = small_model(name).to(device)
         assert can_pack(model.config)
         if device == DEVICE:
-            trees = pair_trees(BATCH, HIDDEN, NO_LIMIT)
+            trees = pair_trees(BATCH, NO_LIMIT, hidden_size=HIDDEN)
             back = torch.tensor([i for tree in trees for i in tree.pairs], device=device).argsort()
             better, worse = (scores[back] for scores in tree_scores(model, trees, device))
         else:

@@ -126,7 +126,7 @@ def test_gradients_of_a_preference_model_in_bfloat16_are_those_of_float32_within
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     pairs = comparisons()
-    trees = pair_trees(pairs, model.config.hidden_size, 10_000)
+    trees = pair_trees(pairs, 10_000)
     order = [i for tree in trees for i in tree.pairs]
 
     def gradients(precision, packed):

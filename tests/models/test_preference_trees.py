@@ -115,7 +115,7 @@ def small_model(name: str):
 
 def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores in the order of the pairs, computed as trees."""
-    trees = pair_trees(pairs, HIDDEN, NO_LIMIT)
+    trees = pair_trees(pairs, NO_LIMIT)
     better, worse = tree_scores(model, trees, CPU)
     back = torch.tensor([i for tree in trees for i in tree.pairs]).argsort()
     return better[back], worse[back]
@@ -130,7 +130,7 @@ def test_scores_and_gradients_equal_those_of_separate_sequences(name, way, monke
         monkeypatch.setattr(tree_attention, "CALLS_ARE_CHEAP_ON", ())
     model = small_model(name)
     assert can_pack(model.config)
-    trees = pair_trees(BATCH, HIDDEN, NO_LIMIT)
+    trees = pair_trees(BATCH, NO_LIMIT)
     assert len(trees) < len(BATCH)
     assert any(len(tree.spans()) > 2 for tree in trees)
     gradients, scores = [], []
@@ -155,7 +155,7 @@ def test_lines_have_few_lengths_in_half_precision():
     for layer, seen in zip(model.base_model.layers, lengths, strict=True):
         layer.mlp.register_forward_hook(lambda _module, args, _output, seen=seen: seen.add(len(args[0])))
     for count in range(1, len(BATCH) + 1):
-        trees = pair_trees(BATCH[:count], HIDDEN, NO_LIMIT)
+        trees = pair_trees(BATCH[:count], NO_LIMIT)
         with torch.autocast("cpu", torch.bfloat16):
             better, worse = tree_scores(model, trees, CPU)
         assert len(better) == len(worse) == count
@@ -173,7 +173,7 @@ def test_a_side_cannot_see_the_other():
 
 def test_a_pair_by_hand():
     # [5 | 8 7 2 | 9 2]: the longer side first; positions 0 | 1 2 3 | 1 2; scores read at 5 (better) and 3 (worse).
-    (tree,) = pair_trees([pair([5], [9, 2], [8, 7, 2])], HIDDEN, NO_LIMIT)
+    (tree,) = pair_trees([pair([5], [9, 2], [8, 7, 2])], NO_LIMIT)
     assert tree.ids.tolist() == [5, 8, 7, 2, 9, 2]
     assert tree.positions.tolist() == [0, 1, 2, 3, 1, 2]
     assert tree.subtree_ends.tolist() == [6, 4, 4, 4, 6, 6]
@@ -193,7 +193,7 @@ def test_a_dialogue_by_hand():
     # Turn 1: prompt 5, picked 6 7, other 8. Turn 2: prompt 9, picked 10 11 12, other 13. End of context: 2.
     first = sides([5, 6, 7, 2], [5, 8, 2], dialogue=1)
     second = sides([5, 6, 7, 9, 13, 2], [5, 6, 7, 9, 10, 11, 12, 2], dialogue=1)
-    (tree,) = pair_trees([first, second], HIDDEN, NO_LIMIT)
+    (tree,) = pair_trees([first, second], NO_LIMIT)
     # Path 5 6 7 9 10 11 12 2, then the branches from the deepest fork up: 13 2 after 9; 2 after 7; 8 2 after 5.
     assert tree.ids.tolist() == [5, 6, 7, 9, 10, 11, 12, 2, 13, 2, 2, 8, 2]
     assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 3, 1, 2]
@@ -207,7 +207,7 @@ def test_a_dialogue_by_hand():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_token_sees_what_stood_before_it_in_its_own_sequence(seed):
     pairs = [*dialogue(1, turns=5, seed=seed), *dialogue(2, turns=2, seed=seed)]
-    for tree in pair_trees(pairs, HIDDEN, NO_LIMIT):
+    for tree in pair_trees(pairs, NO_LIMIT):
         sees = visibility(torch.tensor(tree.subtree_ends.tolist())) == 0
         for member, better, worse in zip(tree.pairs, tree.better_ends, tree.worse_ends, strict=True):
             for end, side in ((better, pairs[member].better_ids), (worse, pairs[member].worse_ids)):
@@ -223,18 +223,28 @@ def test_a_token_sees_what_stood_before_it_in_its_own_sequence(seed):
             assert not hidden_outside.any()
 
 
-def test_pairs_join_only_where_sharing_is_cheaper():
+def test_pairs_of_a_dialogue_join_where_they_share_an_id():
+    first, second = sides([5, 6, 7, 2], [5, 8, 2], 1), sides([5, 6, 7, 2], [5, 6, 9, 2], 1)
+    assert len(pair_trees([first, second], NO_LIMIT)) == 1
+    # The same with nothing known of the dialogue, with another dialogue, with no room: 6 + 2 new tokens.
+    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2])], NO_LIMIT)) == 2
+    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2], 2)], NO_LIMIT)) == 2
+    assert len(pair_trees([first, second], max_tokens=8)) == 1
+    assert len(pair_trees([first, second], max_tokens=7)) == 2
+    # One shared id of 1 + 2 · 21 and no shared id of as many.
+    long = [sides([5, *[n] * 20, 2], [5, *[n + 1] * 20, 2], 1) for n in (6, 8)]
+    assert [len(tree) for tree in pair_trees(long, NO_LIMIT)] == [43 + 42]
+    other = sides([4, *[6] * 20, 2], [4, *[7] * 20, 2], 1)
+    assert [len(tree) for tree in pair_trees([long[0], other], NO_LIMIT)] == [43, 43]
+
+
+def test_where_attention_hides_pairs_join_only_where_sharing_is_cheaper():
     # The second turn shares 3 ids of its 3 + 1 + 2: 3 · (8 · 32 + 3) = 777 against 2 · 3 new · 6 in the tree = 36.
     first, second = sides([5, 6, 7, 2], [5, 8, 2], 1), sides([5, 6, 7, 2], [5, 6, 9, 2], 1)
-    assert len(pair_trees([first, second], HIDDEN, NO_LIMIT)) == 1
-    # The same with nothing known of the dialogue, with another dialogue, with no room: 6 + 2 new tokens.
-    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2])], HIDDEN, NO_LIMIT)) == 2
-    assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2], 2)], HIDDEN, NO_LIMIT)) == 2
-    assert len(pair_trees([first, second], HIDDEN, max_tokens=8)) == 1
-    assert len(pair_trees([first, second], HIDDEN, max_tokens=7)) == 2
+    assert len(pair_trees([first, second], NO_LIMIT, hidden_size=HIDDEN)) == 1
     # One shared id and two long replies: 1 · (8 · 32 + 1) = 257 against 2 · 42 new · 43 = 3,612.
     long = [sides([5, *[n] * 20, 2], [5, *[n + 1] * 20, 2], 1) for n in (6, 8)]
-    assert [len(tree) for tree in pair_trees(long, HIDDEN, NO_LIMIT)] == [43, 43]
+    assert [len(tree) for tree in pair_trees(long, NO_LIMIT, hidden_size=HIDDEN)] == [43, 43]
 
 
 def test_chunks_by_tokens_by_hand():

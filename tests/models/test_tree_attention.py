@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_preference_trees import BATCH, HIDDEN, NO_LIMIT, SINGLES, dialogue, pair
+from test_preference_trees import BATCH, NO_LIMIT, SINGLES, dialogue, pair
 
 from models import tree_attention
 from models.preference_trees import Tree, pair_trees, visibility
@@ -13,9 +13,9 @@ from models.tree_attention import TreeAttention
 CPU = torch.device("cpu")
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 TREES = {
-    "dialogues and pairs": lambda: pair_trees(BATCH, HIDDEN, NO_LIMIT),
-    "one pair": lambda: pair_trees(SINGLES[:1], HIDDEN, NO_LIMIT),
-    "a long dialogue": lambda: pair_trees(dialogue(5, turns=12), HIDDEN, NO_LIMIT),
+    "dialogues and pairs": lambda: pair_trees(BATCH, NO_LIMIT),
+    "one pair": lambda: pair_trees(SINGLES[:1], NO_LIMIT),
+    "a long dialogue": lambda: pair_trees(dialogue(5, turns=12), NO_LIMIT),
 }
 HEADS = {"as many keys as queries": (4, 4), "two queries a key": (4, 2), "one key": (3, 1)}
 
@@ -67,7 +67,7 @@ def test_blocks_are_the_sum_written_out_with_its_gradients(name, heads, at_reads
 
 @pytest.mark.parametrize("at_reads", [False, True], ids=["tokens", "reads"])
 def test_gradients_agree_with_finite_differences(at_reads):
-    trees = pair_trees([pair([5, 6], [9, 2], [8, 7, 2]), SINGLES[0]], HIDDEN, NO_LIMIT)
+    trees = pair_trees([pair([5, 6], [9, 2], [8, 7, 2]), SINGLES[0]], NO_LIMIT)
     inputs, _ = drawn(trees, (2, 1), at_reads, torch.float64)
     attention = TreeAttention(trees, CPU)
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, at_reads=at_reads), inputs)
@@ -75,7 +75,7 @@ def test_gradients_agree_with_finite_differences(at_reads):
 
 def test_equal_scores_average_what_is_seen_by_hand():
     # [5 | 8 7 2 | 9 2]: tokens 0 to 3 are the path, 4 and 5 the branch after token 0 (test_a_pair_by_hand).
-    trees = pair_trees([pair([5], [9, 2], [8, 7, 2])], HIDDEN, NO_LIMIT)
+    trees = pair_trees([pair([5], [9, 2], [8, 7, 2])], NO_LIMIT)
     values = torch.tensor([6.0, 12.0, 0.0, 2.0, 4.0, 5.0])[:, None, None]
     q, k = torch.zeros(6, 1, 1), torch.zeros(6, 1, 1)
     attention = TreeAttention(trees, CPU)
@@ -129,7 +129,7 @@ def test_half_precision_goes_span_by_span_and_stays_within_its_rounding(heads, a
 def test_memory_for_the_backward_grows_linearly_beyond_the_kept_keys():
     def kept(length: int) -> int:
         ids = list(range(3, 3 + length))
-        trees = pair_trees([pair(ids, [1, 2], [2])], HIDDEN, NO_LIMIT)
+        trees = pair_trees([pair(ids, [1, 2], [2])], NO_LIMIT)
         inputs, _ = drawn(trees, (1, 1), at_reads=False)
         numbers = 0
 
