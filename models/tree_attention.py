@@ -87,7 +87,7 @@ class TreeAttention:
         return self._made[at_reads]
 
     def _token_blocks(self) -> Iterator[_Block]:
-        triangle = visibility(torch.full((QUERIES,), QUERIES))
+        triangle = _triangle(QUERIES)
         offset = 0
         for tree, ends, spans in zip(self._trees, self._ends, self._spans, strict=True):
             for span in spans:
@@ -145,6 +145,11 @@ class TreeAttention:
         ]
 
 
+@functools.cache
+def _triangle(size: int) -> Tensor:
+    return visibility(torch.full((size,), size))
+
+
 def _mask_of(subtree_ends: Tensor, span: Span) -> Tensor:
     own = torch.arange(span.start, span.end)
     return visibility(subtree_ends, own, torch.cat((torch.arange(span.seen), own)))
@@ -177,48 +182,63 @@ class _ByHand(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[_Block]) -> Tensor:
         # Scaled here once instead of every score.
         q = q * q.shape[-1] ** -0.5
-        attended = torch.zeros_like(q)
-        kept = []
-        for block in blocks:
+        kept, attended = [], []
+        for block, queries in zip(blocks, _by_block(q, k, blocks), strict=True):
             keys, values = _met(k, block), _met(v, block)
-            for mine, out in zip(_heads(q, k, block), _heads(attended, k, block), strict=True):
+            keys = keys.transpose(1, 2)
+            for mine in queries:
                 weights = _weights(mine, keys, block.mask)
-                # Into memory of its own: with gaps in the result PyTorch calls a product a head.
-                out.copy_(torch.bmm(weights, values))
+                attended.append(torch.bmm(weights, values))
                 if _is_kept(block):
                     kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.blocks = blocks
-        return attended.flatten(1)
+        return _in_line(attended, q, k).flatten(1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *kept = ctx.saved_tensors
+        blocks = ctx.blocks
         dout = gradient.reshape(q.shape)
-        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         remembered = iter(kept)
-        for block in ctx.blocks:
+        dqs = []
+        for block, queries, douts in zip(blocks, _by_block(q, k, blocks), _by_block(dout, k, blocks), strict=True):
             keys, values = _met(k, block), _met(v, block)
+            values = values.transpose(1, 2)
             dkeys, dvalues = _Gathered(dk, block), _Gathered(dv, block)
-            for mine, dmine, rows in zip(*(_heads(x, k, block) for x in (q, dq, dout)), strict=True):
-                weights = next(remembered) if _is_kept(block) else _weights(mine, keys, block.mask)
+            for mine, rows in zip(queries, douts, strict=True):
+                weights = next(remembered) if _is_kept(block) else _weights(mine, keys.transpose(1, 2), block.mask)
                 dvalues.add(weights, rows)
-                dweights = torch.bmm(rows, values.transpose(1, 2))
+                dweights = torch.bmm(rows, values)
                 dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype, grad_input=dweights)
-                dmine.copy_(torch.bmm(dscores, keys))
+                dqs.append(torch.bmm(dscores, keys))
                 dkeys.add(dscores, mine)
             dkeys.scatter()
             dvalues.scatter()
-        return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None
+        return _in_line(dqs, q, k).mul_(q.shape[-1] ** -0.5), dk, dv, None
 
 
-def _heads(x: Tensor, k: Tensor, block: _Block) -> Sequence[Tensor]:
-    """K×M×d views of the block's queries, one for each query head of a key-value head."""
-    rows = x[block.queries]
+def _by_block(x: Tensor, k: Tensor, blocks: Sequence[_Block]) -> Iterator[Sequence[Tensor]]:
+    """K×M×d views of the queries of each block, one for each query head of a key-value head."""
+    sizes = [block.queries.stop - block.queries.start for block in blocks]
+    x = x[: sum(sizes)]
     if x.shape[1] == k.shape[1]:
-        return (rows.transpose(0, 1),)
-    return rows.unflatten(1, (k.shape[1], -1)).permute(2, 1, 0, 3).unbind()
+        return ((rows,) for rows in x.transpose(0, 1).split(sizes, 1))
+    grouped = x.unflatten(1, (k.shape[1], -1)).permute(2, 1, 0, 3)
+    return (rows.unbind() for rows in grouped.split(sizes, 2))
+
+
+def _in_line(parts: list[Tensor], q: Tensor, k: Tensor) -> Tensor:
+    """N×H×d of what `_by_block` cuts, as K×M×d tensors one after the other."""
+    groups = q.shape[1] // k.shape[1]
+    if groups == 1:
+        line = torch.cat([part.transpose(0, 1) for part in parts])
+    else:
+        line = torch.cat([torch.stack(parts[i : i + groups]).permute(2, 1, 0, 3) for i in range(0, len(parts), groups)])
+        line = line.flatten(1, 2)
+    return line if len(line) == len(q) else F.pad(line, (0, 0, 0, 0, 0, len(q) - len(line)))
 
 
 def _met(x: Tensor, block: _Block) -> Tensor:
@@ -229,8 +249,8 @@ def _met(x: Tensor, block: _Block) -> Tensor:
 
 
 def _weights(q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """K×M×S attention weights of scaled queries K×M×d."""
-    scores = torch.bmm(q, keys.transpose(1, 2))
+    """K×M×S attention weights of scaled queries K×M×d for keys K×d×S."""
+    scores = torch.bmm(q, keys)
     scores[:, :, scores.shape[2] - mask.shape[1] :].add_(mask)
     return torch.softmax(scores, dim=-1, out=scores)
 
