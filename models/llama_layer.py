@@ -126,18 +126,27 @@ class _QueriesKeysValues(torch.autograd.Function):
         weights, a, b = (q_weight, k_weight, v_weight), (q_a, k_a, v_a), (q_b, k_b, v_b)
         ctx.save_for_backward(h, scale, norm, turn_back, at, *weights, *a, *b)
         ctx.head_dim, ctx.scales = head_dim, scales
-        q_matrix, kv_matrix = _attention_matrices(weights, a, b, scales, head_dim)
-        q = (h if at is None else h[at]) @ q_matrix.mul_(norm).t()
-        kv = h @ kv_matrix.mul_(norm).t()
+        matrix = _attention_matrix(weights, a, b, scales, head_dim).mul_(norm)
+        num_q, num_k = len(q_weight), len(k_weight)
+        if at is None:
+            product = h @ matrix.t()
+            q, kv = product[:, :num_q], product[:, num_q:]
+        else:
+            q, kv = h[at] @ matrix[:num_q].t(), h @ matrix[num_q:].t()
         if q_bias is not None:
             q += _side_by_side(q_bias[:, None], head_dim)[:, 0]
         if k_bias is not None:
-            kv[:, : len(k_weight)] += _side_by_side(k_bias[:, None], head_dim)[:, 0]
+            kv[:, :num_k] += _side_by_side(k_bias[:, None], head_dim)[:, 0]
         if v_bias is not None:
-            kv[:, len(k_weight) :] += v_bias
+            kv[:, num_k:] += v_bias
+        if at is None:
+            heads = product.view(len(product), -1, head_dim)
+            _complex(heads[:, : (num_q + num_k) // head_dim]).mul_(turn)
+            q, k, v = heads.split([num_q // head_dim, num_k // head_dim, len(v_weight) // head_dim], dim=1)
+            return q, k, v
         q = q.view(len(q), -1, head_dim)
-        k, v = kv.view(len(kv), -1, head_dim).split([len(k_weight) // head_dim, len(v_weight) // head_dim], dim=1)
-        _complex(q).mul_(turn if at is None else turn[at])
+        k, v = kv.view(len(kv), -1, head_dim).split([num_k // head_dim, len(v_weight) // head_dim], dim=1)
+        _complex(q).mul_(turn[at])
         _complex(k).mul_(turn)
         return q, k, v
 
@@ -147,38 +156,49 @@ class _QueriesKeysValues(torch.autograd.Function):
         h, scale, norm, turn_back, at, *rest = ctx.saved_tensors
         weights, a, b = rest[:3], rest[3:6], rest[6:]
         x_learns, norm_learns, _, q_learns, k_learns, v_learns, q_bias, k_bias, v_bias, *_ = ctx.needs_input_grad
-        scales, num_k, num_v = ctx.scales, len(weights[1]), len(weights[2])
-        dq = torch.view_as_real(_complex(dq) * (turn_back if at is None else turn_back[at])).flatten(1)
-        dkv = dq.new_empty(len(dk), num_k + num_v)
-        dk_part, dv_part = dkv.view(len(dk), -1, ctx.head_dim).split([dk.shape[1], dv.shape[1]], dim=1)
+        num_q, num_k, num_v = map(len, weights)
+        # Gradients of the products side by side; of queries too where they were computed for all tokens.
+        line = dk.new_empty(len(dk), (num_q if at is None else 0) + num_k + num_v)
+        dkv = line[:, -num_k - num_v :]
+        dk_part, dv_part = dkv.unflatten(1, (-1, ctx.head_dim)).split([dk.shape[1], dv.shape[1]], dim=1)
         torch.mul(_complex(dk), turn_back, out=_complex(dk_part))
         dv_part.copy_(dv)
-        h_q = h if at is None else h[at]
-        q_sided, k_sided = (None if x is None else _side_by_side(x, ctx.head_dim) for x in b[:2])
-        q_da, q_db = _low_rank_gradients(h_q, norm, (dq,), a[:1], (q_sided,), scales[:1])
-        kv_da, kv_db = _low_rank_gradients(h, norm, dkv.split([num_k, num_v], 1), a[1:], (k_sided, b[2]), scales[1:])
-        q_product = dq.t() @ h_q if norm_learns or q_learns else None
-        kv_product = dkv.t() @ h if norm_learns or k_learns or v_learns else None
+        if at is None:
+            h_q = h
+            dq_part = line[:, :num_q].unflatten(1, (-1, ctx.head_dim))
+            torch.mul(_complex(dq), turn_back, out=_complex(dq_part))
+            dq = line[:, :num_q]
+        else:
+            h_q = h[at]
+            dq = torch.view_as_real(_complex(dq) * turn_back[at]).flatten(1)
+        b_sided = [*(None if x is None else _side_by_side(x, ctx.head_dim) for x in b[:2]), b[2]]
+        q_da, q_db = _low_rank_gradients(h_q, norm, (dq,), a[:1], b_sided[:1], ctx.scales[:1])
+        kv_da, kv_db = _low_rank_gradients(h, norm, dkv.split([num_k, num_v], 1), a[1:], b_sided[1:], ctx.scales[1:])
+        product = None
+        if norm_learns or q_learns or k_learns or v_learns:
+            product = line.t() @ h if at is None else torch.cat((dq.t() @ h_q, dkv.t() @ h))
         dnorm, dx = None, None
         if norm_learns or x_learns:
-            q_base, kv_base = _attention_matrices(weights, a, b, scales, ctx.head_dim)
-        if q_product is not None and kv_product is not None and norm_learns:
-            dnorm = (q_product * q_base).sum(0) + (kv_product * kv_base).sum(0)
+            base = _attention_matrix(weights, a, b, ctx.scales, ctx.head_dim)
+        if product is not None and norm_learns:
+            dnorm = (product * base).sum(0)
         if x_learns:
-            dh = dkv @ kv_base.mul_(norm)
+            matrix = base.mul_(norm)
             if at is None:
-                dh.addmm_(dq, q_base.mul_(norm))
+                dh = line @ matrix
             else:
-                dh.index_add_(0, at, dq @ q_base.mul_(norm))
+                dh = (dkv @ matrix[num_q:]).index_add_(0, at, dq @ matrix[:num_q])
             dx = _before_unit(dh, h, scale)
-        dk_weight, dv_weight = (None, None) if kv_product is None else kv_product.mul_(norm).split([num_k, num_v])
+        dweights: Sequence[Tensor | None] = (None, None, None)
+        if product is not None:
+            product.mul_(norm)
+            dq_and_dk = _apart(product[: num_q + num_k], ctx.head_dim)
+            dweights = (*dq_and_dk.split([num_q, num_k]), product[num_q + num_k :])
         return (
             dx,
             dnorm,
             None,
-            None if q_product is None else _apart(q_product.mul_(norm), ctx.head_dim),
-            None if dk_weight is None else _apart(dk_weight, ctx.head_dim),
-            dv_weight,
+            *dweights,
             _apart(dq.sum(0)[:, None], ctx.head_dim)[:, 0] if q_bias else None,
             _apart(dkv[:, :num_k].sum(0)[:, None], ctx.head_dim)[:, 0] if k_bias else None,
             dkv[:, num_k:].sum(0) if v_bias else None,
@@ -222,7 +242,7 @@ class _Finish(torch.autograd.Function):
         h, scale = _unit(x, epsilon)
         weights, a, b = (gate_weight, up_weight), (gate_a, up_a), (gate_b, up_b)
         both = h @ _joined(weights, a, b, scales[1:3]).mul_(norm).t()
-        gate, up = both.split(len(gate_weight), dim=1)
+        gate, up = both.chunk(2, dim=1)
         if gate_bias is not None:
             gate += gate_bias
         if up_bias is not None:
@@ -246,11 +266,11 @@ class _Finish(torch.autograd.Function):
         out_bias, gate_bias, up_bias, down_bias, *_ = rest
         scales = ctx.scales
         base = _joined((gate_weight, up_weight), (gate_a, up_a), (gate_b, up_b), scales[1:3])
-        gate, up = both.split(len(gate_weight), dim=1)
+        gate, up = both.chunk(2, dim=1)
         opened = F.silu(gate)
         dproduct = _add_low_rank_back(dy @ down_weight, dy, down_a, down_b, scales[3])
         dboth = torch.empty_like(both)
-        dgate, dup = dboth.split(len(gate_weight), dim=1)
+        dgate, dup = dboth.chunk(2, dim=1)
         torch.mul(dproduct, opened, out=dup)
         torch.ops.aten.silu_backward.grad_input(dproduct.mul_(up), gate, grad_input=dgate)
         opened.mul_(up)
@@ -290,13 +310,13 @@ class _Finish(torch.autograd.Function):
 def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """x scaled to a mean square of one, (N, D), and by what, (N, 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    scale = length.square_().mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
     return x * scale, scale
 
 
 def _before_unit(dh: Tensor, h: Tensor, scale: Tensor) -> Tensor:
     """The gradient of `_unit`, in the place of `dh`."""
-    mean = torch.linalg.vecdot(dh, h)[:, None].div_(-h.shape[-1])
+    mean = torch.linalg.vecdot(dh, h)[:, None].mul_(-1 / h.shape[-1])
     return dh.addcmul_(h, mean).mul_(scale)
 
 
@@ -323,20 +343,28 @@ _Parts = Sequence[Tensor | None]
 
 def _joined(weights: Sequence[Tensor], a: _Parts, b: _Parts, scales: Sequence[float]) -> Tensor:
     """The rows of all weights, with what their adapters add to them; a copy."""
-    joined = torch.cat(tuple(weights))
-    for rows, each_a, each_b, scale in zip(joined.split([len(w) for w in weights]), a, b, scales, strict=True):
-        if each_a is not None and each_b is not None:
-            rows.addmm_(each_b, each_a, alpha=scale)
-    return joined
+    return _with_adapters(torch.cat(tuple(weights)), weights, a, b, scales)
 
 
-def _attention_matrices(
+def _attention_matrix(
     weights: Sequence[Tensor], a: _Parts, b: _Parts, scales: Sequence[float], head_dim: int
-) -> tuple[Tensor, Tensor]:
-    """Rows for queries, and those for keys and values together, adapters included, planes side by side; copies."""
-    sided = [_side_by_side(weight, head_dim) for weight in weights[:2]]
-    b = [*(None if rows is None else _side_by_side(rows, head_dim) for rows in b[:2]), b[2]]
-    return _joined(sided[:1], a[:1], b[:1], scales[:1]), _joined((sided[1], weights[2]), a[1:], b[1:], scales[1:])
+) -> Tensor:
+    """Rows for queries, keys and values, adapters included, planes of the first two side by side; a copy."""
+    q, k, v = weights
+    width = q.shape[1]
+    planes = [rows.view(-1, 2, head_dim // 2, width).transpose(1, 2) for rows in (q, k)]
+    rows = torch.cat((*planes, v.view(-1, head_dim // 2, 2, width))).reshape(-1, width)
+    b = [*(None if x is None else _side_by_side(x, head_dim) for x in b[:2]), b[2]]
+    return _with_adapters(rows, weights, a, b, scales)
+
+
+def _with_adapters(rows: Tensor, weights: Sequence[Tensor], a: _Parts, b: _Parts, scales: Sequence[float]) -> Tensor:
+    start = 0
+    for weight, each_a, each_b, scale in zip(weights, a, b, scales, strict=True):
+        if each_a is not None and each_b is not None:
+            rows[start : start + len(weight)].addmm_(each_b, each_a, alpha=scale)
+        start += len(weight)
+    return rows
 
 
 def _add_low_rank(y: Tensor, x: Tensor, a: Tensor | None, b: Tensor | None, scale: float) -> Tensor:
