@@ -78,7 +78,7 @@ def run(job: Job) -> None:
             "would mean other words to it. Take a teacher with the student's tokenizer."
         )
     model: Any = load_causal_lm(student, device=job.device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     plan = steps_of(manifest, settings, job.seed)
     every = max(1, len(plan) // (CURVE_POINTS - 1))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "curve": []}
