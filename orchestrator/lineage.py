@@ -141,7 +141,11 @@ def lineage(session: Session, reference: str) -> Lineage:
         "rater": _Builder.rater,
     }
     if not colon or kind not in builders:
-        artifact = ledger.resolve(session, reference)
+        try:
+            artifact = ledger.resolve(session, reference)
+        except ArtifactError as error:
+            forms = "candidate:ID (a reply), message:ID, comparison:ID, rater:ID or rater:HANDLE"
+            raise ArtifactError(f"{error} What is no artifact: {forms}; `orchestrator rater read` tells ids.") from None
         builder = _Builder(session, f"artifact:{artifact.id}")
         builder.artifacts_up([artifact.id])
         builder.artifacts_down([artifact.id])
@@ -172,7 +176,7 @@ class _Builder:
             self._sets_with(comparison_id=comparison.id, child_of=f"comparison:{comparison.id}")
 
     def message(self, message_id: int) -> None:
-        """A message: the reply it was, where it was one; else the rater who wrote it."""
+        """A message: the reply it was, where it was one; else the rater who wrote it; forward, what answered it."""
         message = self._get(t.Message, message_id, "message")
         facts = {"dialogue_id": message.dialogue_id, "role": message.role, "candidate_id": message.candidate_id}
         self.graph.add(Node(f"message:{message_id}", "message", f"message {message_id} ({message.role})", facts))
@@ -183,6 +187,10 @@ class _Builder:
         if message.role == "user" and dialogue.rater_id is not None:
             self._add_rater(dialogue.rater_id)
             self.graph.connect(f"rater:{dialogue.rater_id}", f"message:{message_id}", "written by")
+        answers = select(t.Candidate).join(t.Pair).where(t.Pair.parent_id == message_id).order_by(t.Candidate.id)
+        for candidate in self.session.execute(answers).scalars():
+            self._reply(candidate)
+            self.graph.connect(f"message:{message_id}", f"candidate:{candidate.id}", "answered by")
         query = select(t.Comparison).join(t.Pair).where(t.Pair.parent_id == message_id).order_by(t.Comparison.id)
         for comparison in self.session.execute(query).scalars():
             self._add_comparison(comparison)

@@ -236,9 +236,22 @@ def test_an_artifact_leads_both_ways_and_reads_as_a_tree(session: Session) -> No
     assert {node["key"] for node in values["upstream"]} == keys(found.upstream())
 
 
+def test_a_message_leads_forward_to_the_replies_that_answered_it(session: Session) -> None:
+    loop = Loop(session)
+    pair = session.get_one(t.Pair, loop.one.pair_id)
+    ids = session.scalars(select(t.Candidate.id).where(t.Candidate.pair_id == pair.id).order_by(t.Candidate.side)).all()
+    found = lineage(session, f"message:{pair.parent_id}")
+    replies = {f"candidate:{id}" for id in ids}
+    assert len(replies) == 2
+    assert replies | {f"comparison:{loop.one.id}", f"artifact:{loop.pm.id}"} <= keys(found.downstream())
+    assert f"answered by: reply {ids[0]} (side a of pair {pair.id})" in found.render()
+    # What the replies came from is theirs and not the message's.
+    assert keys(found.upstream()) == {f"rater:{loop.anna.id}"}
+
+
 @pytest.mark.parametrize("name", ["candidate:999", "rater:nobody", "comparison:x", "message:999", "zebra:1"])
 def test_something_that_is_not_there_is_named(session: Session, name: str) -> None:
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match=r"candidate:ID \(a reply\)" if name == "zebra:1" else name.split(":")[0]):
         lineage(session, name)
 
 

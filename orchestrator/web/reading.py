@@ -26,8 +26,12 @@ class DialogueLine:
 class ReadPair:
     """A pair as it was answered."""
 
+    id: int
     question: str
     texts: dict[str, str | None]
+    replies: dict[str, int]
+    """Ids of the two replies by side: `candidate:ID` of `orchestrator lineage`."""
+    comparison: int | None
     chosen: str | None
     """`a`, `b` or `none`; None while it waits."""
     strength: int | None
@@ -113,8 +117,11 @@ def whole_dialogue(session: Session, dialogue_id: int) -> WholeDialogue | None:
         shown = pairs.get(pair.id)
         if shown is None:
             shown = pairs[pair.id] = ReadPair(
+                pair.id,
                 pair.question,
                 {},
+                {},
+                comparison.id if comparison else None,
                 comparison.side if comparison else None,
                 comparison.strength if comparison else None,
                 comparison.duration_ms if comparison else None,
@@ -122,6 +129,7 @@ def whole_dialogue(session: Session, dialogue_id: int) -> WholeDialogue | None:
             )
             messages[pair.parent_id].pairs.append(shown)
         shown.texts[candidate.side] = candidate.text
+        shown.replies[candidate.side] = candidate.id
     return WholeDialogue(
         dialogue.id,
         dialogue.task,

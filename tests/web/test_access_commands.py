@@ -84,7 +84,11 @@ def test_a_rater_is_shown_read_and_signed_out(command, database_url: str) -> Non
     assert (shown["figures"]["decided"], shown["times"][0]["comparisons"]) == (1, 1)
     read = json.loads(command("rater", "read", str(dialogue_id))[1])
     assert read["messages"][0]["content"] == "Why is the sky blue?"
-    assert [pair["chosen"] for pair in read["messages"][0]["pairs"]] == [comparison.side]
+    (pair,) = read["messages"][0]["pairs"]
+    assert (pair["chosen"], pair["id"], pair["comparison"]) == (comparison.side, comparison.pair_id, comparison.id)
+    # From a reply that was read to what it came from.
+    came_from = command("lineage", f"candidate:{pair['replies']['b']}")[1]
+    assert came_from.startswith(f"reply {pair['replies']['b']} (side b of pair {pair['id']})")
     assert "signed out: ann" in command("rater", "sign-out", "ann")[1]
     with open_session(database_url) as session:
         assert access.signed_in(session, cookie) is None
