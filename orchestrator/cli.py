@@ -19,6 +19,7 @@ COMMANDS = {
     "cycle": ("orchestrator.commands.cycle", "run, list and show cycles"),
     "experiment": ("orchestrator.commands.experiment", "questions to the data beside the cycles: robustness"),
     "import": ("orchestrator.commands.import_", "import human comparisons from files"),
+    "quarantine": ("orchestrator.commands.quarantine", "records that an import could not take, and why"),
     "export": ("orchestrator.commands.export", "export comparisons to a file"),
     "check-data": ("orchestrator.commands.check_data", "find repeats and texts of evaluations in files of comparisons"),
     "evaluate-pm": ("orchestrator.commands.evaluate_pm", "a preference model on pairs of published benchmarks"),

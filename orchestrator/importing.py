@@ -20,6 +20,9 @@ from orchestrator.formats.reading import RawRecord, RecordFile
 from orchestrator.formats.records import Refused, load_object
 from orchestrator.staging import ImportFacts, ImportOptions, Staging
 
+REFUSED_LINES = 5
+"""Lines of each reason that a report names."""
+
 
 @dataclass(frozen=True)
 class ImportRequest:
@@ -52,6 +55,8 @@ class ImportReport:
     quarantined: int
     reasons: dict[str, int]
     """Quarantined records by reason code."""
+    lines: dict[str, list[int]]
+    """The first lines of each reason; `orchestrator quarantine` shows all."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -72,7 +77,7 @@ def import_file(session: Session, file: Path, request: ImportRequest | None = No
         head = list(islice(records, HEAD_RECORDS))
         first = head[0] if head else None
         name = request.format or ("own" if first is None else _detect(file, head))
-        options = _options(file, name, request)
+        options = _options(file, name, request if first else ImportRequest())
         parse = make_parser(name, file, request.questions, request.answers) if first else FORMATS["own"].parse
         staging = Staging(session, options)
         num_records = 0
@@ -91,6 +96,7 @@ def import_file(session: Session, file: Path, request: ImportRequest | None = No
                 staging.refuse(refused, raw.line, raw.text)
         facts = ImportFacts(str(file), source_file.digest(), name, started_at)
     counts = staging.finish(facts)
+    lines = staging.refused_lines(REFUSED_LINES)
     imported, already_there = counts.pop("imported"), counts.pop("already_there")
     quarantined = sum(counts.values())
     return ImportReport(
@@ -103,6 +109,7 @@ def import_file(session: Session, file: Path, request: ImportRequest | None = No
         already_there=already_there,
         quarantined=quarantined,
         reasons=counts,
+        lines=lines,
     )
 
 

@@ -102,6 +102,14 @@ class Staging:
             **reasons,
         }
 
+    def refused_lines(self, most: int) -> dict[str, list[int]]:
+        """The first lines of each reason code, at most so many; after `finish`, which finds repeats."""
+        self._cursor.execute(
+            "select reason, (array_agg(line order by seq))[1:%s] from staged_refusals group by reason order by reason",
+            (most,),
+        )
+        return {reason: list(lines) for reason, lines in self._cursor.fetchall()}
+
     def _write_import(self, facts: ImportFacts, outcomes: dict[str, int], num_quarantined: int) -> int:
         imported, there = outcomes.get("import", 0), outcomes.get("already_there", 0)
         self._cursor.execute(

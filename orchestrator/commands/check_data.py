@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orchestrator.commands.printing import named_lines
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -49,7 +51,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"({report['texts'] - report['distinct_texts_verbatim']} verbatim)"
         ]
     refused = ", ".join(
-        f"{reason} {count} ({_named(report['refused_lines'][reason], count)})"
+        f"{reason} {count} ({named_lines(report['refused_lines'][reason], count)})"
         for reason, count in report["refused"].items()
     )
     lines = [
@@ -66,9 +68,3 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"{found['texts_met']} of its {found['texts']} texts ({found['whole_message']} as a whole message)"
         )
     return lines
-
-
-def _named(lines: list[int], count: int) -> str:
-    """The lines that were refused, the first of them where there are many."""
-    numbers = ", ".join(map(str, lines)) + (" …" if count > len(lines) else "")
-    return f"line {numbers}" if count == 1 else f"lines {numbers}"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from db.session import session
+from orchestrator.commands.printing import named_lines
 from orchestrator.formats import FORMATS
 from orchestrator.formats.reading import check_openable
 from orchestrator.importing import ImportReport, ImportRequest, import_file
@@ -67,8 +68,11 @@ def run(args: argparse.Namespace) -> int:
 def _line(report: ImportReport) -> str:
     if report.records == 0:
         return f"{report.file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)"
-    reasons = ", ".join(f"{reason} {count}" for reason, count in report.reasons.items())
+    reasons = ", ".join(
+        f"{reason} {count} ({named_lines(report.lines[reason], count)})" for reason, count in report.reasons.items()
+    )
     return (
         f"{report.file} ({report.format}, source {report.source}): {report.read} read, {report.imported} imported, "
-        f"{report.already_there} already there, {report.quarantined} quarantined" + (f" ({reasons})" if reasons else "")
+        f"{report.already_there} already there, {report.quarantined} quarantined"
+        + (f": {reasons}; `orchestrator quarantine` shows them" if reasons else "")
     )

@@ -27,3 +27,9 @@ def print_shown(shown: Sequence[Mapping[str, Any]] | Mapping[str, Any], nothing:
         print("\n".join(f"{key}: {value}" for key, value in shown.items()))
     else:
         print_table(shown, nothing)
+
+
+def named_lines(lines: Sequence[int], count: int) -> str:
+    """Lines of a file in words; `lines` may be the first of `count`."""
+    numbers = ", ".join(map(str, lines)) + (" …" if count > len(lines) else "")
+    return f"line {numbers}" if count == 1 else f"lines {numbers}"

@@ -6,6 +6,7 @@ are described for people in `docs/formats.md`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,27 @@ def detect(record: dict[str, Any], where: str) -> str:
     keys = ", ".join(sorted(record)[:12]) or "nothing"
     found = "no known format" if not fits else f"more than one format ({', '.join(fits)})"
     raise ImportFileError(
-        f"{where}: an object with the fields {keys} fits {found}. "
+        f"{where}: an object with the fields {keys} fits {found}.{'' if fits else _likely_slip(record)} "
         f"Name the format with --format; known are {', '.join(FORMATS)}."
     )
+
+
+# What formats are told apart by, for the one that a slip of the pen leaves out.
+_FIELDS = (
+    "chosen", "rejected", "conversations", "model_a", "model_b", "winner", "question_id", "conversation_a",
+    "conversation_b", "completion_a", "completion_b", "preference", "output_1", "output_2", "label", "message_tree_id",
+    "target_scores",
+)  # fmt: skip
+
+
+def _likely_slip(record: dict[str, Any]) -> str:
+    """What the reader may be told of fields that nearly bear a known name."""
+    slips = []
+    for key in sorted(record.keys() - set(_FIELDS)):
+        known = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.8)
+        if known and known[0] not in record:
+            slips.append(f"{key!r} may be {known[0]!r}")
+    return f" The field {' and the field '.join(slips)}." if slips else ""
 
 
 def make_parser(name: str, file: Path, questions: Path | None = None, answers: Path | None = None) -> Parser:

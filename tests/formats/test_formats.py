@@ -314,6 +314,9 @@ def test_an_unclear_format_names_the_fields_and_the_way_out() -> None:
         ImportFileError, match=r"f, line 1: an object with the fields text fits no known format.*--format"
     ):
         detect({"text": "x"}, "f, line 1")
+    slip = {"prompt": "p", "choosen": "a", "rejected": "b"}
+    with pytest.raises(ImportFileError, match=r"fits no known format. The field 'choosen' may be 'chosen'. Name"):
+        detect(slip, "f, line 1")
     both = {**RECOGNISED["preference"], **RECOGNISED["graded"]}
     with pytest.raises(ImportFileError, match=r"more than one format \(preference, graded\)"):
         detect(both, "f, line 1")

@@ -212,14 +212,47 @@ def test_an_empty_file_has_no_records(session: Session, tmp_path: Path) -> None:
     assert counts(import_file(session, write(tmp_path / "set" / "f.jsonl"))) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("options", [[], ["--question", "helpful", "--source", "ours"]])
 def test_the_command_says_that_an_empty_file_is_empty(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
     file = write(tmp_path / "set" / "f.jsonl")
-    assert main(["import", str(file)]) == 0
+    assert main(["import", str(file), *options]) == 0
     said = f"{file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)\n"
     assert capsys.readouterr().out == said
+
+
+def test_the_commands_tell_which_lines_are_in_quarantine_and_why(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    assert main(["quarantine"]) == 0
+    assert capsys.readouterr().out == "No record is in quarantine.\n"
+    same = [record(str(n), str(n)) for n in range(6)]
+    file = write(tmp_path / "set" / "f.jsonl", record(), *same, {"prompt": "p", "chosen": "a\n" * 99}, record())
+    assert main(["import", str(file)]) == 0
+    assert capsys.readouterr().out == (
+        f"{file} (preference, source set): 9 read, 1 imported, 0 already there, 8 quarantined: "
+        "identical_replies 6 (lines 2, 3, 4, 5, 6 …), missing_field 1 (line 8), repeat 1 (line 9); "
+        "`orchestrator quarantine` shows them\n"
+    )
+    assert main(["quarantine", "--file", "f.jsonl", "--reason", "missing_field"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["file", "line", "reason", "detail", "record"]
+    found = "no field 'rejected'; found chosen, prompt"
+    assert line.startswith(f"{file}  8     missing_field  {found}  ")
+    assert line.endswith("…")
+    assert main(["quarantine", "--file", "other.jsonl"]) == 0
+    assert capsys.readouterr().out == "No record is in quarantine.\n"
+    assert main(["quarantine", "--limit", "7", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["line"] for row in rows] == [2, 3, 4, 5, 6, 7, 8]
+    assert json.loads(rows[0]["record"]) == same[0]
 
 
 @pytest.mark.parametrize("command", ["import", "evaluate-pm"])
@@ -264,6 +297,7 @@ def test_the_commands_print_counts_as_json(
         "read": 4, "imported": 2, "already_there": 0, "quarantined": 2
     }  # fmt: skip
     assert printed["files"][0]["reasons"] == {"identical_replies": 1}
+    assert printed["files"][0]["lines"] == {"identical_replies": [2]}
     out = tmp_path / "out.jsonl.gz"
     assert main(["export", str(out), "--format", "messages", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
