@@ -1,6 +1,6 @@
 """Our preference model trainer against TRL's RewardTrainer: pairs per second at equal work, and peak memory.
 
-    python -m benchmarks.preference_model_speed [--rows single,tree] [--steps 2] [--rounds 3] [--device cuda]
+    python -m benchmarks.preference_model_speed [--rows single,tree] [--steps 2] [--rounds 5] [--device cuda]
 
 Both sides get the same model (Llama, random weights), the same pairs in the same optimiser batches of 32, one thread;
 each is a process of its own. TRL runs without activation checkpointing and in the fastest of several sizes of forward
@@ -105,6 +105,7 @@ def train_ours(folder: Path, row: Row, steps: int, rounds: int, device: str) -> 
     pairs = make_pairs(steps * BATCH, row.turns, size.vocabulary, chat.score_id)
     model = LlamaForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     job = Job({"settings": {}, "device": device}, folder / "out")
+    job.prepare_process()
     settings = PreferenceModelSettings(
         batch_pairs=BATCH,
         epochs=rounds,
@@ -215,7 +216,7 @@ def main() -> int:
         "--bf16-anyway", action="store_true", help="run bf16 rows also on a CPU without AMX, where they have no target"
     )
     parser.add_argument("--steps", type=int, default=2, help=f"optimiser steps of {BATCH} pairs in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trl-pairs-at-once", default="32,8,4,2", help="TRL's sizes of a forward pass to choose from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
