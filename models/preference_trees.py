@@ -220,9 +220,10 @@ def visibility(subtree_ends: Tensor, rows: Tensor | None = None, columns: Tensor
     Args:
         rows, columns: which tokens, M and K, by default all T.
     """
-    index = torch.arange(subtree_ends.shape[-1], device=subtree_ends.device)
-    seen = index if columns is None else columns
+    # All of one type: promotion of the smaller costs more than the comparison.
+    index = torch.arange(subtree_ends.shape[-1], device=subtree_ends.device, dtype=subtree_ends.dtype)
+    seen = index if columns is None else index[columns]
     ends = subtree_ends if columns is None else subtree_ends[..., columns]
-    index = index if rows is None else rows
-    sees = (index[:, None] >= seen[None, :]) & (index[:, None] < ends[..., None, :])
-    return torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    index = index if rows is None else index[rows]
+    hidden = (index[:, None] < seen[None, :]) | (index[:, None] >= ends[..., None, :])
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, torch.finfo(torch.float32).min)
