@@ -269,7 +269,8 @@ class _Finish(torch.autograd.Function):
         gate, up = both.chunk(2, dim=1)
         opened = F.silu(gate)
         dproduct = _add_low_rank_back(dy @ down_weight, dy, down_a, down_b, scales[3])
-        dboth = torch.empty_like(both)
+        # Rows a power of two apart fall into the same lines of the cache: their product is then an eighth slower.
+        dboth = both.new_empty(len(both), both.shape[1] + 16)[:, : both.shape[1]]
         dgate, dup = dboth.chunk(2, dim=1)
         torch.mul(dproduct, opened, out=dup)
         torch.ops.aten.silu_backward.grad_input(dproduct.mul_(up), gate, grad_input=dgate)
