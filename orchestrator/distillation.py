@@ -66,7 +66,7 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
         kind="initial_policy",
         job="distill_student",
         inputs={"student": student_id, "distillation_set": set_id},
-        settings=distill.model_dump(include={"learning_rate_multiple", "batch_texts", "epochs", "threads"})
+        settings=distill.model_dump(include={"learning_rate_multiple", "batch_texts", "epochs", "precision", "threads"})
         | {"reference_learning_rate": _reference_rate(section, distill)},
         fresh=fresh,
     )

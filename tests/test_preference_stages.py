@@ -35,6 +35,7 @@ max_tokens = 96
 file = "orientation.jsonl"
 [pmp]
 files = ["ranked.jsonl"]
+precision = "bfloat16"
 batch_pairs = 4
 max_tokens = 96
 [ppo]
@@ -171,6 +172,7 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
             assert len({parent.digest for parent in parents}) == 1
         pmp = session.get_one(t.Artifact, stages_of(session, 1)["pretrain_preference_model"].artifact_id)
         assert pmp.kind == "pmp_model"
+        assert pmp.settings["settings"]["precision"] == "bfloat16"
         assert stages["pretrain_preference_model"].state == "found"
     assert model.kind == watcher.kind == "preference_model"
     counts = artifacts["freeze_comparisons"].results

@@ -28,6 +28,7 @@ from models.distillation import (
 )
 from models.huggingface import load_causal_lm, model_card, save_model
 from models.jobs.runtime import Job, JobError, main, settings_from
+from models.precision import Precision, computing_in, note_precision
 from models.preference_batches import chunks_by_length
 from models.sampler_random import derive_seed, permutation
 
@@ -52,6 +53,8 @@ class DistillSettings:
     batch_texts: int = 32
     """Texts per optimiser step; the paper's."""
     epochs: int = 1
+    precision: Precision = "float32"
+    """Of training; the held-out curve is read in float32."""
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ def run(job: Job) -> None:
             f"The student {student.name} has another tokenizer or chat template than the distillation set, whose ids "
             "would mean other words to it. Take a teacher with the student's tokenizer."
         )
+    note_precision(settings.precision, job.device)
     model: Any = load_causal_lm(student, device=job.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     plan = steps_of(manifest, settings, job.seed)
@@ -98,7 +102,7 @@ def run(job: Job) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate
         number, rows = plan[step]
-        kl, tokens = gradients(model, shards[number], rows, job.device)
+        kl, tokens = gradients(model, shards[number], rows, job.device, settings.precision)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -163,13 +167,16 @@ class Shards:
         return self._held[1]
 
 
-def gradients(model: Any, shard: Shard, rows: list[int], device: torch.device) -> tuple[float, int]:
+def gradients(
+    model: Any, shard: Shard, rows: list[int], device: torch.device, precision: Precision = "float32"
+) -> tuple[float, int]:
     """Add the gradients of the mean KL of these texts; (the mean in nats per token, tokens)."""
     model.train()
     total = sum(shard.num_targets(row) for row in rows)
     kl = 0.0
     for chunk in chunks_by_length([shard.length(row) for row in rows], CHUNK_TOKENS):
-        part = summed_kl(model, shard, [rows[index] for index in chunk], device) / total
+        with computing_in(precision, device):
+            part = summed_kl(model, shard, [rows[index] for index in chunk], device) / total
         part.backward()  # type: ignore[no-untyped-call]
         kl += part.item()
     return kl, total

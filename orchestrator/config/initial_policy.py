@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import PathText, Section
+from orchestrator.config.base import PRECISION, PathText, Precision, Section
 
 
 class PretrainSection(Section):
@@ -58,6 +58,7 @@ class DistillSection(Section):
     )
     batch_texts: int = Field(32, ge=1, description="Texts per optimiser step")
     epochs: int = Field(1, ge=1)
+    precision: Precision = Field("float32", description=PRECISION)
     threads: int = Field(1, ge=1)
 
 

@@ -68,6 +68,7 @@ class PMPSection(Section):
     max_tokens: int = Field(1024, ge=16, description="Longer pairs are left out and counted")
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     epochs: int = Field(1, ge=1, description="The paper: one")
+    precision: Precision = Field("float32", description=PRECISION)
     threads: int = Field(1, ge=1)
 
 

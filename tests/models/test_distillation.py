@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.chat import ChatFormat, Message
 from models.distillation import (
@@ -196,6 +197,19 @@ def test_a_student_moves_towards_its_prompted_self(trained: Path, policy_dir: Pa
         )
     assert near < 0.7 * far
     assert "test 1" in (trained / "result" / "README.md").read_text()
+
+
+def test_a_student_learns_as_far_in_bfloat16_and_its_curve_is_read_in_float32(
+    made: Path, trained: Path, policy_dir: Path, tmp_path: Path
+) -> None:
+    folders = {"student": policy_dir, "distillation_set": made / "result"}
+    distill_student.run(job_of("distill_student", tmp_path, folders, STUDENT | {"precision": "bfloat16"}))
+    exact, rounded = (json.loads((out / "result" / "results.json").read_text()) for out in (trained, tmp_path))
+    assert rounded["held_out_kl_before"] == exact["held_out_kl_before"]
+    assert rounded["held_out_kl_after"] != exact["held_out_kl_after"]
+    assert rounded["held_out_kl_after"] == pytest.approx(exact["held_out_kl_after"], rel=0.1)
+    weights = load_file(tmp_path / "result" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 class Killed(BaseException):
