@@ -38,6 +38,7 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         take = await run.ask(turn_to_take, config)
         if take.skip:
             return Outcome(f"Skipped: {take.found} of {take.wanted}", take.reason)
+        await run.ask(stages.check_named_inputs, config)
         cycle_id = await run.ask(stages.open_cycle, config, week_zero=take.week_zero)
         async with reported_if_stopped(run, cycle_id):
             return await take_stages(config, run, cycle_id, fresh)

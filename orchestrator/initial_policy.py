@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,7 @@ from orchestrator.stage import StageContext, build, run_job_stage
 def from_hugging_face(context: StageContext, section: InitialPolicySection, *, fresh: bool) -> int:
     """Make a Hugging Face folder (or hub model, from the local cache where offline) ready to be tuned."""
     assert section.path is not None
-    source = _model_folder(section.path, section.revision)
+    source = model_folder(section.path, section.revision)
 
     def write(out: Path) -> dict[str, Any]:
         files = _model_files(source)
@@ -63,16 +63,25 @@ def pretrained(context: StageContext, section: PretrainSection, *, fresh: bool) 
     )
 
 
-def _model_folder(path: str, revision: str | None) -> Path:
+MODEL_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin")
+
+
+def model_folder(path: str, revision: str | None, patterns: Sequence[str] = MODEL_PATTERNS) -> Path:
+    """The folder of a Hugging Face model; of one on the hub only the files of these patterns are fetched.
+
+    Raises:
+        ConfigError: no such model, or not one of a language model.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        _model_files(folder)
         return folder
     if folder.is_absolute() or path.startswith("."):
         raise ConfigError(f"initial_policy.path names {path}, which is no directory. Give a Hugging Face model folder.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=sorted(MODEL_PATTERNS)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=sorted(patterns)))
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -80,9 +89,6 @@ def _model_folder(path: str, revision: str | None) -> Path:
             f"local cache ({type(error).__name__}: {first_line}). Download it where there is a network "
             f"(`hf download {path}`), or give the path of a folder."
         ) from None
-
-
-MODEL_PATTERNS = {"*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin"}
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from orchestrator.cycles import (
 )
 from orchestrator.detectors import fit_ood_detector
 from orchestrator.judging import measure_elo
+from orchestrator.named_inputs import check_named_inputs
 from orchestrator.orientation import orientation_pairs, wrong_signs
 from orchestrator.pmp import pretrained_trunk
 from orchestrator.preference_inputs import preference_model_inputs
@@ -38,6 +39,7 @@ __all__ = [
     "anything_live",
     "build_prompts",
     "check_data",
+    "check_named_inputs",
     "check_preference_model",
     "close_cycle",
     "cycle_config",

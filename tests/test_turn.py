@@ -21,7 +21,7 @@ from flows.running import InProcess, Outcome
 from orchestrator import stage as stage_module
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
-from orchestrator.errors import ArtifactError, CycleError, JobFailed
+from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed
 from orchestrator.importing import ImportRequest, import_file
 from orchestrator.orientation import SHIPPED
 from orchestrator.report import cycle_numbers
@@ -299,6 +299,33 @@ def test_too_few_comparisons_skip_the_week_and_leave_the_live_policy(instance, t
     assert [cycle.number for cycle in rows(instance, t.Cycle)] == [0]
     (deployment,) = rows(instance, t.Deployment)
     assert deployment.ended_at is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"initial_policy": {"path": "/no/such/model"}}, r"initial_policy\.path names /no/such/model, which is no dir"),
+        ({"initial_policy": {"path": "nobody/nothing"}}, "neither a directory nor a model that can be had"),
+        (
+            {"initial_policy": {"path": None, "pretrain": {"files": ["/no/such/text"]}}},
+            r"initial_policy\.pretrain\.files names /no/such/text, which is no file",
+        ),
+        ({"prompts": {"train_file": "/no/such"}}, r"prompts\.train_file names /no/such, which is no file"),
+        (
+            {"ppo": {"lora_rank": 2, "lora_layers": ["q_proj", "lm_head", "q"]}},
+            r"ppo\.lora_layers names lm_head, q; the initial policy's layers are down_proj, gate_proj, k_proj, o_proj, "
+            r"q_proj, up_proj, v_proj\.",
+        ),
+    ],
+)
+def test_a_cycle_that_cannot_run_is_not_opened(instance, tmp_path, changes, says):
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 20))
+    config = configuration(write_llama(tmp_path / "model", template=None), **changes)
+
+    with pytest.raises(ConfigError, match=says):
+        take_turn(config)
+
+    assert rows(instance, t.Cycle) == []
 
 
 @pytest.mark.slow
