@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.contestants import active_pairings, end_pairing, open_pairing, policy
@@ -75,12 +76,16 @@ def promote(cycle_id: int, decision_id: int) -> int | None:
         return _put_live(context, decision_id)
 
 
-def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int:
+def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int | None:
     """Let raters compare the snapshot, promoted or refused, with the initial policy. Returns the pairing.
 
-    These comparisons give the Elo and are never trained on.
+    These comparisons give the Elo and are never trained on. None where the weights are the same: a comparison would
+    tell nothing, and an earlier cycle's pairing stays in force.
     """
     with StageContext(cycle_id, "put_before_people") as context:
+        with context.session() as session:
+            if is_initial_policy(session, snapshot_id, initial_id):
+                return None
         for artifact_id in (snapshot_id, initial_id):
             _serve(context, artifact_id)
         with context.session() as session:
@@ -90,6 +95,21 @@ def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int:
                 if pairing.cycle_id is not None and (pairing.a, pairing.b) != (snapshot, initial):
                     end_pairing(session, pairing.id)
             return open_pairing(session, "model_comparison", snapshot.id, initial.id, cycle_id).id
+
+
+def is_initial_policy(session: Session, snapshot_id: int, initial_id: int) -> bool:
+    """Whether a snapshot that was decided on has the initial policy's weights.
+
+    It has them where its KL was exactly 0: another training leaves files, and so a digest, of its own.
+    """
+    kl_nats = session.scalars(
+        select(t.Decision.evidence["kl_nats"].as_float())
+        .where(t.Decision.snapshot_id == snapshot_id)
+        .order_by(t.Decision.id.desc())
+        .limit(1)
+    ).first()
+    digests = {session.get_one(t.Artifact, artifact_id).digest for artifact_id in (snapshot_id, initial_id)}
+    return kl_nats == 0 or len(digests) == 1
 
 
 def refusal(decision_id: int) -> str | None:

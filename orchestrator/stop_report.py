@@ -124,11 +124,15 @@ def _ppo_stop(training: Mapping[str, Any], snapshot: str | None) -> Stop:
 def _refusal(decision: t.Decision, live: str, snapshot: str | None) -> Stop:
     failed = [reason for reason in decision.reasons if not reason["passed"]]
     gates = " and ".join(f"`{reason['gate']}`" for reason in failed)
+    if decision.evidence["kl_nats"] == 0:
+        paired = "has the initial policy's weights, so that raters are not asked to compare the two"
+    else:
+        paired = "is put before people beside the initial policy"
     return Stop(
         stage="decide_promotion",
         by=f"the gate{'s' if len(failed) > 1 else ''} {gates}",
         found="; ".join(reason["reason"] for reason in failed),
-        kept=f"{live}; the refused snapshot `{snapshot}` is put before people beside the initial policy.",
+        kept=f"{live}; the refused snapshot `{snapshot}` {paired}.",
         next=" ".join(f"`{reason['gate']}`: {GATE_ADVICE[reason['gate']]}" for reason in failed),
     )
 

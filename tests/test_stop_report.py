@@ -9,7 +9,7 @@ from pathlib import Path
 from db import tables as t
 from orchestrator.config import parse_config
 from orchestrator.gates import Evidence, judge
-from orchestrator.stop_report import GATE_ADVICE, WIRE_ADVICE, _ended_by, _ppo_stop, stop_lines
+from orchestrator.stop_report import GATE_ADVICE, WIRE_ADVICE, _ended_by, _ppo_stop, _refusal, stop_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGAN = datetime(2026, 1, 5, tzinfo=UTC)
@@ -79,6 +79,18 @@ def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
     # A snapshot from before there were wires names none.
     assert _ppo_stop({"stopped": "the loss was not finite in iteration 3"}, "sha256:ab").by == (
         "the check that its numbers are finite"
+    )
+
+
+def test_a_refusal_says_whether_people_compare_the_snapshot():
+    reasons = [{"gate": "kl", "passed": False, "reason": "KL out of bounds"}]
+    far, same = (t.Decision(reasons=reasons, evidence={"kl_nats": kl}) for kl in (60.0, 0.0))
+    assert _refusal(far, "no policy was live yet", "sha256:ab").kept == (
+        "no policy was live yet; the refused snapshot `sha256:ab` is put before people beside the initial policy."
+    )
+    assert _refusal(same, "no policy was live yet", "sha256:ab").kept == (
+        "no policy was live yet; the refused snapshot `sha256:ab` has the initial policy's weights, so that raters are "
+        "not asked to compare the two."
     )
 
 

