@@ -28,6 +28,7 @@ from orchestrator.stage import StageContext, build
 from orchestrator.stop_report import stop_lines, stops_of
 from orchestrator.watch_report import collapse_rows, watch_rows
 
+FIRST_STAGE = "prepare_initial_policy"
 NOT_JUDGED = "not judged by people"
 
 
@@ -102,17 +103,31 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             ),
             "decision": decision.decision if decision else None,
             "reasons": decision.reasons if decision else [],
-            "stages": [
-                {
-                    "stage": stage.name,
-                    "state": stage.state,
-                    "seconds": (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None,
-                    "job_seconds": stage.job_seconds,
-                }
-                for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id))
-            ],
+            "stages": stage_times(session, cycle_id),
         }
     return numbers
+
+
+def stage_times(session: Session, cycle_id: int) -> list[dict[str, Any]]:
+    """The cycle's stages in the order in which they began: state, seconds of each, and how many of them its job ran.
+
+    Stages that ran at the same time count the same seconds each. `run` numbers the runs of the cycle from 1: one that
+    was started again takes its stages from the first one on.
+    """
+    times: list[dict[str, Any]] = []
+    run = 0
+    for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id)):
+        run += stage.name == FIRST_STAGE
+        times.append(
+            {
+                "stage": stage.name,
+                "state": stage.state,
+                "run": run,
+                "seconds": (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None,
+                "job_seconds": stage.job_seconds,
+            }
+        )
+    return times
 
 
 def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
@@ -131,10 +146,11 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
     lines += _mistakes(numbers)
     if numbers.get("stages"):
         lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
+        newest = max(stage["run"] for stage in numbers["stages"])
         for stage in numbers["stages"]:
+            state = stage["state"] + (" (before the restart)" if stage["run"] < newest else "")
             lines.append(
-                f"| {stage['stage']} | {stage['state']} | {_number(stage['seconds'], 1)} "
-                f"| {_number(stage['job_seconds'], 1)} |"
+                f"| {stage['stage']} | {state} | {_number(stage['seconds'], 1)} | {_number(stage['job_seconds'], 1)} |"
             )
     return "\n".join(lines) + "\n"
 

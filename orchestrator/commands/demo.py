@@ -80,8 +80,11 @@ def _run(args: argparse.Namespace) -> int:
             console.end()
             for folder in (home, args.out):
                 report.write(found, folder)
-            print(f"\n{report.overhead_table(found)}\n\n{report.table(found)}\n", flush=True)
+            print(f"\n{report.table(found)}\n", flush=True)
             print(f"{found.seconds:.0f} s. Wrote {args.out / 'demo-report.json'} and demo-report.png.", flush=True)
+            print(
+                "How long each stage took: demo-report.json, and `orchestrator cycle show N` for a cycle.", flush=True
+            )
             for name, value in addresses(instance).items():
                 print(f"{name + ':':15}{value}", flush=True)
             if not args.exit:

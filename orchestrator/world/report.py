@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from orchestrator import ledger
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.cycles import database
 from orchestrator.evaluations import replies
+from orchestrator.report import stage_times
 from orchestrator.settings import Settings
 from orchestrator.world.demo import EndedCycle, measured_elo
 from orchestrator.world.world import TrueScores, true_scores
@@ -63,7 +64,8 @@ class Report:
     seconds: float
     cycles: list[Entry]
     best_of: BestOf | None
-    overhead: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    """Of all cycles, as `orchestrator cycle show` has them under "Time"."""
 
     @property
     def improved(self) -> bool:
@@ -91,8 +93,8 @@ def gather(ended: list[EndedCycle], seed: int, seconds: float) -> Report:
             chosen = _newest_evaluation(session, cycle.id, "best_of_n", cycle.initial_id)
             if chosen is not None:
                 best_of = _best_of(chosen, initial, store, session)
-        overhead = [row for cycle in ended for row in _overhead(session, cycle)]
-    return Report(seed, seconds, entries, best_of, overhead)
+        stages = [{"cycle": cycle.number} | row for cycle in ended for row in stage_times(session, cycle.id)]
+    return Report(seed, seconds, entries, best_of, stages)
 
 
 def _initial_entry(session: Session, cycle: EndedCycle, initial: t.Evaluation, store: ArtifactStore) -> Entry:
@@ -162,47 +164,6 @@ def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:
     ).one()
 
 
-def _overhead(session: Session, cycle: EndedCycle) -> Iterator[dict[str, Any]]:
-    """Per stage, the seconds from its start to the next one's (or its own end), and in how many of them a job ran.
-
-    The first stage also carries the wait from the opening of the cycle. Stages that ran at the same time share the
-    seconds in which their jobs ran.
-    """
-    opened = session.get_one(t.Cycle, cycle.id).started_at
-    stages = [
-        stage
-        for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle.id).order_by(t.Stage.started_at))
-        if stage.name != "measure_elo" and stage.ended_at is not None
-    ]
-    starts = [0.0, *((stage.started_at - opened).total_seconds() for stage in stages[1:])]
-    # A stage ends as soon as its job's result is published.
-    ends = [(stage.ended_at - opened).total_seconds() for stage in stages if stage.ended_at is not None]
-    jobs = [(end - (stage.job_seconds or 0.0), end) for stage, end in zip(stages, ends, strict=True)]
-    for stage, start, until in zip(stages, starts, [*starts[1:], max(ends)], strict=True):
-        job = covered(start, until, jobs)
-        yield {
-            "cycle": cycle.number,
-            "stage": stage.name,
-            "seconds": round(until - start, 2),
-            "job_seconds": round(job, 2),
-            "overhead_seconds": round(until - start - job, 2),
-        }
-
-
-def covered(start: float, until: float, intervals: Sequence[tuple[float, float]]) -> float:
-    """How much of [start, until] the intervals cover together.
-
-    covered(0, 10, [(1, 4), (3, 5), (9, 12)]) is 5: from 1 to 5, and from 9 to 10.
-    """
-    total, reached = 0.0, start
-    for first, last in sorted(intervals):
-        first, last = max(first, reached), min(last, until)
-        if last > first:
-            total += last - first
-            reached = last
-    return total
-
-
 def table(report: Report) -> str:
     """The table that the demo ends with."""
     head = ("cycle", "comparisons", "PM accuracy", "KL", "PM score", "helpful", "harmless", "Elo against initial")
@@ -244,15 +205,6 @@ def table(report: Report) -> str:
         "0 to 1.\nElo: from raters' comparisons with the initial policy alone; 95 % intervals."
         + (f"\nBest of {best.n}: the initial policy's best reply by the last preference model." if best else "")
     )
-
-
-def overhead_table(report: Report) -> str:
-    """Where the time of the cycles went: per stage, how much of it no job ran."""
-    rows = [("cycle", "stage", "seconds", "of which a job", "overhead")]
-    for row in report.overhead:
-        numbers = (f"{row[key]:.1f}" for key in ("seconds", "job_seconds", "overhead_seconds"))
-        rows.append((str(row["cycle"]), row["stage"], *numbers))
-    return _aligned(rows)
 
 
 def write(report: Report, folder: Path) -> None:

@@ -12,7 +12,7 @@ from orchestrator.config import CycleConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.demo import phases
-from orchestrator.world.report import BestOf, Entry, Report, covered, overhead_table, table, write
+from orchestrator.world.report import BestOf, Entry, Report, table, write
 from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
 
 KEYS = [
@@ -103,8 +103,8 @@ def report() -> Report:
         Entry(1, 480, 0.6, [0.51, 0.69], 1.5, 0.6, 0.53, 0.55, 40.0, [8.0, 74.0], "sha256:11"),
         Entry(2, 960, 0.64, [0.57, 0.7], 1.4, 0.8, 0.56, 0.66, 66.0, [32.0, 101.0], "sha256:22"),
     ]
-    overhead = [{"cycle": 1, "stage": "freeze", "seconds": 3.0, "job_seconds": 0.0, "overhead_seconds": 3.0}]
-    return Report(7, 400.0, entries, BestOf(16, 1.8, 0.9, 0.6, 0.5), overhead)
+    stages = [{"cycle": 1, "stage": "freeze", "state": "done", "run": 1, "seconds": 3.0, "job_seconds": 0.0}]
+    return Report(7, 400.0, entries, BestOf(16, 1.8, 0.9, 0.6, 0.5), stages)
 
 
 def test_report_has_the_promised_keys_and_a_picture(report: Report, tmp_path: Path) -> None:
@@ -122,18 +122,9 @@ def test_table_shows_every_cycle_and_the_yardstick(report: Report) -> None:
     assert "0.640 ± 0.065" in lines[4]
     assert lines[4].endswith("+66 [+32, +101]")
     assert lines[5].startswith("best of 16")
-    assert "freeze" in overhead_table(report)
 
 
 def test_improved_means_that_the_whole_interval_of_the_last_policy_lies_above_zero(report: Report) -> None:
     assert report.improved
     touching = Entry(3, 1440, 0.6, [0.5, 0.7], 1.0, 0.5, 0.5, 0.5, 20.0, [0.0, 40.0], "sha256:33")
     assert not Report(7, 1.0, [*report.cycles, touching], None, []).improved
-
-
-def test_jobs_at_the_same_time_are_counted_once() -> None:
-    assert covered(0, 10, [(1, 4), (3, 5), (9, 12)]) == 5  # 1 to 5 and 9 to 10
-    assert covered(0, 10, []) == 0
-    assert covered(4, 6, [(0, 20), (1, 5)]) == 2
-    assert covered(4, 6, [(6, 8), (0, 4)]) == 0
-    assert covered(0, 10, [(2, 3), (1, 8)]) == 7  # one inside the other
