@@ -34,6 +34,14 @@ class Fresh(NamedTuple):
         return self.found >= self.wanted
 
 
+class OtherCycle(NamedTuple):
+    """An open cycle that one with another configuration has to wait for."""
+
+    number: int
+    said: str
+    """Which it is, since when it is open, and in which keys it differs: a sentence without its full stop."""
+
+
 @contextmanager
 def database() -> Iterator[Session]:
     """A transaction on the instance's database."""
@@ -80,14 +88,12 @@ def open_cycle(config: CycleConfig, *, week_zero: bool = False) -> int:
         CycleError: a cycle with another configuration is open.
     """
     with database() as session:
-        current = session.execute(select(t.Cycle).where(t.Cycle.state == "open")).scalar_one_or_none()
+        current = _open_cycle(session)
         if current is not None:
-            if current.config != stored(config):
-                keys = ", ".join(_differences(current.config, stored(config)))
+            if (other := _other_cycle(current, config)) is not None:
                 raise CycleError(
-                    f"Cycle {current.number} is open since {current.started_at:%Y-%m-%d %H:%M} UTC with another "
-                    f"configuration (they differ in {keys}). Run it with its own configuration to finish it, or give "
-                    f"it up with `orchestrator cycle cancel {current.number}`."
+                    f"{other.said}, and only one cycle can be open at a time. Run it with its own configuration to "
+                    f"finish it, or give it up with `orchestrator cycle cancel {other.number}`."
                 )
             return current.id
         newest = session.execute(select(func.max(t.Cycle.number))).scalar_one()
@@ -101,7 +107,24 @@ def open_cycle(config: CycleConfig, *, week_zero: bool = False) -> int:
 def open_cycle_id() -> int | None:
     """The open cycle, where there is one."""
     with database() as session:
-        return session.execute(select(t.Cycle.id).where(t.Cycle.state == "open")).scalar_one_or_none()
+        current = _open_cycle(session)
+        return current.id if current is not None else None
+
+
+def in_the_way(config: CycleConfig) -> OtherCycle | None:
+    """The open cycle where it has another configuration, so that one with this can't be opened."""
+    with database() as session:
+        current = _open_cycle(session)
+        return _other_cycle(current, config) if current is not None else None
+
+
+def coming_number() -> int:
+    """The number of the open cycle, or that of the next."""
+    with database() as session:
+        current = _open_cycle(session)
+        if current is not None:
+            return current.number
+        return (session.execute(select(func.max(t.Cycle.number))).scalar_one() or 0) + 1
 
 
 def anything_live() -> bool:
@@ -147,6 +170,21 @@ def cancel_cycle(number: int) -> None:
             raise CycleError(f"Cycle {number} {found}; only an open cycle can be cancelled.")
         cycle.state = "cancelled"
         cycle.ended_at = datetime.now(UTC)
+
+
+def _open_cycle(session: Session) -> t.Cycle | None:
+    return session.execute(select(t.Cycle).where(t.Cycle.state == "open")).scalar_one_or_none()
+
+
+def _other_cycle(current: t.Cycle, config: CycleConfig) -> OtherCycle | None:
+    keys = ", ".join(_differences(current.config, stored(config)))
+    if not keys:
+        return None
+    said = (
+        f"Cycle {current.number} is open since {current.started_at:%Y-%m-%d %H:%M} UTC with another configuration "
+        f"(they differ in {keys})"
+    )
+    return OtherCycle(current.number, said)
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

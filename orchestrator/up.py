@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -262,6 +264,16 @@ def _kept_secret(path: Path) -> str:
     ):
         file.write(secrets.token_hex(16) + "\n")
     return path.read_text().strip()
+
+
+def reaching(home: Path) -> str:
+    """What a person types in another terminal, so that commands there reach the instance on the home."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("orchestrator")
+    known = found is not None and Path(found).parent.resolve() == beside.resolve()
+    activate = beside / "activate"
+    first = "" if known or not activate.exists() else f". {shlex.quote(str(activate))} && "
+    return f"{first}export ORCHESTRATOR_HOME={shlex.quote(str(home))}"
 
 
 def addresses(instance: Instance) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from orchestrator.config import load_config
     from orchestrator.errors import ConfigError
     from orchestrator.settings import Settings
-    from orchestrator.up import Instance, addresses
+    from orchestrator.up import Instance, addresses, reaching
     from orchestrator.world import demo, report
     from orchestrator.world.console import Console
     from orchestrator.world.settings import EXAMPLE, DemoConfig, free_home
@@ -63,7 +63,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out names {args.out}, which is no folder.")
     settings = Settings.from_env(find_instance=False)
     home = free_home(settings.home, config, args.cycles)
-    console = Console(demo.phases(args.cycles))
+    # Of a demo that goes on the rows tell what is left, once the database is up.
+    goes_on = (home / "cycle.toml").exists()
+    console = Console([] if goes_on else demo.phases(args.cycles))
     console.begin("start")
     console.say(f"instance in {home}")
     config_file = demo.prepare_inputs(config, home)
@@ -73,7 +75,10 @@ def _run(args: argparse.Namespace) -> int:
         try:
             for name, value in addresses(instance).items():
                 console.say(f"{name + ':':15}{value}")
-            turns = demo.Demo(config, args.cycles, instance, console)
+            console.say(f"to use it in another terminal: {reaching(home)}")
+            turns = demo.Demo(config, args.cycles, instance, console, waits=not args.exit)
+            if goes_on:
+                console.plan(demo.phases(args.cycles))
             with demo.counted_seconds(home, started_s, turns) as seconds:
                 ended = turns.run()
             found = report.gather(ended, config.seed, seconds())
@@ -88,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
             for name, value in addresses(instance).items():
                 print(f"{name + ':':15}{value}", flush=True)
             if not args.exit:
+                print(f"\nIn another terminal: {reaching(home)}")
                 print("Up. Ctrl-C ends it.", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
                     threading.Event().wait()

@@ -38,15 +38,25 @@ class Console:
         """Seconds since the demo began."""
         return self._clock() - self._started_s
 
-    def begin(self, name: str) -> None:
-        """Enter a phase; the phases before it in the plan count as done, an earlier demo did them."""
+    def plan(self, phases: list[Phase]) -> None:
+        """What is to come, where only a start that goes on with an earlier one can tell it."""
+        self._waiting = list(phases)
+
+    def done(self, name: str) -> None:
+        """An earlier start did this phase and those before it; nobody waits for them."""
+        names = [phase.name for phase in self._waiting]
+        if name in names:
+            self._waiting = self._waiting[names.index(name) + 1 :]
+
+    def begin(self, name: str, title: str | None = None) -> None:
+        """Enter a phase; the phases before it in the plan count as done. `title` is what is said in its place."""
         self._finish()
         names = [phase.name for phase in self._waiting]
         if name in names:
             self._waiting = self._waiting[names.index(name) :]
             self._phase = self._waiting.pop(0)
         self._phase_started_s, self._fraction = self._clock(), 0.0
-        self.say(f"── {name}")
+        self.say(f"── {title or name}")
 
     def update(self, fraction: float, text: str) -> None:
         """Say how far the phase is, at most every few seconds."""

@@ -24,7 +24,7 @@ from orchestrator.errors import CycleError
 from orchestrator.prefect_api import FlowRunState, PrefectApi
 from orchestrator.promotion import is_initial_policy
 from orchestrator.raters import create_rater, renew_token
-from orchestrator.up import Instance
+from orchestrator.up import Instance, reaching
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.raters import Crowd, Task
 from orchestrator.world.settings import DemoConfig, cycle_config, write_toml
@@ -32,6 +32,8 @@ from orchestrator.world.world import World
 
 # A run that crashed (its worker was killed, say) is started again so often; a failed one is not.
 MAX_STARTS = 3
+POLL_S = 0.5
+WEEK_ZERO = "cycle 0: pretrain the initial policy and put it before the raters"
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,43 @@ class EndedCycle:
 
 def phases(num_cycles: int) -> list[Phase]:
     """The plan of the demo, with the seconds each part takes on 2 cores."""
-    plan = [Phase("start", 12), Phase("cycle 0: pretrain the initial policy and put it before the raters", 80)]
+    plan = [Phase("start", 12), Phase(WEEK_ZERO, 80)]
     for number in range(1, num_cycles + 1):
         plan += [
-            Phase(f"cycle {number}: raters compare", 30),
-            Phase(f"cycle {number}: train, judge, promote", 65),
-            Phase(f"cycle {number}: raters compare the new policy with the initial one", 18),
+            Phase(collecting_phase(number), 30),
+            Phase(training_phase(number), 65),
+            Phase(judging_phase(number), 18),
         ]
     return plan
+
+
+def collecting_phase(turn: int) -> str:
+    """Name in the plan of the phase before a training; turns count from 1, cycles also those that were cancelled."""
+    return f"turn {turn}: raters compare"
+
+
+def training_phase(turn: int) -> str:
+    """Name in the plan of a training."""
+    return f"turn {turn}: train, judge, promote"
+
+
+def judging_phase(turn: int) -> str:
+    """Name in the plan of the phase after a training."""
+    return f"turn {turn}: raters compare the new policy with the initial one"
 
 
 class Demo:
     """One demo on a running instance; `run` returns when all cycles are done and judged."""
 
-    def __init__(self, config: DemoConfig, num_cycles: int, instance: Instance, console: Console) -> None:
+    def __init__(
+        self, config: DemoConfig, num_cycles: int, instance: Instance, console: Console, *, waits: bool = True
+    ) -> None:
         self.config = config
         self.num_cycles = num_cycles
         self.instance = instance
         self.console = console
+        self.waits = waits
+        """Whether it waits for an operator to end a cycle of another configuration, or ends."""
         self.home = instance.home
         # The stages' own functions are used to count and to read; they look for the instance in the environment.
         os.environ.update(instance.env())
@@ -75,21 +96,33 @@ class Demo:
     def run(self) -> list[EndedCycle]:
         """Turn the loop as often as asked; what is done already is not repeated."""
         if not cycles.anything_live():
-            self.console.begin("cycle 0: pretrain the initial policy and put it before the raters")
-            self._run_cycle()
+            self._turn(lambda: self.console.begin(WEEK_ZERO))
+        self.console.done(WEEK_ZERO)
         for number in range(1, self.num_cycles + 1):
             if len(ended_cycles()) < number:
-                self._collect(number)
-                self.console.begin(f"cycle {number}: train, judge, promote")
-                self._run_cycle()
+                self._turn(lambda number=number: self._before_training(number))  # type: ignore[misc]
+            self.console.done(training_phase(number))
             done = ended_cycles()
             if len(done) < number:
                 raise CycleError(
-                    f"Cycle {number} ended without a snapshot. `ORCHESTRATOR_HOME={self.home} orchestrator cycle list` "
-                    "says how it ended."
+                    f"The cycle's run ended without a snapshot ({how_the_newest_ended()}). Start the demo again: it "
+                    "goes on with new comparisons."
                 )
             self._compare_with_initial(number, done[number - 1])
+            self.console.done(judging_phase(number))
         return ended_cycles()[: self.num_cycles]
+
+    def _turn(self, before: Callable[[], None]) -> None:
+        """A run of the cycle after what comes before it; once more where another cycle came between the two."""
+        while True:
+            make_room(self.cycle_config, self.home, self.console.say, waits=self.waits)
+            before()
+            if self._run_cycle():
+                return
+
+    def _before_training(self, number: int) -> None:
+        self._collect(number)
+        self.console.begin(training_phase(number), f"cycle {cycles.coming_number()}: train, judge, promote")
 
     @property
     def complete(self) -> bool:
@@ -105,13 +138,14 @@ class Demo:
         if cycles.open_cycle_id() is not None:
             return
         have = cycles.fresh_comparisons(self.cycle_config).found
-        self.console.begin(f"cycle {number}: raters compare")
+        coming = cycles.coming_number()
+        self.console.begin(collecting_phase(number), f"cycle {coming}: raters compare")
         weights: dict[Task, float] = {
             "helpful": raters.helpful_weight,
             "red_team": raters.red_team_weight,
             "red_team_choose_best": raters.choose_best_weight,
         }
-        self._sit(f"cycle {number}", weights, have, raters.comparisons_per_cycle)
+        self._sit(f"cycle {coming}", weights, have, raters.comparisons_per_cycle)
 
     def _compare_with_initial(self, number: int, cycle: EndedCycle) -> None:
         """Raters compare the snapshot with the initial policy, and Elo comes from these comparisons alone."""
@@ -121,8 +155,9 @@ class Demo:
         wanted = self.config.raters.evaluation_comparisons
         have = num_model_comparisons(cycle)
         if have < wanted:
-            self.console.begin(f"cycle {number}: raters compare the new policy with the initial one")
-            self._sit(f"evaluation {number}", {"model_comparison": 1.0}, have, wanted, count_ties=True)
+            title = f"cycle {cycle.number}: raters compare the new policy with the initial one"
+            self.console.begin(judging_phase(number), title)
+            self._sit(f"evaluation {cycle.number}", {"model_comparison": 1.0}, have, wanted, count_ties=True)
         if measured_elo(cycle) is None:
             judging.measure_elo(cycle.id, cycle.snapshot_id, cycle.initial_id)
         elo = measured_elo(cycle) or {}
@@ -135,6 +170,10 @@ class Demo:
     def _sit(
         self, sitting: str, weights: dict[Task, float], have: int, wanted: int, *, count_ties: bool = False
     ) -> None:
+        if have >= wanted:
+            self.console.say(f"{have} comparisons are there already, of {wanted} wanted; no more are needed")
+            return
+
         def progress(done: int) -> None:
             self.console.update((have + done) / wanted, f"{have + done} of {wanted} comparisons")
 
@@ -155,17 +194,20 @@ class Demo:
             f"by {len(self.tokens)} raters"
         )
 
-    def _run_cycle(self) -> None:
-        """One run of the cycle's Prefect deployment, followed to its end."""
+    def _run_cycle(self) -> bool:
+        """One run of the cycle's Prefect deployment, followed to its end; False where another cycle was in its way."""
         for attempt in range(1, MAX_STARTS + 1):
             flow_run_id = start_cycle(self.api, self.cycle_file, [])
             state = follow(self.api, flow_run_id, Progress(self.home).news, self.console.say)
             if state.type == "COMPLETED":
                 self.console.say(state.line)
-                return
+                return True
+            if cycles.in_the_way(self.cycle_config) is not None:
+                return False
             if state.type != "CRASHED" or attempt == MAX_STARTS:
-                raise _ended_badly(state, self.api, flow_run_id)
+                raise _ended_badly(state, self.api, flow_run_id, self.home)
             self.console.say(f"{state.line}; started again, finished stages are not repeated")
+        raise AssertionError("the last start has returned or raised")
 
     def _rater_tokens(self) -> list[str]:
         """A token for each synthetic rater; tokens are not stored, so every start of the demo gives new ones."""
@@ -201,6 +243,39 @@ def prepare_inputs(config: DemoConfig, home: Path) -> Path:
 def inputs_folder(home: Path) -> Path:
     """Where the world's texts lie."""
     return home / "world"
+
+
+def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, waits: bool) -> None:
+    """Return when no cycle with another configuration is open; while one is, say how to give it up, and wait.
+
+    Raises:
+        CycleError: one is open, and nobody waits for it (`waits`); the message names every step of the way out.
+    """
+    told = False
+    while (other := cycles.in_the_way(config)) is not None:
+        cancel = f"orchestrator cycle cancel {other.number}"
+        if not waits:
+            raise CycleError(
+                f"{other.said}, and only one cycle can be open at a time. To give it up:\n"
+                f"    {reaching(home)}\n"
+                f"    orchestrator up                 # and in another terminal, after the same first line:\n"
+                f"    {cancel}\n"
+                "Then end `orchestrator up` with Ctrl-C, and start the demo again; it goes on where it stopped."
+            )
+        if not told:
+            say(
+                f"{other.said}, and only one cycle can be open at a time. The demo waits until it has ended. "
+                f"To give it up, in another terminal:\n    {reaching(home)}\n    {cancel}"
+            )
+            told = True
+        time.sleep(POLL_S)
+
+
+def how_the_newest_ended() -> str:
+    """The newest cycle's state and note, for a person."""
+    with cycles.database() as session:
+        newest = session.scalars(select(t.Cycle).order_by(t.Cycle.number.desc()).limit(1)).one()
+        return f"cycle {newest.number} is {newest.state}" + (f": {newest.note}" if newest.note else "")
 
 
 def ended_cycles() -> list[EndedCycle]:
@@ -267,8 +342,8 @@ def counted_seconds(home: Path, started_s: float, demo: Demo) -> Iterator[Callab
             file.write_text(f"{before + time.monotonic() - started_s:.3f}")
 
 
-def _ended_badly(state: FlowRunState, api: PrefectApi, flow_run_id: str) -> CycleError:
+def _ended_badly(state: FlowRunState, api: PrefectApi, flow_run_id: str, home: Path) -> CycleError:
     return CycleError(
-        f"The cycle's run ended as {state.line}. Look at {api.ui_url}/runs/flow-run/{flow_run_id}; "
-        "the demo goes on where it stopped when it is started again."
+        f"The cycle's run ended as {state.line}. Its log: {api.ui_url}/runs/flow-run/{flow_run_id}, while "
+        f"`orchestrator up` runs after `{reaching(home)}`. The demo goes on where it stopped when it is started again."
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cycles
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, CycleError
 from orchestrator.world.console import Console, Phase
-from orchestrator.world.demo import phases
+from orchestrator.world.demo import WEEK_ZERO, judging_phase, make_room, phases, training_phase
 from orchestrator.world.report import BestOf, Entry, Report, table, write
 from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
 
@@ -92,8 +93,66 @@ def test_time_to_go_follows_the_pace() -> None:
 
 def test_phases_an_earlier_start_did_are_not_waited_for() -> None:
     console = Console(phases(3), io.StringIO(), lambda: 0.0)
-    console.begin("cycle 3: train, judge, promote")
+    console.begin(training_phase(3), "cycle 4: train, judge, promote")
     assert console.seconds_left() == pytest.approx(65 + 18)
+
+
+def test_a_demo_that_goes_on_counts_only_what_is_left() -> None:
+    said = io.StringIO()
+    console = Console([], said, lambda: 0.0)
+    console.begin("start")
+    assert "left" not in said.getvalue()
+    console.plan(phases(2))
+    console.done(WEEK_ZERO)
+    # Two turns of 30 + 65 + 18 s.
+    assert console.seconds_left() == pytest.approx(226)
+    console.done(training_phase(1))
+    assert console.seconds_left() == pytest.approx(18 + 113)
+    console.done(judging_phase(2))
+    assert console.seconds_left() == 0
+
+
+@pytest.fixture
+def database(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    return database_url
+
+
+def test_the_demo_waits_until_the_operator_ends_a_cycle_of_another_configuration(database: str, home: Path) -> None:
+    own = CycleConfig.model_validate(cycle_config(example(), home))
+    other = own.model_copy(update={"name": "other"})
+    assert cycles.coming_number() == 1
+    cycles.open_cycle(other)
+    said: list[str] = []
+
+    def cancel(line: str) -> None:
+        said.append(line)
+        cycles.cancel_cycle(1)
+
+    make_room(own, home, cancel, waits=True)
+    [line] = said
+    assert "Cycle 1 is open since" in line
+    assert "(they differ in name), and only one cycle can be open at a time" in line
+    *_, reach, command = line.splitlines()
+    assert reach.endswith(f"export ORCHESTRATOR_HOME={home}")
+    assert command.strip() == "orchestrator cycle cancel 1"
+    # The heading of the next has the number that its row will have.
+    assert cycles.coming_number() == 2
+    cycles.open_cycle(own)
+    make_room(own, home, pytest.fail, waits=True)
+
+
+def test_a_demo_that_nobody_watches_ends_and_tells_the_way_out(database: str, home: Path) -> None:
+    own = CycleConfig.model_validate(cycle_config(example(), home))
+    cycles.open_cycle(own.model_copy(update={"name": "other"}))
+    with pytest.raises(CycleError) as refused:
+        make_room(own, home, pytest.fail, waits=False)
+    steps = [line.strip() for line in str(refused.value).splitlines()]
+    assert [step.partition(" #")[0].strip() for step in steps[2:4]] == [
+        "orchestrator up",
+        "orchestrator cycle cancel 1",
+    ]
+    assert f"export ORCHESTRATOR_HOME={home}" in steps[1]
 
 
 @pytest.fixture
