@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from orchestrator.config import CycleConfig, Section
 from orchestrator.errors import ConfigError, ServiceUnavailable
 from orchestrator.up import PROJECT_ROOT
 
+DEMO_HOME = re.compile(r"demo-[0-9a-f]{12}(-\d+)?")
 EXAMPLE = PROJECT_ROOT / "examples" / "demo.toml"
 
 
@@ -90,8 +92,21 @@ def _section_lines(section: dict[str, Any], name: str, lines: list[str]) -> None
 
 
 def free_home(base: Path, config: DemoConfig, num_cycles: int) -> Path:
-    """The home of the demo with these settings under `base`; a second one beside a running one gets its own."""
+    """The home of the demo with these settings under `base`; a second one beside a running one gets its own.
+
+    A `base` that is the home of a demo, because commands in that shell speak to it, is taken itself.
+
+    Raises:
+        ConfigError: `base` is the home of a demo with other settings.
+    """
     name = instance_name(config, num_cycles)
+    if DEMO_HOME.fullmatch(base.name):
+        if base.name == name or base.name.startswith(f"{name}-"):
+            return base
+        raise ConfigError(
+            f"ORCHESTRATOR_HOME is {base}, the home of a demo with other settings; the one with these lives in "
+            f"{base.with_name(name)}. Set ORCHESTRATOR_HOME to that, or unset it."
+        )
     for number in range(1, 100):
         home = base / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(ServiceUnavailable), instance_file.held(home):

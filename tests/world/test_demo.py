@@ -155,6 +155,17 @@ def test_a_demo_that_nobody_watches_ends_and_tells_the_way_out(database: str, ho
     assert f"export ORCHESTRATOR_HOME={home}" in steps[1]
 
 
+def test_a_home_that_is_a_demo_s_is_gone_on_with_or_refused(tmp_path: Path) -> None:
+    first = free_home(tmp_path, example(), 3)
+    assert free_home(first, example(), 3) == first
+    second = first.with_name(f"{first.name}-2")
+    assert free_home(second, example(), 3) == second
+    with pytest.raises(ConfigError) as refused:
+        free_home(first, example("seed=1"), 3)
+    assert str(first) in str(refused.value)
+    assert str(tmp_path / instance_name(example("seed=1"), 3)) in str(refused.value)
+
+
 @pytest.fixture
 def report() -> Report:
     entries = [
