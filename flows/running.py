@@ -23,7 +23,7 @@ from prefect.deployments import arun_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
-from orchestrator.errors import JobFailed
+from orchestrator.errors import JobFailed, JobRefused
 from orchestrator.turn import artifacts_of_run
 
 P = ParamSpec("P")
@@ -130,8 +130,7 @@ class OnPools:
             raise
         if state.type is not StateType.COMPLETED:
             raise JobFailed(
-                f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. "
-                "Run the cycle again; it goes on from the last checkpoint."
+                f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. {_how_to_go_on(state)}"
             )
         return await asyncio.to_thread(artifacts_of_run, str(started.id))
 
@@ -160,6 +159,15 @@ def cycle_run_name() -> str:
 def _parameters(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _how_to_go_on(state: State) -> str:
+    if JobRefused.__name__ in (state.message or ""):
+        return (
+            "Run as it is, it ends alike: change what is named. An open cycle keeps its configuration until it is "
+            "given up with `orchestrator cycle cancel N`; `orchestrator cycle show N` says more."
+        )
+    return "Run the cycle again; it goes on from the last checkpoint."
 
 
 async def _final_state(flow_run_id: UUID) -> State:

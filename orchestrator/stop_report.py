@@ -31,24 +31,49 @@ CHECKS = {
 # Stages that exist to check say which check it is.
 CHECKING_STAGES = {"check_preference_model": "the check of signs", "check_data": "the check of the data"}
 
+# Errors that name a setting or an input: the same run again would end alike.
+NAMES_A_SETTING = ("ConfigError", "JobRefused")
+
+# What to do in the next cycle, whose configuration may differ.
+_FAULT = (
+    'promote nothing of this run. In bfloat16 train with `ppo.precision = "float32"`; in float32 it is a fault of the '
+    "program: report it, and don't raise the bound."
+)
+_OTHER_SAMPLER = (
+    "promote nothing of this run; look for a sampler with old weights or a cut distribution, and don't raise the bound."
+)
 WIRE_ADVICE = {
     "not_finite": "lower `ppo.learning_rate`, or train in float32; the same seed breaks in the same iteration.",
-    "start_kl": "promote nothing of this run; it is a fault of the program or of its numbers: report it.",
-    "impossible_kl": "promote nothing of this run; look for a sampler with old weights or a cut distribution.",
-    "kl_drift": "promote nothing of this run; look for a sampler with old weights or a cut distribution.",
-    "first_ratio": "promote nothing of this run; it is a fault of the program or of its numbers: report it.",
-    "ratio": "lower `ppo.learning_rate` or `ppo.epochs`, or take larger minibatches.",
-    "clip_fraction": "lower `ppo.learning_rate` or `ppo.epochs`, or take larger minibatches.",
-    "entropy": "raise `ppo.kl_coef`, or take fewer iterations; read the replies first.",
-    "duplicates": "see the most frequent reply and the refusals below; lower `prompts.harmless_weight`.",
-    "repetition": "raise `ppo.kl_coef`, or take fewer iterations; let raters compare some that repeat themselves.",
-    "length": "collect comparisons in which the other length wins.",
-    "truncation": "collect comparisons in which short replies win, or raise `ppo.max_reply_tokens`.",
-    "twin_gap": "collect more comparisons before more PPO; don't raise the bound for a higher score.",
+    "start_kl": _FAULT,
+    "impossible_kl": _OTHER_SAMPLER,
+    "kl_drift": _OTHER_SAMPLER,
+    "first_ratio": _FAULT,
+    "ratio": "lower `ppo.learning_rate` or `ppo.epochs`, or raise `ppo.minibatch_replies`.",
+    "clip_fraction": "lower `ppo.learning_rate` or `ppo.epochs`, or raise `ppo.minibatch_replies`.",
+    "entropy": "raise `ppo.kl_coef`, or lower `ppo.iterations`; read the replies first.",
+    "duplicates": "raise `ppo.kl_coef`; where the most frequent reply below is a refusal, lower "
+    "`prompts.harmless_weight`.",
+    "repetition": "raise `ppo.kl_coef`, or lower `ppo.iterations`; let raters compare some that repeat themselves.",
+    "length": "raise `ppo.kl_coef`, or lower `ppo.iterations`; collect comparisons in which the other length wins.",
+    "truncation": "raise `ppo.kl_coef`, or `ppo.max_reply_tokens` where replies are meant to be long; collect "
+    "comparisons in which short replies win.",
+    "twin_gap": "lower `ppo.iterations` or raise `ppo.kl_coef`, and collect more comparisons before more PPO; don't "
+    "raise the bound for a higher score.",
+    "max_kl_nats": "nothing, where the policy was to go that far. To learn more within the limit, raise `ppo.kl_coef` "
+    "or lower `ppo.learning_rate`.",
 }
+# Wires that tell of a policy that learned too much; beyond them after a step or two, it was the step.
+LEARNED_WIRES = (
+    "ratio", "clip_fraction", "entropy", "duplicates", "repetition", "length", "truncation", "twin_gap", "max_kl_nats",
+)  # fmt: skip
+TOO_FAST = (
+    "lower `ppo.learning_rate` (it was {rate:g}): the first steps went beyond the bound, and nothing is kept of them."
+)
+# Wires that are looked at after learning from a rollout; the rollout itself was good.
+AFTER_LEARNING = ("first_ratio", "ratio", "clip_fraction")
 GATE_ADVICE = {
     "pm_accuracy": "collect more comparisons, and read the preference model's most confident mistakes below.",
-    "kl": "at 0 raise `ppo.learning_rate` or `ppo.iterations`; above the bound raise `ppo.kl_coef`.",
+    "kl": "at 0 raise `ppo.learning_rate` or `ppo.iterations`, unless PPO was stopped (see there); above the bound raise `ppo.kl_coef`.",
     "score_gain": "train longer, or on more comparisons; more `evaluation.num_prompts` make the interval narrower.",
     "duplicates": "raise `ppo.kl_coef`, or take fewer iterations.",
     "refusals": "lower `prompts.harmless_weight`, or collect more helpful comparisons.",
@@ -106,19 +131,37 @@ def stop_lines(stops: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _ppo_stop(training: Mapping[str, Any], snapshot: str | None) -> Stop:
     wire = (training.get("watch") or {}).get("stopped_by")
-    if wire is None:
-        over_limit = "max_kl_nats" in training["stopped"]
-        by = "the limit `ppo.max_kl_nats`" if over_limit else "the check that its numbers are finite"
-        advice = "nothing, where the limit is meant." if over_limit else WIRE_ADVICE["not_finite"]
+    if wire is not None:
+        by = f"the tripwire `{wire}`"
+    elif "max_kl_nats" in training["stopped"]:
+        wire, by = "max_kl_nats", "the limit `ppo.max_kl_nats`"
     else:
-        by, advice = f"the tripwire `{wire}`", f"{WIRE_ADVICE[wire]} More in {DOCS}."
+        wire, by = "not_finite", "the check that its numbers are finite"
+    kept = kept_iterations(training)
+    advice = WIRE_ADVICE[wire]
+    rate = (training.get("settings") or {}).get("learning_rate")
+    if kept == 0 and wire in LEARNED_WIRES and rate is not None:
+        advice = TOO_FAST.format(rate=rate)
+    of = "of the start" if kept == 0 else f"after iteration {kept}"
     return Stop(
         stage="train_policy",
         by=by,
         found=training["stopped"],
-        kept=f"the last good weights are the snapshot `{snapshot}`, evaluated and gated like any other.",
-        next=advice,
+        kept=f"the last good weights, those {of}, are the snapshot `{snapshot}`, evaluated and gated like any other.",
+        next=f"{advice} More in {DOCS}.",
     )
+
+
+def kept_iterations(training: Mapping[str, Any]) -> int:
+    """After how many iterations PPO had the weights that a stopped run keeps: those of its last rollout without alarm.
+
+    The curve has a point for each rollout that was learned from. A snapshot at KL 0 is the start, whatever the count.
+    """
+    if training.get("kl_nats") == 0:
+        return 0
+    alarms = (training.get("watch") or {}).get("alarms") or []
+    beyond = {alarm["iteration"] for alarm in alarms if alarm["wire"] not in AFTER_LEARNING}
+    return max((i for i in range(len(training.get("curve") or [])) if i + 1 not in beyond), default=0)
 
 
 def _refusal(decision: t.Decision, live: str, snapshot: str | None) -> Stop:
@@ -142,13 +185,19 @@ def _stage_stop(cycle: t.Cycle, stage: str, error: str, live: str, snapshot: str
     check = CHECKING_STAGES.get(stage) if kind in CHECKS else None
     by = check or CHECKS.get(kind) or f"a crash ({kind})"
     made = f"; the snapshot `{snapshot}` is trained" if snapshot else ""
-    again = f"or give it up with `orchestrator cycle cancel {cycle.number}`"
+    cancel = f"give it up with `orchestrator cycle cancel {cycle.number}`"
     if cycle.state != "open":
         what = f"nothing: the cycle is {cycle.state}."
+    elif kind in NAMES_A_SETTING:
+        what = (
+            "change the setting that is named, or put right the input; as it is, the cycle ends alike. It keeps the "
+            f"configuration that it was opened with: to change that, {cancel}, then run a cycle anew, with "
+            "`--set cycle.min_comparisons=0` where too few comparisons came since. Finished stages are found by it too."
+        )
     elif kind in CHECKS:
-        what = f"put right what is named and run the cycle again, {again}."
+        what = f"put right what is named and run the cycle again, or {cancel}."
     else:
-        what = f"run the cycle again; it goes on from the last checkpoint. If it ends alike, see the log, {again}."
+        what = f"run the cycle again; it goes on from the last checkpoint. If it ends alike, see the log, or {cancel}."
     return Stop(stage, by, message or error, f"{live}{made}; finished stages are found by the next run.", what)
 
 

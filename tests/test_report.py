@@ -28,7 +28,7 @@ def test_each_stage_has_its_own_time_and_those_before_a_restart_are_marked(sessi
         session.add(
             t.Stage(
                 cycle_id=cycle.id, name=name, state=state, started_at=began, ended_at=ended, job_seconds=job_seconds
-            )  # fmt: skip
+            )
         )
         session.flush()
     times = stage_times(session, cycle.id)

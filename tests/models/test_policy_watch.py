@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from models.jobs import train_policy
 from models.jobs.runtime import Job, JobError
 from models.watch import WatchSettings
+from orchestrator.stop_report import kept_iterations
 
 TWIN = {"iterations": 10, "watch": {"max_twin_gap": 0.2}, "prompts_per_iteration": 32}
 QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
@@ -95,6 +96,7 @@ def test_a_watcher_that_agrees_has_no_gap_and_one_that_objects_stops_the_run(tra
     shorter = train("shorter", **TWIN | {"iterations": tripped[0] - 2})
     kept, expected = (load_file(out / "result" / "model.safetensors") for out in (stopped, shorter))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    assert kept_iterations(numbers) == tripped[0] - 2
 
 
 def test_watching_changes_no_weight(train, opposite_dir, tmp_path):
