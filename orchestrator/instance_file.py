@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,28 @@ def running(home: Path) -> InstanceFile | None:
         return InstanceFile(**found) if found else None
     except OSError:
         return None
+
+
+def default_home() -> Path:
+    """The home where `ORCHESTRATOR_HOME` names none."""
+    return Path.home() / ".orchestrator"
+
+
+def other_running(home: Path) -> list[Path]:
+    """Homes on which an instance runs: the default one, and what lies within it or within this one, as demos' do."""
+    places = {
+        place for base in (default_home(), home) for place in (base, *(file.parent for file in base.glob(f"*/{FILE}")))
+    }
+    return sorted(place for place in places if place != home and running(place) is not None)
+
+
+def elsewhere(home: Path) -> str:
+    """How to speak to the instances that do run, as a sentence after one that says that none runs on the home."""
+    found = other_running(home)
+    if not found:
+        return ""
+    several = " (or " + ", ".join(map(str, found[1:])) + ")" if len(found) > 1 else ""
+    return f" One runs on {found[0]}{several}: `export ORCHESTRATOR_HOME={shlex.quote(str(found[0]))}` to speak to it."
 
 
 @contextlib.contextmanager

@@ -36,8 +36,8 @@ def api_url(home: Path) -> str:
     url = os.environ.get("PREFECT_API_URL") or (running.prefect_api_url if running else None)
     if url is None:
         raise ServiceUnavailable(
-            f"No Prefect server: no instance runs on {home} (ORCHESTRATOR_HOME) and PREFECT_API_URL is not set. "
-            "Start one with `orchestrator up`."
+            f"No Prefect server: no instance runs on {home} (ORCHESTRATOR_HOME) and PREFECT_API_URL is not set."
+            f"{instance_file.elsewhere(home)} Start one with `orchestrator up`."
         )
     return url
 

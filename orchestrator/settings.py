@@ -61,7 +61,7 @@ class Settings:
             ConfigError: a variable is set to something unusable; the message names variable and value.
         """
         env = os.environ
-        home = Path(env.get("ORCHESTRATOR_HOME") or Path.home() / ".orchestrator").expanduser().absolute()
+        home = Path(env.get("ORCHESTRATOR_HOME") or instance_file.default_home()).expanduser().absolute()
         device = env.get("ORCHESTRATOR_DEVICE", "auto")
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"ORCHESTRATOR_DEVICE is {device!r}; expected auto, cpu or cuda.")
@@ -110,7 +110,8 @@ class Settings:
         if self.database_url is None:
             raise ConfigError(
                 "No database: DATABASE_URL is not set and no instance runs under "
-                f"{self.home} (ORCHESTRATOR_HOME). Start one with `orchestrator up`, or set DATABASE_URL."
+                f"{self.home} (ORCHESTRATOR_HOME).{instance_file.elsewhere(self.home)} Start one with `orchestrator "
+                "up`, or set DATABASE_URL."
             )
         return self.database_url
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator import instance_file
+from orchestrator import cli, instance_file
 from orchestrator.errors import ServiceUnavailable
+from orchestrator.prefect_api import api_url
 from orchestrator.settings import Settings
 from orchestrator.up import Instance
 
@@ -129,6 +130,25 @@ def test_a_file_left_by_a_killed_instance_is_not_believed(home: Path) -> None:
         assert Settings.from_env().database_url == "postgresql+psycopg2://x/y"
         # What starts an instance of its own must not write into that database.
         assert Settings.from_env(find_instance=False).database_url is None
+
+
+def test_a_command_without_an_instance_names_those_that_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "a user"))
+    within, usual, ended = home / "demo-1", tmp_path / "a user" / ".orchestrator" / "demo-2", home / "demo-3"
+    for one in (within, usual, ended):
+        one.mkdir(parents=True)
+        instance_file.InstanceFile(1, "postgresql://x/y", "http://p", "http://q", "http://f", "secret").write(one)
+    with instance_file.held(within), instance_file.held(usual):
+        assert cli.main(["cycle", "list"]) == 2
+    said = capsys.readouterr().err
+    assert f"One runs on {usual} (or {within}): `export ORCHESTRATOR_HOME='{usual}'` to speak to it." in said
+    assert str(ended) not in said
+    with instance_file.held(within), pytest.raises(ServiceUnavailable, match=r"One runs on .*/demo-1: `export ORC"):
+        api_url(home)
+    assert cli.main(["cycle", "list"]) == 2
+    assert "runs on" not in capsys.readouterr().err
 
 
 def test_a_user_s_own_prefect_settings_do_not_reach_the_instance(
