@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -268,11 +267,9 @@ def _kept_secret(path: Path) -> str:
 
 def reaching(home: Path) -> str:
     """What a person types in another terminal, so that commands there reach the instance on the home."""
-    beside = Path(sys.executable).parent
-    found = shutil.which("orchestrator")
-    known = found is not None and Path(found).parent.resolve() == beside.resolve()
-    activate = beside / "activate"
-    first = "" if known or not activate.exists() else f". {shlex.quote(str(activate))} && "
+    # A new terminal has not activated what this one may have.
+    activate = Path(sys.executable).parent / "activate"
+    first = f". {shlex.quote(str(activate))} && " if activate.exists() else ""
     return f"{first}export ORCHESTRATOR_HOME={shlex.quote(str(home))}"
 
 
