@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.running import InProcess
+from orchestrator.database_errors import as_operators_error
 from orchestrator.errors import OrchestratorError
 
 
@@ -32,4 +33,10 @@ def exit_status(work: Callable[[], None]) -> int:
     except OrchestratorError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except Exception as error:
+        told = as_operators_error(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return told.exit_status
     return 0

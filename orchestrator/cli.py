@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from orchestrator.database_errors import as_operators_error
 from orchestrator.errors import OrchestratorError
 
 COMMANDS = {
@@ -75,13 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
-        # By its name: SQLAlchemy need not be imported to see it. A database that nobody migrated has no tables.
-        if "UndefinedTable" not in str(error):
+        told = as_operators_error(error)
+        if told is None:
             raise
-        print(
-            "error: the database has no schema of ours, or an older one. Run `orchestrator migrate`.", file=sys.stderr
-        )
-        return OrchestratorError.exit_status
+        print(f"error: {told}", file=sys.stderr)
+        return told.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

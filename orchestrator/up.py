@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 
 from db.migrate import upgrade
 from orchestrator import instance_file
+from orchestrator.database_errors import no_answer
 from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance_file import InstanceFile
@@ -209,11 +210,7 @@ class Instance:
         try:
             upgrade(self.database_url)
         except OperationalError as error:
-            # The URL holds a password, so only its place is named.
-            place = self.database_url.rpartition("@")[2]
-            raise ServiceUnavailable(
-                f"The database at {place} does not answer: {str(error.orig).strip()}. Check DATABASE_URL."
-            ) from None
+            raise no_answer(error, self.database_url) from None
 
     def _add(self, name: str, command: list[str], health_url: str | None = None) -> Child:
         # Each child gets what is known when it is started; the database's address comes after Prefect's server.

@@ -6,8 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
+from db.session import make_engine
 from orchestrator import cli
+from orchestrator.database_errors import as_operators_error
+from orchestrator.jobs import PROJECT_ROOT
 
 
 def test_help_names_every_command(capsys):
@@ -68,6 +73,37 @@ def test_a_database_that_nobody_migrated_is_told(home, postgres, monkeypatch, ca
     monkeypatch.setenv("DATABASE_URL", postgres.url_of("postgres"))
     assert cli.main(["artifacts"]) == 2
     assert capsys.readouterr().err.endswith("Run `orchestrator migrate`.\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["cycle", "list"], ["migrate"], ["cycle", "run", "--inline", "--config", "cycle.toml"]]
+)
+def test_a_database_that_is_not_there_is_one_line_without_its_password(home, tmp_path, words):
+    (tmp_path / "cycle.toml").write_text('[initial_policy]\npath = "some/model"\n')
+    run = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env=os.environ
+        | {"DATABASE_URL": "postgresql://u:hidden@127.0.0.1:1/x?sslmode=disable", "PYTHONPATH": str(PROJECT_ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    [line] = run.stderr.splitlines()
+    assert line.startswith("error: The database at 127.0.0.1:1/x does not answer (connection")
+    assert line.endswith("TCP/IP connections?). Start it, or check DATABASE_URL.")
+    assert "hidden" not in line
+
+
+def test_what_a_database_that_answers_refuses_is_no_missing_database(home, postgres):
+    engine = make_engine(postgres.url_of("postgres"))
+    with engine.connect() as connection:
+        connection.execute(text("set statement_timeout = 1"))
+        with pytest.raises(OperationalError) as refused:
+            connection.execute(text("select pg_sleep(9)"))
+    engine.dispose()
+    assert as_operators_error(refused.value) is None
 
 
 def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, monkeypatch, capsys):

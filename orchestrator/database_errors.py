@@ -1,0 +1,31 @@
+"""What the database says when a command can't use it, as an error in one line.
+
+SQLAlchemy's errors are known by their names: it need not be imported to see that an error is none of its.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.errors import OrchestratorError, ServiceUnavailable
+from orchestrator.settings import Settings
+
+
+def as_operators_error(error: Exception) -> OrchestratorError | None:
+    """The one-line error that stands for an error of the database, or None where it is something else."""
+    if "UndefinedTable" in str(error):
+        # A database that nobody migrated has no tables.
+        return OrchestratorError("the database has no schema of ours, or an older one. Run `orchestrator migrate`.")
+    # By an SQLSTATE one knows what a database that does answer refuses: a lock that is not free, for one.
+    if type(error).__name__ == "OperationalError" and getattr(getattr(error, "orig", None), "pgcode", "") is None:
+        return no_answer(error, Settings.from_env().database_url or "")
+    return None
+
+
+def no_answer(error: Any, url: str) -> ServiceUnavailable:
+    """The error for SQLAlchemy's `OperationalError` on the database at `url`, whose password is not told."""
+    place = url.rpartition("@")[2].rpartition("://")[2].partition("?")[0]
+    reason = " ".join(str(error.orig).split())
+    return ServiceUnavailable(
+        f"The database at {place} does not answer ({reason.rstrip('.')}). Start it, or check DATABASE_URL."
+    )
