@@ -63,7 +63,7 @@ class Critic(nn.Module):
         return self.head(states)
 
     def expect(self, value: float) -> None:
-        """Predict this value, in score units, before anything was learned."""
+        """Predict this value, in PM units, before anything was learned."""
         with torch.no_grad():
             self.head.outer.bias.fill_(value)
 

@@ -164,7 +164,7 @@ def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_ra
 def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: float | None) -> Tensor:
     """Half squared error of the critic for every token, (N,).
 
-    With `value_clip`, a step of more than that many score units away from the rollout's value
+    With `value_clip`, a step of more than that many PM units away from the rollout's value
     earns nothing: the larger of the clipped and the plain loss counts.
 
     Source: arXiv:1506.02438 (squared error); arXiv:1707.06347's reference code (clipping).

@@ -34,13 +34,13 @@ class PPOSettings:
     """
 
     learning_rate: float = 1e-4
-    kl_coef: float = 0.02  # score units per nat; higher stays closer to the initial policy
+    kl_coef: float = 0.02  # PM units per nat; higher stays closer to the initial policy
     kl_estimator: KLEstimator = "k1"  # log-ratio of the sampled token, its k3 form, or the full vocabulary
     kl_placement: KLPlacement = "per_token"  # of the penalty: each token's reward, the last one's, or the loss
     kl_target_nats: float | None = None  # per reply; where given, kl_coef is only the start and follows this target
     kl_horizon_samples: int = 640  # replies in which a KL 20 % off its target moves the coefficient by 20 %
     clip_ratio: float = 0.2  # how far one rollout may move a token's probability, as a share
-    value_clip: float | None = None  # the same for values, in score units; off by default
+    value_clip: float | None = None  # the same for values, in PM units; off by default
     discount: float = 1.0
     gae_lambda: float = 0.95  # 1: no bias from the critic; lower: less noise
     value_coef: float = 0.1  # weight of the critic's loss beside the policy's, which shares the trunk

@@ -43,7 +43,7 @@ class WatchSettings:
     max_repetition_rise: float = 0.5  # share of repeated 4-grams within replies, above the start's
     max_duplicate_rise: float = 0.5  # share of replies that equal another one, above the start's
     max_truncation_rise: float = 0.6  # share of replies cut off at the cap, above the start's
-    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in score units (nats)
+    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in PM units
     max_clip_fraction: float = 0.8  # share of tokens whose gradient was clipped away, mean over a rollout's steps
     max_ratio_error: float = 1.0  # |mean ratio - 1| over a rollout's steps; its expectation is 0
     patience: int = 2  # rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one

@@ -59,7 +59,7 @@ def ppo_course(numbers: dict[str, Any]) -> Figure | None:
         finish(axes, title, xlabel, unit)
     if with_accuracy:
         _draw_accuracy(panels[-1], accuracy)
-        finish(panels[-1], "Mean log-p accuracy, held-out comparisons", xlabel, "share", legend="best")
+        finish(panels[-1], "Mean log-p accuracy, held-out comparisons", xlabel, "share", legend="below")
     return figure
 
 
@@ -72,7 +72,7 @@ def _draw_scores(
     axes.plot(samples, [point["score"] for point in curve], "-", color=BLUE, linewidth=1.3, label="training PM")
     watched = [(point["samples"], point["score_watcher"]) for point in curve if point.get("score_watcher") is not None]
     if watched:
-        axes.plot(*zip(*watched, strict=True), "-.", color=GREEN, linewidth=1.3, label="watcher PM")
+        axes.plot(*zip(*watched, strict=True), "-.", color=GREEN, linewidth=1.3, label="watcher")
     # Curves of before it was kept have no coefficient; one that followed the KL is then not known.
     fixed = settings.get("kl_coef") if settings.get("kl_target_nats") is None else None
     known = [(point, point.get("kl_coef", fixed)) for point in curve]
@@ -89,7 +89,7 @@ def _draw_scores(
 
 
 def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Any]) -> None:
-    from orchestrator.pictures import BLUE, VERMILION
+    from orchestrator.pictures import BLUE, GREY, VERMILION
 
     looks = {"helpful": (BLUE, "o"), "harmless": (VERMILION, "s")}
     for kind, ceiling in sorted(accuracy["preference_model"].items(), reverse=True):
@@ -101,3 +101,5 @@ def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Any]) -> None:
         low, high = ([point["ci"][kind][end] for point in known] for end in (0, 1))
         axes.fill_between([point["samples"] for point in known], low, high, color=colour, alpha=0.12, linewidth=0)
         axes.axhline(ceiling, color=colour, linestyle=":", linewidth=1.2)
+    # One entry for the dotted lines of both kinds, which have the colours of their curves.
+    axes.plot([], [], ":", color=GREY, linewidth=1.2, label="the PM on the same")

@@ -114,7 +114,7 @@ def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
         if point.get("score_watcher") is not None
     ]
     if watched:
-        axes.plot(*zip(*watched, strict=True), "s", color=GREEN, markersize=3.5, fillstyle="none", label="watcher PM")
+        axes.plot(*zip(*watched, strict=True), "s", color=GREEN, markersize=3.5, fillstyle="none", label="watcher")
     law = law_of_curve(curve)
     if isinstance(law, NotIdentifiable):
         return f"√KL law not identifiable: {law.reason}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.logistic import sigmoid
 from orchestrator import course_picture, distillation_picture, kl_picture
+from orchestrator.preference_models import says_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,8 @@ MAX_RATERS = 8
 MIN_GROUP_PAIRS = 5
 
 
-Place = Literal["best", "upper left", "upper right", "lower left", "lower right"]
+Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
+"""Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | 
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if legend is not None:
+    if legend == "below":
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, fontsize=SMALL, loc="outside lower center", frameon=False, ncols=3)
+    elif legend is not None:
         axes.legend(fontsize=SMALL, loc=legend, framealpha=0.85, borderpad=0.3, handlelength=1.6)
 
 
@@ -118,7 +123,7 @@ def reliability(numbers: dict[str, Any]) -> Figure | None:
     error = f"calibration error {calibration['expected_calibration_error']:.3f}"
     if calibration["slope"] is not None:
         error += f", slope {calibration['slope']:.2f}"
-    finish(axes, f"Reliability: {error}", "score gap, nats", "share ordered rightly", legend="lower right")
+    finish(axes, f"Reliability: {error}", "score gap, PM units", "share ordered rightly", legend="below")
     return figure
 
 
@@ -128,10 +133,10 @@ def accuracy_by_group(numbers: dict[str, Any]) -> Figure | None:
     rows = list(_groups(report))
     if not rows:
         return None
-    figure, [axes] = new_figure(height=max(2.0, 0.7 + 0.19 * len(rows)))
+    figure, [axes] = new_figure(height=max(2.4, 1.1 + 0.19 * len(rows)))
     overall = report["accuracy"]
-    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
-    axes.axvline(overall, color=VERMILION, linewidth=1.2)
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1, label="chance")
+    axes.axvline(overall, color=VERMILION, linewidth=1.2, label="all together")
     places = range(len(rows), 0, -1)
     entries = [entry for _, entry in rows]
     values = [entry["accuracy"] for entry in entries]
@@ -141,7 +146,7 @@ def accuracy_by_group(numbers: dict[str, Any]) -> Figure | None:
     axes.set_yticks(list(places), [f"{name} (n = {entry['n']})" for name, entry in rows])
     axes.set_ylim(0.3, len(rows) + 0.7)
     axes.set_xlim(max(0.0, min(0.4, *(entry["ci"][0] for entry in entries)) - 0.02), 1.0)
-    finish(axes, f"All together: {overall:.3f}", "share ordered rightly", "")
+    finish(axes, f"All together: {overall:.3f}", "share ordered rightly", "", legend="below")
     axes.tick_params(axis="y", labelsize=SMALL - 1)
     return figure
 
@@ -161,7 +166,8 @@ def _groups(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         items = list(groups.items())
         if key == "by_rater":
             items = sorted(items, key=lambda item: (-item[1]["n"], item[0]))[:MAX_RATERS]
-            word = "rater "
+            # Not the handle: a picture can't be rewritten when its rater is erased.
+            word = "rater id "
         for name, entry in items:
             if entry["n"] < MIN_GROUP_PAIRS:
                 continue
@@ -192,7 +198,7 @@ def accuracy_by_threshold(numbers: dict[str, Any]) -> Figure | None:
     finish(
         axes,
         "Accuracy where both replies score above t",
-        "t, nats above the mean held-out score",
+        "t, PM units above the mean held-out score",
         "share ordered rightly",
         legend="best",
     )
@@ -212,7 +218,7 @@ def score_histograms(numbers: dict[str, Any]) -> Figure | None:
         finish(
             axes,
             f"{name} (n = {sum(counts['better'])})",
-            "score above the mean, nats",
+            "score above the mean, PM units",
             "share of replies",
             legend="best",
         )
@@ -238,7 +244,7 @@ def policy_scores(numbers: dict[str, Any]) -> Figure | None:
                 label = "initial policy" if who == "initial" else "new policy"
                 _outline(axes, values, edges[1] - edges[0], edges[0], color=colour, linestyle=style, label=label)
         title = "Helpful prompts" if kind == "helpful" else "Red-team prompts"
-        finish(axes, title, "score above the data's mean, nats", "share of replies", legend="best")
+        finish(axes, title, "score above the data's mean, PM units", "share of replies", legend="best")
     return figure
 
 
@@ -255,7 +261,7 @@ def scaling(numbers: dict[str, Any]) -> Figure | None:
         errorbars(axes, [p["comparisons"] for p in same], same, fmt=marker, color=BLUE, label=label)
     furthest = last["comparisons"]
     forecast = found["forecast"]["twice_the_comparisons"]
-    if forecast is not None:
+    if forecast is not None and not says_nothing(forecast):
         nearest = min(p["comparisons"] for p in points if p["parameters"] == last["parameters"])
         furthest = 2 * found["comparisons"]
         # A line in ln(comparisons): the gain of one doubling gives it backwards too.
@@ -268,6 +274,8 @@ def scaling(numbers: dict[str, Any]) -> Figure | None:
     ticks = _ticks(min(p["comparisons"] for p in points), furthest)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(1.0, high))
     finish(axes, "Accuracy against comparisons", "comparisons trained on", "share ordered rightly", legend="best")
     return figure
 
@@ -315,12 +323,17 @@ def _short(name: str, limit: int = 24) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
+ACCURACY_BY_GROUP = (
+    "Preference model: held-out accuracy by group, with 95 % intervals. Raters stand by their id, which ends the "
+    "address of their page at the desk (/desk/raters/ID)."
+)
+
 Draw = Callable[[dict[str, Any]], "Figure | None"]
 
 PICTURES: dict[str, tuple[str, Draw]] = {
     "distillation_kl": (distillation_picture.CAPTION, distillation_picture.distillation_kl),
     "reliability": ("Preference model: does a score gap win as often as it says?", reliability),
-    "accuracy_by_group": ("Preference model: held-out accuracy by group, with 95 % intervals.", accuracy_by_group),
+    "accuracy_by_group": (ACCURACY_BY_GROUP, accuracy_by_group),
     "accuracy_by_threshold": (
         "Preference model: accuracy where both replies are good. Where it falls, newer comparisons are needed.",
         accuracy_by_threshold,

@@ -81,6 +81,12 @@ def mix_matrix(session: Session, model: t.Artifact) -> dict[str, Any] | None:
     return {"rows": matrix, "left_out": beside.left_out}
 
 
+def says_nothing(forecast: dict[str, Any]) -> bool:
+    """Whether the interval of a forecast accuracy holds every accuracy there can be."""
+    low, high = forecast["accuracy"]["ci"]
+    return bool(low <= 0 and high >= 1)
+
+
 def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The forecasts, for the report's table."""
     if found is None:
@@ -96,7 +102,7 @@ def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
             rows.append((name, found["notes"].get(coefficient, "not identifiable")))
             continue
         gain, accuracy = forecast["gain"], forecast["accuracy"]
-        if accuracy["ci"][0] <= 0 and accuracy["ci"][1] >= 1:
+        if says_nothing(forecast):
             rows.append((name, f"can't be said yet: any accuracy from 0 to 1 is possible, by {found['source']}"))
             continue
         shown = f"{_signed(gain['value'])} [{_signed(gain['ci'][0])}, {_signed(gain['ci'][1])}] accuracy"

@@ -1,7 +1,7 @@
 """The robustness experiment: how far a policy can be driven by one preference model before another disagrees.
 
 Two PMs are trained on halves of the comparisons, PPO follows the first (the training PM), and both score it on the way.
-Where the training PM's score rises and that of the other (the test PM) lags, PPO exploits the first one's errors. What
+Where the training PM's score rises and that of the other (the watcher) lags, PPO exploits the first one's errors. What
 follows what is in `flows/robustness.py`; the stages are those of a cycle, taken for a configuration alone.
 
 Source: arXiv:2204.05862 §4.2 (train PM and test PM).
@@ -93,7 +93,7 @@ def write_report(
             ],
             "preference_models": {
                 role: _of_preference_model(context.results(id_))
-                for role, id_ in (("training PM", preference_model_id), ("test PM", watcher_id))
+                for role, id_ in (("training PM", preference_model_id), ("watcher", watcher_id))
             },
             "stopped": run.get("stopped"),
             "kl_law": law_numbers(run["curve"]),
@@ -101,7 +101,7 @@ def write_report(
         }
         numbers["gap_opens"] = gap_opens(numbers["policies"])
         best, loss = past_best(judged)
-        numbers["test_best"] = numbers["policies"][best] | {"result_minus_best": loss}
+        numbers["watcher_best"] = numbers["policies"][best] | {"result_minus_best": loss}
         figure = gap_picture(numbers)
         picture = Picture("gap", CAPTION, png(figure))
 
@@ -109,7 +109,7 @@ def write_report(
             (out / "report.json").write_text(json.dumps(numbers, indent=1, sort_keys=True))
             (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
             (out / "gap.png").write_bytes(picture.png)
-            return {key: numbers[key] for key in ("name", "policies", "preference_models", "gap_opens", "test_best")}
+            return {key: numbers[key] for key in ("name", "policies", "preference_models", "gap_opens", "watcher_best")}
 
         inputs = {"run": run_id, "preference_model": preference_model_id, "watcher": watcher_id}
         inputs |= {f"evaluation_{number:02}": id_ for number, id_ in enumerate(evaluation_ids)}
@@ -131,11 +131,11 @@ def report_folder(reference: str | None = None) -> Path:
 
 
 def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Policies by PMs: of each evaluation KL, and gains by the training PM and by the test PM over the first one.
+    """Policies by PMs: of each evaluation KL, and gains by the training PM and by the watcher over the first one.
 
-    Records carry `prompt_id`, `score` by the training PM, `watcher_score` by the test PM, and `kl_nats`. Gains are
+    Records carry `prompt_id`, `score` by the training PM, `watcher_score` by the watcher, and `kl_nats`. Gains are
     paired by prompt, which takes away what the two PMs' scores start from; the gap is the first gain minus the second,
-    in score units (a unit is a win rate of 73 % as that PM has it). Intervals are 95 %, over prompts.
+    in PM units (a unit is a win rate of 73 % as that PM has it). Intervals are 95 %, over prompts.
     """
     start = {record["prompt_id"]: record for record in evaluations[0]}
     rows = []
@@ -149,7 +149,7 @@ def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
                 "kl_nats": math.fsum(record["kl_nats"] for record in records) / len(records),
                 "n": len(records),
                 "training_gain": _interval(training),
-                "test_gain": _interval(test),
+                "watcher_gain": _interval(test),
                 "gap": _interval(gaps),
             }
         )
@@ -157,9 +157,9 @@ def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
 
 
 def past_best(evaluations: Sequence[Sequence[dict[str, Any]]]) -> tuple[int, dict[str, Any] | None]:
-    """The place of the policy that the test PM likes best, and the result's score less its; None for the result itself.
+    """The place of the policy that the watcher likes best, and the result's score less its; None for the result itself.
 
-    The difference is by the test PM alone, so that the two PMs' scales play no part, and paired by prompt. It is a
+    The difference is by the watcher alone, so that the two PMs' scales play no part, and paired by prompt. It is a
     little too large: the best of several is partly the luckiest.
     """
     means = [math.fsum(record["watcher_score"] for record in records) / len(records) for records in evaluations]
@@ -182,7 +182,7 @@ def gap_opens(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 CAPTION = (
-    "Above: PM score against √KL while PPO ran, by the PM that it followed and by the test PM, which never saw the "
+    "Above: PM score against √KL while PPO ran, by the PM that it followed and by the watcher, which never saw the "
     "comparisons of the first. Below: how much more the policy gained by the first than by the second."
 )
 
@@ -213,7 +213,7 @@ def gap_picture(numbers: dict[str, Any]) -> Figure:
     gap.errorbar(at, values, yerr=errors, fmt="D", color=PURPLE, markersize=4, capsize=2.5, label="held-out prompts")
     opens = numbers["gap_opens"]
     title = "Gap: " + (f"open from KL {opens['kl_nats']:.3g} nats on" if opens else "none that its interval shows")
-    finish(gap, title, "√KL to the initial policy, √nat per reply", "gain by training − test PM", legend="best")
+    finish(gap, title, "√KL to the initial policy, √nat per reply", "gain by training − watcher", legend="best")
     return figure
 
 
@@ -226,16 +226,16 @@ def to_markdown(numbers: dict[str, Any], picture: str) -> str:
     else:
         lines.append(
             f"**The gap opens at KL {opens['kl_nats']:.3g} nats**, after {opens['samples']} samples: from there on the "
-            f"training PM sees more gain than the test PM, at first {_shown(opens['gap'])}. Beyond it, ask people "
+            f"training PM sees more gain than the watcher, at first {_shown(opens['gap'])}. Beyond it, ask people "
             "before a policy is promoted."
         )
-    best = numbers["test_best"]
+    best = numbers["watcher_best"]
     if best["result_minus_best"] is None:
-        lines += ["", "The test PM likes the result best."]
+        lines += ["", "The watcher likes the result best."]
     else:
         lines += [
             "",
-            f"The test PM likes the {best['policy']} best, at KL {best['kl_nats']:.3g} nats; against it the result has "
+            f"The watcher likes the {best['policy']} best, at KL {best['kl_nats']:.3g} nats; against it the result has "
             f"{_shown(best['result_minus_best'])}.",
         ]
     if numbers["stopped"]:
@@ -243,9 +243,9 @@ def to_markdown(numbers: dict[str, Any], picture: str) -> str:
     lines += ["", f"![both scores, and their gap]({picture})", "", CAPTION, ""]
     lines += ["## Policies by preference models", ""]
     lines += ["Gains over the initial policy on held-out prompts, in PM units, with 95 % intervals.", ""]
-    lines += ["| policy | samples | KL, nats | training PM | test PM | gap |", "|---|---|---|---|---|---|"]
+    lines += ["| policy | samples | KL, nats | training PM | watcher | gap |", "|---|---|---|---|---|---|"]
     for row in numbers["policies"]:
-        gains = " | ".join(_shown(row[name]) for name in ("training_gain", "test_gain", "gap"))
+        gains = " | ".join(_shown(row[name]) for name in ("training_gain", "watcher_gain", "gap"))
         lines.append(f"| {row['policy']} | {row['samples']} | {row['kl_nats']:.3g} | {gains} |")
     lines += ["", "## Preference models", "", "| | trained on | held-out accuracy |", "|---|---|---|"]
     for role, model in numbers["preference_models"].items():

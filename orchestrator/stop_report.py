@@ -73,7 +73,8 @@ TOO_FAST = (
 AFTER_LEARNING = ("first_ratio", "ratio", "clip_fraction")
 GATE_ADVICE = {
     "pm_accuracy": "collect more comparisons, and read the preference model's most confident mistakes below.",
-    "kl": "at 0 raise `ppo.learning_rate` or `ppo.iterations`, unless PPO was stopped (see there); above the bound raise `ppo.kl_coef`.",
+    "kl": "at 0 raise `ppo.learning_rate` or `ppo.iterations`, unless PPO was stopped (see there); above the bound "
+    "raise `ppo.kl_coef`.",
     "score_gain": "train longer, or on more comparisons; more `evaluation.num_prompts` make the interval narrower.",
     "duplicates": "raise `ppo.kl_coef`, or take fewer iterations.",
     "refusals": "lower `prompts.harmless_weight`, or collect more helpful comparisons.",

@@ -75,7 +75,7 @@ def test_the_picture_shows_curve_line_departure_and_points() -> None:
     [axes] = figure.axes
     lines = {str(line.get_label()): line for line in axes.lines}
     assert lines["PPO, training PM"].get_xdata()[:3] == pytest.approx([0.0, 0.2, 0.4])
-    assert {"watcher PM", "law", "departure"} <= lines.keys()
+    assert {"watcher", "law", "departure"} <= lines.keys()
     # The line is drawn through 1 and 1 + 2 * 2.4.
     assert list(lines["law"].get_ydata()) == pytest.approx([1.0, 5.8], abs=1e-3)
     assert list(lines["departure"].get_xdata()) == pytest.approx([2.4, 2.4])

@@ -14,10 +14,12 @@ import pytest
 from orchestrator.course_picture import ppo_course
 from orchestrator.pictures import (
     PICTURES,
+    accuracy_by_group,
     accuracy_by_threshold,
     draw_all,
     policy_scores,
     reliability,
+    scaling,
     score_histograms,
 )
 from orchestrator.report import to_markdown
@@ -121,9 +123,9 @@ def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accurac
     # A line alone needs less height than lines with a legend.
     assert scores.get_gridspec().get_height_ratios() == [1.9, 1.4, 1.4, 1.4, 1.9]
     lines = {str(line.get_label()): line for line in scores.lines}
-    assert list(lines) == legend(scores) == ["stopped", "training PM", "watcher PM", "r = score − 0.2·KL"]
+    assert list(lines) == legend(scores) == ["stopped", "training PM", "watcher", "r = score − 0.2·KL"]
     samples = [8 * i for i in range(12)]
-    for name, last in (("training PM", 5.5), ("watcher PM", 2.75), ("r = score − 0.2·KL", 5.5 - 0.2 * 12.1)):
+    for name, last in (("training PM", 5.5), ("watcher", 2.75), ("r = score − 0.2·KL", 5.5 - 0.2 * 12.1)):
         assert list(lines[name].get_xdata()) == samples
         assert lines[name].get_ydata()[-1] == pytest.approx(last)
     # The seventh point: score 3 and KL 3.6, so 3 − 0.2 · 3.6.
@@ -138,12 +140,13 @@ def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accurac
         assert axes.get_ylim() == pytest.approx((0.0, 1.1 * highest))
     for axes in figure.axes:
         assert list(axes.lines[0].get_xdata()) == [96, 96]
-    assert legend(accuracy) == ["helpful", "harmless"]
+    [below] = figure.legends
+    assert [text.get_text() for text in below.get_texts()] == ["helpful", "harmless", "the PM on the same"]
     by_name = {str(line.get_label()): line for line in accuracy.lines}
     assert list(by_name["helpful"].get_xdata()) == [0, 40, 80, 96]
     assert list(by_name["helpful"].get_ydata()) == pytest.approx([0.5, 0.55, 0.6, 0.62])
     assert list(by_name["harmless"].get_ydata())[-1] == pytest.approx(0.4)
-    ceilings = [line.get_ydata()[0] for line in accuracy.lines if line.get_linestyle() == ":"]
+    ceilings = [line.get_ydata()[0] for line in accuracy.lines[:-1] if line.get_linestyle() == ":"]
     assert ceilings == [0.75, 0.625]
 
 
@@ -256,8 +259,16 @@ def test_the_reliability_plot_shows_each_bin_beside_the_calibrated_line():
     assert figure is not None
     [axes] = figure.axes
     assert axes.get_title(loc="left") == "Reliability: calibration error 0.023, slope 0.80"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("score gap, nats", "share ordered rightly")
-    assert legend(axes) == ["calibrated: 1 / (1 + e^-gap)", "held-out, 95 % interval"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("score gap, PM units", "share ordered rightly")
+    # Outside: inside it hid the interval that lay there.
+    assert axes.get_legend() is None
+    [below] = figure.legends
+    assert [text.get_text() for text in below.get_texts()] == [
+        "calibrated: 1 / (1 + e^-gap)",
+        "held-out, 95 % interval",
+    ]
+    figure.draw_without_rendering()
+    assert below.get_window_extent().y1 <= axes.xaxis.label.get_window_extent().y0
     calibrated = axes.lines[0]
     # The line's middle is at half of 2.0 * 1.08: 1 / (1 + e^-1.08) = 0.7465.
     assert (calibrated.get_xdata()[50], calibrated.get_ydata()[50]) == pytest.approx((1.08, 0.7465), abs=1e-4)
@@ -280,7 +291,7 @@ def test_the_threshold_curve_shows_all_with_its_interval_and_each_tranche():
     assert figure is not None
     [axes] = figure.axes
     assert axes.get_title(loc="left") == "Accuracy where both replies score above t"
-    assert axes.get_xlabel() == "t, nats above the mean held-out score"
+    assert axes.get_xlabel() == "t, PM units above the mean held-out score"
     assert axes.get_ylabel() == "share ordered rightly"
     # A tranche of one point has no curve.
     assert legend(axes) == ["all, 95 % interval", "base", "online"]
@@ -300,7 +311,7 @@ def test_score_histograms_show_the_share_of_better_and_worse_replies_by_tranche(
     figure = score_histograms(held_out(histograms=histograms))
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["base (n = 4)", "online (n = 2)"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the mean, nats"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the mean, PM units"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["share of replies"] * 2
     assert bars(figure.axes[0]) == {
         "worse replies": ([0.75, 0.25, 0.0], edges),
@@ -326,7 +337,7 @@ def test_the_two_panel_view_lays_both_policies_over_the_data_of_their_kind():
     figure = policy_scores(held_out(histograms=histograms, mean_score=10.0) | {"policy_scores": scores})
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Helpful prompts", "Red-team prompts"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the data's mean, nats"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the data's mean, PM units"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["share of replies"] * 2
     first, second = map(bars, figure.axes)
     assert first == {
@@ -339,3 +350,30 @@ def test_the_two_panel_view_lays_both_policies_over_the_data_of_their_kind():
     assert second["initial policy"] == ([0.5, 0.5], edges)
     assert second["new policy"] == ([1.0], [0.0, 1.0])
     assert legend(figure.axes[0]) == ["worse replies", "better replies", "initial policy", "new policy"]
+
+
+def test_a_forecast_that_holds_every_accuracy_is_not_drawn():
+    known = numbers(30, ("base",))
+    twice = known["scaling"]["forecast"]["twice_the_comparisons"]
+    figure = scaling(known)
+    assert figure is not None
+    assert legend(figure.axes[0]) == ["fit", "1 M parameters", "twice as many"]
+    twice["accuracy"]["ci"] = [-0.24, 1.42]
+    figure = scaling(known)
+    assert figure is not None
+    [axes] = figure.axes
+    assert legend(axes) == ["1 M parameters"]
+    # Nor is there room for accuracies that can't be.
+    known["scaling"]["points"][-1]["ci"] = [-0.1, 1.1]
+    figure = scaling(known)
+    assert figure is not None
+    assert figure.axes[0].get_ylim() == (0.0, 1.0)
+
+
+def test_accuracy_by_group_says_what_its_lines_are_and_names_raters_by_id():
+    entry = {"accuracy": 0.6, "ci": [0.5, 0.7], "n": 9}
+    figure = accuracy_by_group(held_out(accuracy=0.62, by_rater={"24": entry, "7": entry}))
+    assert figure is not None
+    [axes] = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "all together"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rater id 24 (n = 9)", "rater id 7 (n = 9)"]

@@ -19,7 +19,7 @@ def record(prompt: str, score: float, watcher: float, kl: float = 0.0) -> dict[s
 
 
 START = [record("x", 1.0, 10.0), record("y", 2.0, 20.0)]
-# Gains 3 and 1 by the training PM, 2 and 1 by the test PM.
+# Gains 3 and 1 by the training PM, 2 and 1 by the watcher.
 LATER = [record("x", 4.0, 12.0, 2.0), record("y", 3.0, 21.0, 4.0)]
 
 
@@ -28,7 +28,7 @@ def test_gains_are_paired_by_prompt_and_their_difference_is_the_gap() -> None:
     assert (start["training_gain"]["mean"], start["gap"]["mean"]) == (0.0, 0.0)
     assert later["kl_nats"] == pytest.approx(3.0, abs=TOLERANCE)
     assert later["training_gain"]["mean"] == pytest.approx(2.0, abs=TOLERANCE)
-    assert later["test_gain"]["mean"] == pytest.approx(1.5, abs=TOLERANCE)
+    assert later["watcher_gain"]["mean"] == pytest.approx(1.5, abs=TOLERANCE)
     # Gaps 1 and 0: mean 0.5, standard error 0.5, 1.959964 of them to either side.
     assert later["gap"]["mean"] == pytest.approx(0.5, abs=TOLERANCE)
     assert later["gap"]["ci"] == pytest.approx([0.5 - 0.979982, 0.5 + 0.979982], abs=1e-6)
@@ -64,7 +64,7 @@ def rows(*gaps: tuple[float, float | None]) -> list[dict[str, Any]]:
             "kl_nats": 1.0 * number**2,
             "n": 8,
             "training_gain": {"mean": 2 * gap, "ci": [gap, 3 * gap]},
-            "test_gain": {"mean": gap, "ci": [0.0, 2 * gap]},
+            "watcher_gain": {"mean": gap, "ci": [0.0, 2 * gap]},
             "gap": {"mean": gap, "ci": [low, 2 * gap]},
         }
         for number, (gap, low) in enumerate(gaps)
@@ -86,11 +86,11 @@ def numbers(*gaps: tuple[float, float | None]) -> dict[str, Any]:
     return {
         "name": "tiny",
         "policies": policies,
-        "preference_models": {"training PM": model, "test PM": model},
+        "preference_models": {"training PM": model, "watcher": model},
         "stopped": None,
         "curve": curve(bend=12, watcher=0.5),
         "gap_opens": gap_opens(policies),
-        "test_best": policies[0] | {"result_minus_best": {"mean": -0.5, "ci": [-0.75, -0.25]}},
+        "watcher_best": policies[0] | {"result_minus_best": {"mean": -0.5, "ci": [-0.75, -0.25]}},
     }
 
 
@@ -99,7 +99,7 @@ def test_the_report_says_where_the_gap_opens_and_has_the_two_way_table() -> None
     assert "**The gap opens at KL 1 nats**, after 100 samples" in text
     gains = "+1.000 [+0.500, +1.500] | +0.500 [+0.000, +1.000] | +0.500 [+0.250, +1.000]"
     assert f"| policy 1 | 100 | 1 | {gains} |" in text
-    assert "| test PM | 40 | 0.700 [0.600, 0.800] |" in text
+    assert "| watcher | 40 | 0.700 [0.600, 0.800] |" in text
     assert "| … by the watcher | slope 1 [" in text
     assert "(gap.png)" in text
     assert "likes the policy 0 best, at KL 0 nats; against it the result has -0.500 [-0.750, -0.250]." in text
@@ -109,7 +109,7 @@ def test_the_report_says_where_the_gap_opens_and_has_the_two_way_table() -> None
 def test_the_picture_shows_both_curves_and_their_gap() -> None:
     figure = gap_picture(numbers((0, 0), (0.5, 0.25), (1.0, None)))
     scores, gap = figure.axes
-    assert {"PPO, training PM", "watcher PM"} <= {str(line.get_label()) for line in scores.lines}
+    assert {"PPO, training PM", "watcher"} <= {str(line.get_label()) for line in scores.lines}
     [points] = [line for line in gap.lines if line.get_label() == "training prompts"]
     # The curve gains 2 * 2.4 by the training PM and half of it by the other.
     assert list(points.get_ydata())[-1] == pytest.approx(2.4, abs=1e-3)

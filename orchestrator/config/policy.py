@@ -51,7 +51,7 @@ class WatchSection(Section):
     )
     max_truncation_rise: float = Field(0.6, ge=0, le=1, description="Share of cut-off replies, above the first's")
     max_twin_gap: float = Field(
-        2.0, ge=0, description="Gain of the training PM minus the watcher's, score units (nats); needs a watcher"
+        2.0, ge=0, description="Gain of the training PM minus the watcher's, PM units; needs a watcher"
     )
     max_clip_fraction: float = Field(0.8, ge=0, le=1, description="Share of tokens clipped, over a rollout's steps")
     max_ratio_error: float = Field(1.0, ge=0, description="|mean ratio − 1| over a rollout's steps")

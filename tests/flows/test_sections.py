@@ -119,13 +119,13 @@ def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
         artifacts = rows.scalar(select(func.count()).select_from(t.Artifact))
     # Both see the same held-out comparisons, and together every training one once.
     models = experiment.results["preference_models"]
-    assert models["training PM"]["num_train"] + models["test PM"]["num_train"] == compared.results["num_train"]
+    assert models["training PM"]["num_train"] + models["watcher"]["num_train"] == compared.results["num_train"]
     first, snapshot, result = experiment.results["policies"]
     assert first["gap"]["mean"] == first["training_gain"]["mean"] == first["kl_nats"] == 0.0
     assert 0 < snapshot["samples"] < result["samples"] == 40
     assert result["kl_nats"] != 0.0
     assert result["gap"]["mean"] == pytest.approx(
-        result["training_gain"]["mean"] - result["test_gain"]["mean"], abs=1e-9
+        result["training_gain"]["mean"] - result["watcher_gain"]["mean"], abs=1e-9
     )
 
     # In this process, without Prefect, everything is found again; a terminal gets no pictures.
