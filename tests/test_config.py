@@ -11,6 +11,8 @@ from orchestrator.config import load_config, parse_config
 from orchestrator.errors import ConfigError
 from orchestrator.settings import normalised_database_url
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -214,9 +216,22 @@ def test_stored_configuration_reads_back_equal(file):
     assert parse_config(config.model_dump(mode="json")) == config
 
 
-def test_missing_file_and_broken_toml_end_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="No configuration file at"):
-        load_config(tmp_path / "none.toml")
+def test_the_demo_s_file_is_told_from_a_cycle_s():
+    with pytest.raises(
+        ConfigError, match=r"is for `orchestrator demo --config`: it has \[world\] and \[raters\]"
+    ) as said:
+        load_config(EXAMPLES / "demo.toml")
+    assert f"Begin with a copy of {EXAMPLES}/local.toml" in str(said.value)
+
+
+def test_missing_file_and_broken_toml_end_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        load_config(Path("examples/local.toml"))
+    # Where it looked, and where the example is: the two may have the same name.
+    assert str(refused.value) == (
+        f"No configuration file at {tmp_path}/examples/local.toml. Begin with a copy of {EXAMPLES}/local.toml."
+    )
     (tmp_path / "broken.toml").write_text("[ppo\n")
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load_config(tmp_path / "broken.toml")

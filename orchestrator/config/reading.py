@@ -16,6 +16,9 @@ from orchestrator.config.errors import explain
 from orchestrator.errors import ConfigError
 
 C = TypeVar("C", bound=Section)
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "local.toml"
+DEMO_SECTIONS = ("world", "raters")
+"""What the demo is told beside its cycles' configuration (`orchestrator/world/settings.py`)."""
 
 
 def load_config(
@@ -31,11 +34,17 @@ def load_config(
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"No configuration file at {file}. Begin with a copy of examples/local.toml.") from None
+        raise ConfigError(f"No configuration file at {file.absolute()}. Begin with a copy of {EXAMPLE}.") from None
     except OSError as error:
         raise ConfigError(f"{file} can't be read ({error.strerror}); expected a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.") from None
+    if model is CycleConfig and (sections := [name for name in DEMO_SECTIONS if name in raw]):
+        found = " and ".join(f"[{name}]" for name in sections)
+        raise ConfigError(
+            f"{file} is for `orchestrator demo --config`: it has {found}, which a cycle knows nothing of. "
+            f"Begin with a copy of {EXAMPLE}; a demo's cycles run with cycle.toml in its home."
+        )
     for override in overrides or []:
         _override(raw, override)
     return parse_config(_absolute(raw, file.parent.absolute()), str(file), model)
