@@ -90,7 +90,7 @@ def _peft() -> Any:
     except ImportError as error:
         raise AdapterError(
             f"lora_rank is above 0, but peft is not installed ({error}). "
-            "Install it with: pip install 'rlhf-orchestrator[lora]', or set lora_rank = 0."
+            "Install it with: pip install 'peft>=0.18', or set lora_rank = 0."
         ) from error
     return peft
 

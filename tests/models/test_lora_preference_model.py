@@ -181,7 +181,7 @@ def test_missing_peft_is_said_before_any_work(policy_dir, comparisons_dir, tmp_p
     # Reading the initial policy would fail: nothing is read.
     shutil.copytree(policy_dir, tmp_path / "empty", ignore=lambda *_: ["config.json", "model.safetensors"])
     job.inputs["initial"] = tmp_path / "empty"
-    with pytest.raises(JobError, match=r"pip install 'rlhf-orchestrator\[lora\]'"):
+    with pytest.raises(JobError, match=r"pip install 'peft>=0\.18'"):
         train_preference_model.run(job)
 
 
