@@ -437,6 +437,18 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
 def _add_public(app: FastAPI, server: PolicyServer) -> None:
     snapshots = server.snapshots
 
+    @app.get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        """What answers here, for a person who opens the address in a browser."""
+        return {
+            "service": "policy server, which answers raters and programs; people chat in the feedback app",
+            "calls": "/openapi.json",
+            "state": "/health",
+            "models": "/v1/models",
+            "chat": "/v1/chat/completions",
+            "documentation": "docs/api.md",
+        }
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """What is held, what is live, and what is wrong. 200 for as long as the process serves."""

@@ -14,6 +14,16 @@ def test_no_request_is_a_fault_of_the_server(served: Served, live: str) -> None:
     assert served.chat().json()["system_fingerprint"] == live
 
 
+def test_the_bare_address_says_what_answers_there(served: Served) -> None:
+    answer = served.client.get("/")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["service"].startswith("policy server")
+    assert served.client.get(told["state"]).status_code == 200
+    known = served.client.get(told["calls"]).json()["paths"]
+    assert {told["models"], told["chat"]} <= known.keys()
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{" * 100_000, b'{"model": "policy-live", "messages": "hi"}']
 )
