@@ -3,10 +3,21 @@
 import fcntl
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from db.session import make_engine
 from orchestrator.cli import main
 from orchestrator.ppo_progress import Table, newest_run, read_lines, state_of
+from tests.db.rows import add_cycle
+
+LEGEND = [
+    "step: iteration; score: mean PM score of the rollout, PM units; KL: to the initial policy, nats per reply; wires:",
+    "tripwires beyond their bound now",
+]
 
 
 def line(step: int, **more: float | None) -> dict[str, float | None]:
@@ -34,6 +45,7 @@ def test_rows_come_once_and_a_half_written_line_waits(tmp_path):
     run = write(tmp_path / "run", line(1), line(2), time_s=100, end='{"step": 3, "obj')
     table = Table()
     assert list(table.rows(read_lines(run))) == [
+        *LEGEND,
         "  step   score      KL   wires",
         "     1   1.500   0.250       0",
         "     2   2.500   0.250       0",
@@ -57,7 +69,10 @@ def test_the_command_ends_with_the_run(tmp_path, monkeypatch, capsys):
     assert main(["cycle", "watch"]) == 0
     printed = capsys.readouterr().out.splitlines()
     table = ["  step   score      KL   wires", "     1   1.500   0.250       0"]
-    assert printed == [str(run / "metrics.jsonl"), *table, "ended"]
+    assert printed == [f"PPO: {run / 'metrics.jsonl'}", *LEGEND, *table, "ended"]
+    (run / "spec.json").write_text(json.dumps({"settings": {"iterations": 40}}))
+    assert main(["cycle", "watch"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"PPO, 40 iterations: {run / 'metrics.jsonl'}"
     (run / "run.json").write_text(json.dumps({"samples": 64, "score_end": 1.0, "kl_nats": 0.5, "stopped": "length"}))
     assert main(["cycle", "watch"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -93,7 +108,7 @@ def test_a_run_that_died_is_told_from_one_that_goes_on(tmp_path, monkeypatch, ca
 
 def test_the_reason_to_stop_follows_the_row_of_its_rollout():
     lines = [line(1), line(2) | {"stopped": "entropy 0.1 is 5% of the start's (iteration 2)"}]
-    assert list(Table().rows(lines))[2:] == [
+    assert list(Table().rows(lines))[-2:] == [
         "     2   2.500   0.250       0",
         "stopped: entropy 0.1 is 5% of the start's (iteration 2)",
     ]
@@ -108,6 +123,57 @@ def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, c
 def test_columns_are_those_that_the_run_has():
     assert list(Table().rows([])) == []
     more = {"watch/twin_gap": 0.5, "watch/score_watcher": 1.0, "objective/scores_harmless": 2.0}
-    title, row = Table().rows([line(1, **more)])
+    *_, title, row = Table().rows([line(1, **more)])
     assert title.split() == ["step", "score", "harmless", "KL", "watcher", "gap", "wires"]
     assert row.split() == ["1", "1.500", "2.000", "0.250", "1.000", "0.500", "0"]
+
+
+def test_watch_waits_for_ppo_of_the_open_cycle_and_says_for_what(database_url, home, monkeypatch, capsys):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    engine = make_engine(database_url)
+    old = write(home / "work" / "old", line(1), time_s=100)
+    (old / "run.json").write_text("{}")
+
+    def ppo_begins(session):
+        session.add(t.Stage(cycle_id=cycle_id, name="train_policy", fingerprint="new"))
+
+    def ppo_writes(session):
+        (write(home / "work" / "new", line(1), time_s=200) / "run.json").write_text("{}")
+
+    steps = [ppo_begins, ppo_writes]
+
+    def next_step(seconds):
+        with Session(engine) as session, session.begin():
+            steps.pop(0)(session)
+
+    with Session(engine) as session, session.begin():
+        cycle = add_cycle(session)
+        cycle_id, number = cycle.id, cycle.number
+        session.add(t.Stage(cycle_id=cycle_id, name="check_data", state="running"))
+    monkeypatch.setattr("orchestrator.commands.cycle.time.sleep", next_step)
+    assert main(["cycle", "watch"]) == 0
+    waiting = f"Waiting for PPO to write below {home / 'work'} (Ctrl-C ends it): cycle {number} is at"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        f"{waiting} check_data.",
+        f"{waiting} train_policy.",
+        f"PPO, cycle {number}: {home / 'work' / 'new' / 'metrics.jsonl'}",
+    ]
+    assert (printed[-1], steps) == ("ended", [])
+
+    # What there is so far, whatever is to come.
+    with Session(engine) as session, session.begin():
+        session.get_one(t.Cycle, cycle_id).state = "refused"
+        session.get_one(t.Cycle, cycle_id).ended_at = datetime.now(UTC)
+        session.flush()
+        later = add_cycle(session)
+        session.add(
+            t.Stage(cycle_id=later.id, name="check_data", state="failed", error="x", ended_at=datetime.now(UTC))
+        )
+        number = later.number
+    assert main(["cycle", "watch", "--once"]) == 0
+    capsys.readouterr()
+    # It stopped on the way: nothing will come.
+    assert main(["cycle", "watch"]) == 2
+    assert f"Cycle {number} stopped at check_data before PPO wrote a line" in capsys.readouterr().err
+    engine.dispose()

@@ -20,6 +20,7 @@ from flows.reporting import reported_if_stopped
 from flows.running import InProcess, Outcome
 from orchestrator import stage as stage_module
 from orchestrator.artifacts import ArtifactStore
+from orchestrator.cli import main
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed
 from orchestrator.importing import ImportRequest, import_file
@@ -159,7 +160,9 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert [line[:33] for line in stops] == ["**Stopped** at `decide_promotion`"] * (outcome.name == "Refused")
 
 
-def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_reason(instance, home, tmp_path):
+def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_reason(
+    instance, home, tmp_path, capsys
+):
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
     # Pairs that say the opposite of the comparisons: the short reply is the better one.
@@ -193,6 +196,9 @@ def test_a_cycle_that_the_orientation_check_stops_is_reported_with_pictures_and_
     (report,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "report"]
     files = ArtifactStore(f"file://{home}/artifacts", home / "cache").fetch(report.digest)
     shown = re.findall(r"\]\((\w+\.png)\)", (files / "report.md").read_text())
+    capsys.readouterr()
+    assert main(["cycle", "show", str(cycle.number)]) == 0
+    assert capsys.readouterr().out.endswith(f"\nThe pictures: {files}\n")
     assert {"reliability.png", "score_histograms.png"} <= set(shown) == {path.name for path in files.glob("*.png")}
     assert "train_policy" not in {stage.name for stage in rows(instance, t.Stage)}
 

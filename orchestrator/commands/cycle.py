@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
@@ -21,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     start = actions.add_parser("run", help="run a cycle, or go on with the open one")
     configure_start(start, "TOML file that says what to train")
-    watch = actions.add_parser("watch", help="follow the newest PPO run of this machine, iteration by iteration")
-    watch.add_argument("--once", action="store_true", help="what there is so far, without waiting for more")
+    watch = actions.add_parser("watch", help="follow the newest PPO run of this machine; waits for it")
+    watch.add_argument("--once", action="store_true", help="what there is so far, without waiting")
     listing = actions.add_parser("list", help="cycles and how they ended")
     show = actions.add_parser("show", help="the report of a cycle")
     show.add_argument("number", type=int)
@@ -56,13 +57,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from orchestrator.ppo_progress import Table, last_words, newest_run, read_lines, state_of
+    from orchestrator.ppo_progress import Table, last_words, read_lines, state_of, title
 
-    work = Settings.from_env().home / "work"
-    run = newest_run(work)
-    if run is None:
-        raise CycleError(f"No PPO run has written below {work}. Training runs on the machine of the gpu pool's worker.")
-    print(run / "metrics.jsonl", flush=True)
+    settings = Settings.from_env()
+    run = _run_to_watch(settings, wait=not args.once)
+    print(title(run, with_rows=settings.database_url is not None), flush=True)
     table = Table()
     while True:
         # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
@@ -74,6 +73,42 @@ def _watch(args: argparse.Namespace) -> int:
             return 0 if state == "ended" else 1
         if args.once:
             return 0
+        time.sleep(WATCH_POLL_S)
+
+
+def _run_to_watch(settings: Settings, *, wait: bool) -> Path:
+    """The PPO run that wrote last; where the open cycle is still to come to PPO, and `wait` says so, that one.
+
+    Raises:
+        CycleError: there is none and nothing is waited for, or the open cycle stopped before PPO.
+    """
+    from orchestrator.ppo_progress import newest_run, open_cycle
+
+    work = settings.home / "work"
+    said = ""
+    while True:
+        # Without the rows only the files tell.
+        cycle = open_cycle() if wait and settings.database_url is not None else None
+        run = newest_run(work)
+        if run is not None and not (cycle is not None and cycle.awaited(run)):
+            return run
+        if not wait:
+            raise CycleError(
+                f"No PPO run has written below {work}. Training runs on the machine of the gpu pool's worker."
+            )
+        if cycle is not None and cycle.stopped:
+            raise CycleError(
+                f"Cycle {cycle.number} stopped at {cycle.stage} before PPO wrote a line; `orchestrator cycle show "
+                f"{cycle.number}` says why. Run the cycle, then watch again."
+            )
+        where = (
+            f"cycle {cycle.number} is at {cycle.stage or 'its beginning'}" if cycle is not None else "no cycle is open"
+        )
+        if settings.database_url is None:
+            where = "training runs on the machine of the gpu pool's worker"
+        if where != said:
+            print(f"Waiting for PPO to write below {work} (Ctrl-C ends it): {where}.", flush=True)
+        said = where
         time.sleep(WATCH_POLL_S)
 
 
@@ -129,9 +164,36 @@ def _show(args: argparse.Namespace) -> int:
         print()
     else:
         print(to_markdown(numbers), end="")
+        folder = _pictures(cycle_id)
+        if folder is not None:
+            print(f"\nThe pictures: {folder}")
         if erased:
             print(f"\nThis cycle is {erased}.")
     return 0
+
+
+def _pictures(cycle_id: int) -> Path | None:
+    """The folder of the cycle's newest report, where it has pictures and the store still holds it."""
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.artifacts import ArtifactStore
+    from orchestrator.cycles import database
+
+    with database() as session:
+        digest = session.scalars(
+            select(t.Artifact.digest)
+            .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+            .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == "report")
+            .order_by(t.Stage.id.desc())
+            .limit(1)
+        ).first()
+    settings = Settings.from_env()
+    store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+    if digest is None or not store.exists(digest):
+        return None
+    folder = store.fetch(digest)
+    return folder if any(folder.glob("*.png")) else None
 
 
 def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
