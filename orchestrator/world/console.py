@@ -39,7 +39,8 @@ class Console:
         return self._clock() - self._started_s
 
     def plan(self, phases: list[Phase]) -> None:
-        """What is to come, where only a start that goes on with an earlier one can tell it."""
+        """What is to come, where it was not known or has to be done again; the phase that was left says no time."""
+        self._phase = None
         self._waiting = list(phases)
 
     def done(self, name: str) -> None:

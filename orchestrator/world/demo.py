@@ -5,6 +5,7 @@ Nothing is remembered but in the instance's database: an interrupted demo asks t
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ class EndedCycle:
     initial_id: int
 
 
-def phases(num_cycles: int) -> list[Phase]:
-    """The plan of the demo, with the seconds each part takes on 2 cores."""
+def phases(num_cycles: int, first: str = "start") -> list[Phase]:
+    """The plan of the demo from its phase `first` on, with the seconds each part takes on 2 cores."""
     plan = [Phase("start", 12), Phase(WEEK_ZERO, 80)]
     for number in range(1, num_cycles + 1):
         plan += [
@@ -55,7 +56,7 @@ def phases(num_cycles: int) -> list[Phase]:
             Phase(training_phase(number), 65),
             Phase(judging_phase(number), 18),
         ]
-    return plan
+    return plan[[phase.name for phase in plan].index(first) :]
 
 
 def collecting_phase(turn: int) -> str:
@@ -96,11 +97,11 @@ class Demo:
     def run(self) -> list[EndedCycle]:
         """Turn the loop as often as asked; what is done already is not repeated."""
         if not cycles.anything_live():
-            self._turn(lambda: self.console.begin(WEEK_ZERO))
+            self._turn(WEEK_ZERO, lambda: self.console.begin(WEEK_ZERO))
         self.console.done(WEEK_ZERO)
         for number in range(1, self.num_cycles + 1):
             if len(ended_cycles()) < number:
-                self._turn(lambda number=number: self._before_training(number))  # type: ignore[misc]
+                self._turn(collecting_phase(number), functools.partial(self._before_training, number))
             self.console.done(training_phase(number))
             done = ended_cycles()
             if len(done) < number:
@@ -112,13 +113,17 @@ class Demo:
             self.console.done(judging_phase(number))
         return ended_cycles()[: self.num_cycles]
 
-    def _turn(self, before: Callable[[], None]) -> None:
-        """A run of the cycle after what comes before it; once more where another cycle came between the two."""
+    def _turn(self, first: str, before: Callable[[], None]) -> None:
+        """A run of the cycle after what comes before it; once more where another cycle came between the two.
+
+        `first` is the phase of the plan with which that begins.
+        """
         while True:
             make_room(self.cycle_config, self.home, self.console.say, waits=self.waits)
             before()
             if self._run_cycle():
                 return
+            self.console.plan(phases(self.num_cycles, first))
 
     def _before_training(self, number: int) -> None:
         self._collect(number)

@@ -13,7 +13,7 @@ from orchestrator import cycles
 from orchestrator.config import CycleConfig, load_config
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.world.console import Console, Phase
-from orchestrator.world.demo import WEEK_ZERO, judging_phase, make_room, phases, training_phase
+from orchestrator.world.demo import WEEK_ZERO, collecting_phase, judging_phase, make_room, phases, training_phase
 from orchestrator.world.report import BestOf, Entry, Report, table, write
 from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
 
@@ -111,6 +111,18 @@ def test_a_demo_that_goes_on_counts_only_what_is_left() -> None:
     assert console.seconds_left() == pytest.approx(18 + 113)
     console.done(judging_phase(2))
     assert console.seconds_left() == 0
+
+
+def test_a_turn_that_is_taken_again_is_waited_for_again() -> None:
+    now = [0.0]
+    console = Console(phases(2), io.StringIO(), lambda: now[0])
+    console.begin(training_phase(2))
+    now[0] = 3600.0
+    console.plan(phases(2, collecting_phase(2)))
+    # The hour that another cycle took says nothing of the pace: 30 + 65 + 18 s.
+    assert console.seconds_left() == pytest.approx(113)
+    console.begin(collecting_phase(2))
+    assert console.seconds_left() == pytest.approx(113)
 
 
 @pytest.fixture
