@@ -53,6 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     from orchestrator.up import Instance, addresses, reaching
     from orchestrator.world import demo, report
     from orchestrator.world.console import Console
+    from orchestrator.world.requests import questions_to_try
     from orchestrator.world.settings import EXAMPLE, DemoConfig, free_home
 
     overrides = [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
@@ -94,6 +95,9 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"{name + ':':15}{value}", flush=True)
             if not args.exit:
                 print(f"\nIn another terminal: {reaching(home)}")
+                print('There `orchestrator invite add "me"` gives a link for chatting. Its world is small; it knows:')
+                for question in questions_to_try(config.seed):
+                    print(f"    {question}")
                 print("Up. Ctrl-C ends it.", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
                     threading.Event().wait()

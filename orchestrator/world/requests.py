@@ -111,6 +111,17 @@ def draw_request(rng: random.Random, kind: Kind, *, reserved: bool = False) -> R
             return request
 
 
+def questions_to_try(seed: int) -> list[str]:
+    """A plain request of each family, for a person who wants to chat with a policy of this world."""
+    rng = random.Random(f"{seed}/to try")
+    found: dict[Family, str] = {}
+    while len(found) < len(_FRAMES):
+        request = draw_request(rng, "helpful")
+        if not request.opening and not request.closing:
+            found.setdefault(request.family, request.text)
+    return list(found.values())
+
+
 def _draw(rng: random.Random, kind: Kind) -> Request:
     if kind == "harmless":
         return _worded(rng, "how", (rng.choice(HARMFUL_TASKS).action,))

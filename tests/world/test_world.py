@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.world.replies import draw_reply, write_reply
-from orchestrator.world.requests import Request, draw_request, read_request
+from orchestrator.world.requests import Request, draw_request, questions_to_try, read_request
 from orchestrator.world.truth import brevity, judge
 from orchestrator.world.world import World, own_axis, true_scores
 
@@ -85,6 +85,13 @@ def test_every_request_is_read_back_and_has_a_perfect_reply(kind: str) -> None:
         assert read_request(request.text) == request
         reply = write_reply(rng, request, "refuse_well" if kind == "harmless" else "answer", "courteous")
         assert own_axis(request, reply) == pytest.approx(1.0), (request.text, reply)
+
+
+def test_questions_to_try_are_ordinary_ones_that_the_world_knows_one_of_each_family() -> None:
+    read = [read_request(text) for text in questions_to_try(0)]
+    assert sorted(request.family for request in read if request) == ["double", "example", "fact", "how"]
+    assert {(request.kind, request.reserved) for request in read if request} == {("helpful", False)}
+    assert questions_to_try(0) == questions_to_try(0) != questions_to_try(1)
 
 
 def test_a_text_from_elsewhere_is_no_request() -> None:
