@@ -26,7 +26,7 @@ from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, sc
 from orchestrator.snapshots import described, snapshots_of
 from orchestrator.stage import StageContext, build
 from orchestrator.stop_report import stop_lines, stops_of
-from orchestrator.watch_report import collapse_rows, watch_rows
+from orchestrator.watch_report import collapse_remarks, collapse_rows, watch_rows
 
 FIRST_STAGE = "prepare_initial_policy"
 NOT_JUDGED = "not judged by people"
@@ -137,6 +137,8 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
     for reason in numbers["reasons"]:
         lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
+    for remark in collapse_remarks(numbers["evaluation"] or {}, numbers.get("initial_evaluation") or {}):
+        lines.append(f"- remark: {remark}")
     lines += ["", *stop_lines(numbers.get("stops") or [])]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]

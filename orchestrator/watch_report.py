@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from models.intervals import share_interval
 
 Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60
@@ -77,6 +80,40 @@ def collapse_rows(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> 
             its = (initial.get("by_kind") or {}).get(kind, {}).get("collapse") or {}
             rows.append((name, f"{_shown(mine['refusals'])} ({_beside(its.get('refusals'))})"))
     return rows
+
+
+def collapse_remarks(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> list[str]:
+    """Signs of collapse that rose from the initial policy to the snapshot by more than chance, each as a sentence.
+
+    A rise counts where the 95 % interval of the difference of the two shares lies above 0, the replies taken as
+    independent.
+    """
+    whole = (evaluation, initial, evaluation.get("collapse") or {}, initial.get("collapse") or {})
+    parts = [policy.get("by_kind", {}).get("helpful", {}) for policy in (evaluation, initial)]
+    ordinary = (*parts, *(part.get("collapse") or {} for part in parts))
+    remarks = []
+    for name, key, (mine, its, now, before) in (
+        ("replies that equal another", "duplicates", whole),
+        ("the most frequent reply", "stock_reply", whole),
+        ("the most frequent opening", "stock_opening", whole),
+        ("refusals of ordinary requests", "refusals", ordinary),
+        ("replies cut off", "truncated", (evaluation, initial, evaluation, initial)),
+    ):
+        shares = before.get(key), now.get(key)
+        if None in shares or "num_prompts" not in mine or "num_prompts" not in its:
+            continue
+        if _rise_low(shares[0], its["num_prompts"], shares[1], mine["num_prompts"]) > 0:
+            remarks.append(f"{name} rose from {shares[0]:.1%} to {shares[1]:.1%}, more than chance: read some replies")
+    return remarks
+
+
+def _rise_low(before: float, num_before: int, now: float, num_now: int) -> float:
+    """Lower end of the 95 % interval of the difference of two independent shares.
+
+    Source: Newcombe 1998, Stat. Med. 17, 873-890, method 10.
+    """
+    low, (_, high) = share_interval(now, num_now)[0], share_interval(before, num_before)
+    return now - before - math.hypot(now - low, high - before)
 
 
 def _shown(share: float | None) -> str:

@@ -1,7 +1,7 @@
 """What a cycle's report says about a run that was watched."""
 
-from orchestrator.report import _rows
-from orchestrator.watch_report import collapse_rows, watch_rows
+from orchestrator.report import _rows, to_markdown
+from orchestrator.watch_report import collapse_remarks, collapse_rows, watch_rows
 
 COLLAPSE = {
     "distinct_1": 0.2,
@@ -71,3 +71,24 @@ def test_collapse_stands_beside_the_initial_policys_and_quotes_safely():
     ]
     assert collapse_rows({"entropy": 1.5, "by_kind": {}}, initial) == []
     assert collapse_rows(found | {"watcher_score": 0.5}, initial)[0] == ("Watcher's score", "0.500 (initial policy: –)")
+
+
+def test_signs_of_collapse_that_rose_beyond_chance_are_remarked():
+    initial = {"num_prompts": 40, "truncated": 0.5, "collapse": COLLAPSE | {"duplicates": 0.125}, "by_kind": {}}
+    found = initial | {"collapse": COLLAPSE | {"duplicates": 0.35, "stock_opening": 0.4}, "truncated": 0.0}
+    # Wilson: 0.125 of 40 reaches up to 0.261, 0.35 of 40 down to 0.221. 0.225 - hypot(0.129, 0.136) = 0.037 is above 0;
+    # 0.4 against 0.3 is not, and what fell is no sign.
+    remark = "replies that equal another rose from 12.5% to 35.0%, more than chance: read some replies"
+    assert collapse_remarks(found, initial) == [remark]
+    few = {"num_prompts": 16}
+    assert collapse_remarks(found | few, initial | few) == []
+    assert collapse_remarks({}, {}) == collapse_remarks(found, {}) == []
+    kinds = [{"helpful": {"num_prompts": 40, "collapse": COLLAPSE | {"refusals": share}}} for share in (0.0, 0.5)]
+    assert collapse_remarks({"by_kind": kinds[1]}, {"by_kind": kinds[0]}) == [
+        "refusals of ordinary requests rose from 0.0% to 50.0%, more than chance: read some replies"
+    ]
+    names = ("comparison_set", "preference_model", "orientation", "best_of_n", "elo", "decision", "snapshot")
+    scores = {"pm_score": 1.0, "pm_score_ci": [0.5, 1.5], "kl_nats": 1.0, "reply_tokens": 9.0, "entropy": 1.0}
+    report = {"cycle": 1, "name": "x", "reasons": [{"passed": True, "reason": "KL 1 is within"}]}
+    report |= dict.fromkeys(names) | {"evaluation": found | scores, "initial_evaluation": initial | scores}
+    assert f"- passed: KL 1 is within\n- remark: {remark}\n" in to_markdown(report)
