@@ -105,7 +105,7 @@ def _run_to_watch(settings: Settings, *, wait: bool) -> Path:
             f"cycle {cycle.number} is at {cycle.stage or 'its beginning'}" if cycle is not None else "no cycle is open"
         )
         if settings.database_url is None:
-            where = "training runs on the machine of the gpu pool's worker"
+            where = f"no instance runs under {settings.home}; training runs on the machine of the gpu pool's worker"
         if where != said:
             print(f"Waiting for PPO to write below {work} (Ctrl-C ends it): {where}.", flush=True)
         said = where
