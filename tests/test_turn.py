@@ -273,12 +273,18 @@ def test_a_tripped_wire_and_a_refusal_tell_what_is_kept_and_what_to_do(instance,
     assert told[ppo].startswith("**Stopped** at `train_policy` by the limit `ppo.max_kl_nats`: KL ")
     assert told[ppo].endswith(" nats was above max_kl_nats 1e-06 in iteration 2")
     assert told[ppo + 2] == (
-        f"- Kept: the last good weights are the snapshot `{snapshot.digest}`, evaluated and gated like any other."
+        f"- Kept: the last good weights, those of the start, are the snapshot `{snapshot.digest}`, evaluated and gated "
+        "like any other."
     )
+    assert told[ppo + 3].startswith("- Next: lower `ppo.learning_rate` (it was ")
     assert told[gates].startswith("**Stopped** at `decide_promotion` by the gates ")
     assert "`kl`" in told[gates]
     assert "KL 0: identical to the initial policy" in told[gates]
     assert told[gates + 2].startswith(f"- Kept: the live policy `{initial_digest(instance)}` answers raters as before;")
+    assert told[gates + 2].endswith(
+        "has the initial policy's weights, so that raters are not asked to compare the two."
+    )
+    assert all(pairing.cycle_id is None for pairing in rows(instance, t.Pairing))
     assert "`kl`: at 0 raise `ppo.learning_rate` or `ppo.iterations`" in told[gates + 3]
 
 
