@@ -154,16 +154,19 @@ def _child(node: _Node, ids: array[int], start: int) -> _Node | None:
 
 
 def pair_trees(pairs: Sequence[TokenPair], max_tokens: int, *, hidden_size: int | None = None) -> list[Tree]:
-    """The trees of a batch: pairs of one dialogue share a tree of at most `max_tokens` wherever they share an id.
+    """The trees of a batch: pairs of one dialogue share a tree of at most `max_tokens` where that is cheaper.
+
+    Sharing s ids saves their whole way through the layers, and the n new tokens pay with copies of the keys that they
+    see beyond their branch: so a pair joins when 8 · s > n. A tree of more than half of `max_tokens` also holds more
+    memory than a chunk of small ones; there it joins when s > n.
 
     Trees come in the order of their first pair; every pair is in exactly one.
 
     Args:
         hidden_size: of the model, where attention computes every token against its whole tree and then hides most of
-            it (`TreeAttention.hides`). Sharing s ids saves their way through the layers, about 8 · hidden_size
-            operations an id beside those of attention, and costs attention from the n new tokens to all T of the tree
-            and back; so a pair then joins when s · (8 · hidden_size + s) > 2 · n · T. Where attention leaves out what
-            a token does not see, sharing costs nothing.
+            it (`TreeAttention.hides`). The way through the layers takes about 8 · hidden_size operations an id beside
+            those of attention, and sharing costs attention from the n new tokens to all T of the tree and back; so a
+            pair then joins when s · (8 · hidden_size + s) > 2 · n · T.
     """
     trees: list[tuple[_Trie, list[int]]] = []
     open_tree: dict[int, int] = {}
@@ -190,9 +193,11 @@ def _worth_joining(
     shared = max(trie.shared(side) for side in sides)
     new = len(pair.prefix_ids) + len(pair.better_ids) + len(pair.worse_ids) - shared
     total = trie.num_tokens
-    if total + new > max_tokens or not shared:
+    if total + new > max_tokens:
         return False
-    return hidden_size is None or shared * (8 * hidden_size + shared) > 2 * new * total
+    if hidden_size is not None:
+        return shared * (8 * hidden_size + shared) > 2 * new * total
+    return (8 if total + new <= max_tokens // 2 else 1) * shared > new
 
 
 def chunks_by_tokens(trees: Sequence[Tree], max_tokens: int) -> Iterator[list[Tree]]:

@@ -43,7 +43,7 @@ S = TypeVar("S")
 
 # Names and bytes of glibc's malloc.h: M_MMAP_THRESHOLD (larger pieces get pages of their own), M_TRIM_THRESHOLD (what
 # may lie free), M_TOP_PAD (what more is asked for at once).
-_MALLOC_SETTINGS = ((-3, 32 << 20), (-1, 512 << 20), (-2, 8 << 20))
+_MALLOC_SETTINGS = ((-3, 4 << 20), (-1, 64 << 20), (-2, 4 << 20))
 
 
 def keep_freed_memory() -> bool:

@@ -223,19 +223,22 @@ def test_a_token_sees_what_stood_before_it_in_its_own_sequence(seed):
             assert not hidden_outside.any()
 
 
-def test_pairs_of_a_dialogue_join_where_they_share_an_id():
+def test_pairs_of_a_dialogue_join_where_sharing_is_cheaper():
+    # The second turn shares 3 ids and brings 3.
     first, second = sides([5, 6, 7, 2], [5, 8, 2], 1), sides([5, 6, 7, 2], [5, 6, 9, 2], 1)
     assert len(pair_trees([first, second], NO_LIMIT)) == 1
-    # The same with nothing known of the dialogue, with another dialogue, with no room: 6 + 2 new tokens.
+    # The same with nothing known of the dialogue, with another dialogue.
     assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2])], NO_LIMIT)) == 2
     assert len(pair_trees([first, sides([5, 6, 7, 2], [5, 6, 9, 2], 2)], NO_LIMIT)) == 2
-    assert len(pair_trees([first, second], max_tokens=8)) == 1
-    assert len(pair_trees([first, second], max_tokens=7)) == 2
-    # One shared id of 1 + 2 · 21 and no shared id of as many.
-    long = [sides([5, *[n] * 20, 2], [5, *[n + 1] * 20, 2], 1) for n in (6, 8)]
-    assert [len(tree) for tree in pair_trees(long, NO_LIMIT)] == [43 + 42]
-    other = sides([4, *[6] * 20, 2], [4, *[7] * 20, 2], 1)
-    assert [len(tree) for tree in pair_trees([long[0], other], NO_LIMIT)] == [43, 43]
+    # 6 + 2 new tokens: within half of the limit; beyond it with 4 shared against 2 new; beyond the limit.
+    assert [len(pair_trees([first, second], max_tokens=n)) for n in (16, 15, 8, 7)] == [1, 1, 1, 2]
+    # The first pair's 9 ids, 6 of them shared by a second that brings n: within half of the limit where 8 · 6 > n, in
+    # a larger tree where 6 > n.
+    first = sides([5] * 6 + [7, 2], [5] * 6 + [2], 1)
+    for limit, new, joined in ((NO_LIMIT, 47, True), (NO_LIMIT, 48, False), (20, 5, True), (20, 6, False)):
+        second = sides([5] * 6 + [8] * (new - 3) + [2], [5] * 6 + [9, 2], 1)
+        found = [len(tree) for tree in pair_trees([first, second], limit)]
+        assert found == ([9 + new] if joined else [9, 6 + new])
 
 
 def test_where_attention_hides_pairs_join_only_where_sharing_is_cheaper():

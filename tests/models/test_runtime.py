@@ -22,7 +22,7 @@ from models.jobs.runtime import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-        tensors = [torch.ones(1 << 20) for _ in range(8)]  # 32 MiB, all free after it
+        tensors = [torch.ones(1 << 18) for _ in range(32)]  # 32 MiB, all free after it
         del tensors
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 given_back = faults()
