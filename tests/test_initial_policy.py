@@ -1,4 +1,4 @@
-"""Text for the initial policy: what is taken from each kind of file, and what a damaged one says."""
+"""Text for the initial policy: what is taken from each kind of file, and what a damaged one says; its layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orchestrator.errors import ConfigError
 from orchestrator.initial_policy import write_text
+from orchestrator.named_inputs import linear_layers
 
 DIALOGUE = "\n\nHuman: a\n\nAssistant: b"
 
@@ -48,3 +51,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, says
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match=says):
         write_text([tmp_path / name], tmp_path / "out")
+
+
+def test_layers_are_read_from_headers_and_a_damaged_file_names_none(tmp_path: Path) -> None:
+    shapes = {
+        "model.layers.0.self_attn.q_proj.weight": (4, 2),
+        "model.layers.0.norm.weight": 4,
+        "lm_head.weight": (9, 2),
+    }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    assert linear_layers(tmp_path) == {"q_proj"}
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert linear_layers(tmp_path) == set()
