@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.initial_policy import model_folder
@@ -61,6 +59,9 @@ def linear_layers(folder: Path) -> set[str]:
 
     Empty where there are no safetensors, or none that can be read: whoever loads the weights says what is wrong.
     """
+    # Not at the top: whatever serves people imports this file, and starts without what learning needs.
+    from safetensors import SafetensorError, safe_open
+
     found = set()
     for file in folder.glob("*.safetensors"):
         try:

@@ -25,6 +25,7 @@ OPEN = (200, 200, 200, 200, 200, 200)
 PROGRAMS = (401, 200, 401, 401, 200, 401)
 ADMINS = (401, 401, 401, 401, 401, 200)
 TABLE: list[tuple[str, str, dict[str, Any] | None, tuple[int, ...]]] = [
+    ("GET", "/", None, OPEN),
     ("GET", "/health", None, OPEN),
     ("GET", "/metrics", None, OPEN),
     ("GET", "/v1/models", None, PROGRAMS),

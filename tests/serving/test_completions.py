@@ -177,6 +177,6 @@ def test_every_route_is_documented(policies: Policies) -> None:
     limits = SnapshotLimits(torch.device("cpu"))
     config = PolicyServerConfig("postgresql://localhost/none", policies.store.url, policies.cache, limits)
     routes = [route for route in create_app(config).routes if isinstance(route, APIRoute)]
-    assert len(routes) == 7
+    assert len(routes) == 8
     for route in routes:
         assert f"{min(route.methods)} {route.path}" in documented

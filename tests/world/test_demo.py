@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def test_the_demo_waits_until_the_operator_ends_a_cycle_of_another_configuration
     assert "Cycle 1 is open since" in line
     assert "(they differ in name), and only one cycle can be open at a time" in line
     *_, reach, command = line.splitlines()
-    assert reach.strip() == f". {Path(sys.executable).parent}/activate && export ORCHESTRATOR_HOME={home}"
+    activate = shlex.quote(f"{Path(sys.executable).parent}/activate")
+    assert reach.strip() == f". {activate} && export ORCHESTRATOR_HOME={shlex.quote(str(home))}"
     assert command.strip() == "orchestrator cycle cancel 1"
     # The heading of the next has the number that its row will have.
     assert cycles.coming_number() == 2
