@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.intervals import wilson
-from models.preference_curves import accuracy_entry
+from models.preference.curves import accuracy_entry
+from models.statistics.intervals import wilson
 
 COMPARISONS = (20, 60, 200, 600, 2000)
 ACCURACIES = (0.5, 0.65, 0.8, 0.95)

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from models.intervals import mean_interval
 from models.jobs import pretrain, train_preference_model
-from models.jobs.runtime import Job
+from models.runtime.job import Job
+from models.statistics.intervals import mean_interval
 from orchestrator.world.raters import SyntheticRater
 from orchestrator.world.replies import draw_reply
 from orchestrator.world.requests import Kind, draw_request

@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
 from models.jobs import prepare_policy  # noqa: E402
-from models.jobs.runtime import Job  # noqa: E402
+from models.runtime.job import Job  # noqa: E402
 from orchestrator import deployments  # noqa: E402
 from orchestrator.artifacts import ArtifactStore  # noqa: E402
 from orchestrator.embedded.postgres import EmbeddedPostgres  # noqa: E402

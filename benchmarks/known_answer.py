@@ -28,12 +28,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.chat import ChatFormat
-from models.chat_setup import END, PAD, ROLES, SCORE, default_template, write_chat_files
-from models.huggingface import load_causal_lm, save_model
+from models.chat.format import ChatFormat
+from models.chat.tokenizer import END, PAD, ROLES, SCORE, default_template, write_chat_files
 from models.jobs import train_policy
-from models.jobs.runtime import Job
-from models.ppo_settings import PPOSettings
+from models.model_folders.saving import load_causal_lm, save_model
+from models.policy.settings import PPOSettings
+from models.runtime.job import Job
 
 LETTERS = "abcde"
 PROMPTS = ("a", "b")

@@ -30,14 +30,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from benchmarks.speed_world import Size, uneven
-from models import sampler_llama
-from models.critic import Critic
-from models.policy import Policy, ReplyChunk, reply_chunks, selected_logps
-from models.precision import EXACT, Filling, Precision, filling
-from models.preference_batches import chunk_cost, chunks_with_little_padding, right_padded
-from models.rollout import CHUNK_TOKENS_GPU
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_static import Step
+from models.backbone.precision import EXACT, Filling, Precision, filling
+from models.policy.critic import Critic
+from models.policy.model import Policy, ReplyChunk, reply_chunks, selected_logps
+from models.policy.rollout import CHUNK_TOKENS_GPU
+from models.preference.order import chunk_cost, chunks_with_little_padding, right_padded
+from models.sampling import llama
+from models.sampling.engine import DecodeEngine, SamplingParams
+from models.sampling.static import Step
 
 # Of an eager operation, from Python to the GPU's queue: the order of magnitude, not measured.
 LAUNCH_S = 5e-6
@@ -127,14 +127,14 @@ def counting() -> Iterator[_Counter]:
 @contextmanager
 def as_on_a_gpu(joined: bool) -> Iterator[None]:
     """The sampler's blocks of cached positions as there, and projections of a large model apart, as they lie."""
-    block, below = sampler_llama._FIRST_BLOCK_CPU, sampler_llama._JOIN_BELOW_PARAMETERS
-    sampler_llama._FIRST_BLOCK_CPU = sampler_llama._FIRST_BLOCK_GPU
+    block, below = llama._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS
+    llama._FIRST_BLOCK_CPU = llama._FIRST_BLOCK_GPU
     if not joined:
-        sampler_llama._JOIN_BELOW_PARAMETERS = 0
+        llama._JOIN_BELOW_PARAMETERS = 0
     try:
         yield
     finally:
-        sampler_llama._FIRST_BLOCK_CPU, sampler_llama._JOIN_BELOW_PARAMETERS = block, below
+        llama._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS = block, below
 
 
 def of_decoding(model: Any, precision: Precision, device: torch.device) -> dict[str, int]:

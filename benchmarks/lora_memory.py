@@ -27,7 +27,7 @@ from benchmarks.memory import Memory
 from benchmarks.preference_model_scaling import write_set
 from benchmarks.speed_world import Size, cpu_seconds, uneven, write_world
 from models.jobs import train_policy, train_preference_model
-from models.jobs.runtime import Job
+from models.runtime.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {

@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 
-from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm
-from models.ood import DetectorKind, hidden_states, score_states
-from models.ood_fitting import OodSettings, fit_statistics, opening, split_by_opening, validation_auroc
-from models.ood_scores import auroc
+from models.chat.format import ChatFormat, Message
+from models.detectors.detector import DetectorKind, hidden_states, score_states
+from models.detectors.fitting import OodSettings, fit_statistics, opening, split_by_opening, validation_auroc
+from models.detectors.scores import auroc
+from models.model_folders.saving import load_causal_lm
 from orchestrator.initial_policy import write_text
 
 ROOT = Path(__file__).resolve().parent.parent

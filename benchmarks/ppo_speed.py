@@ -107,7 +107,7 @@ def compare(row: Row, args: argparse.Namespace, folder: Path) -> tuple[Side, Sid
     """Both sides of a row, their iterations in turn."""
     from benchmarks.baseline_venv import TRL_PPO, baseline_python
     from benchmarks.speed_world import Size, uneven, write_world
-    from models.prompts import load_prompts
+    from models.policy.prompts import load_prompts
 
     size = Size(args.hidden, args.layers, args.heads, args.intermediate, row.vocabulary)
     chat = write_world(folder, size, uneven(row.prompts, *row.prompt_tokens, seed=1))
@@ -208,12 +208,12 @@ def worker(spec: dict[str, Any]) -> int:
     import torch
 
     from benchmarks.speed_world import cpu_seconds
-    from models.chat import ChatFormat
+    from models.chat.format import ChatFormat
     from models.jobs import train_policy
-    from models.jobs.runtime import Job
-    from models.ppo_settings import PPOSettings
-    from models.sampler import SamplingParams
-    from models.sampler_random import derive_seed
+    from models.policy.settings import PPOSettings
+    from models.runtime.job import Job
+    from models.sampling.draws import derive_seed
+    from models.sampling.engine import SamplingParams
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -29,12 +29,12 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.memory import Memory
 from benchmarks.preference_model_speed import PROMPT, REPLY, _drawn
 from benchmarks.speed_world import Clock, Size, word_tokenizer
-from models.chat import ChatFormat
-from models.chat_setup import write_chat_files
-from models.jobs.preference_training import Training
-from models.jobs.runtime import Job
+from models.chat.format import ChatFormat
+from models.chat.tokenizer import write_chat_files
 from models.jobs.train_preference_model import _load
-from models.preference_settings import PreferenceModelSettings
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training
+from models.runtime.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = Size(hidden=32, layers=2, heads=2, intermediate=64)

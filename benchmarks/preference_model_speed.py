@@ -34,13 +34,13 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.baseline_venv import TRL_REWARD, baseline_python
 from benchmarks.memory import Memory
 from benchmarks.speed_world import Clock, Size, has_amx, measured_peaks, word_tokenizer
-from models.chat import ChatFormat
-from models.chat_setup import write_chat_files
-from models.comparison_data import TokenPair, common_prefix_length
-from models.jobs.preference_training import Training
-from models.jobs.runtime import Job
-from models.preference_batches import dialogue_order, epoch_order
-from models.preference_settings import PreferenceModelSettings
+from models.chat.format import ChatFormat
+from models.chat.tokenizer import write_chat_files
+from models.preference.comparison_set import TokenPair, common_prefix_length
+from models.preference.order import dialogue_order, epoch_order
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training
+from models.runtime.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 32

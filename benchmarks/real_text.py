@@ -221,9 +221,9 @@ def _accuracy(
     store: ArtifactStore, newest: dict[str, t.Artifact], comparisons: str, split: str, folder: Path | None = None
 ) -> Numbers:
     """Accuracy by source on a split, of a preference model in a folder or of the cycle's."""
-    from models.comparison_data import load_token_pairs
-    from models.preference import PreferenceModel
-    from models.preference_report import held_out_report, score_pairs
+    from models.preference.comparison_set import load_token_pairs
+    from models.preference.model import PreferenceModel
+    from models.preference.report import held_out_report, score_pairs
 
     model = PreferenceModel.load(folder or store.fetch(newest["preference_model"].digest))
     pairs = load_token_pairs(store.fetch(comparisons), model.chat, 512)[split].pairs

@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from benchmarks.speed_world import Clock, Size, has_amx, measured_peaks, uneven
-from models.sampler import DecodeEngine, SamplingParams
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 NEVER = -1  # an end-of-turn id that no token has
 FASTER = {torch.float32: 1.8, torch.bfloat16: 3.0}

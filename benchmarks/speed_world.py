@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from models.chat import ChatFormat
-from models.chat_setup import END, PAD, ROLES, SCORE, default_template, write_chat_files
+from models.chat.format import ChatFormat
+from models.chat.tokenizer import END, PAD, ROLES, SCORE, default_template, write_chat_files
 
 CONTEXT = 2048
 

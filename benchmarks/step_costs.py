@@ -31,24 +31,24 @@ import torch
 
 from benchmarks.launches import LAUNCH_S, all_launches
 from benchmarks.speed_world import Clock, Peaks, Size, measured_peaks, uneven, write_world
-from models.chat import ChatFormat
-from models.comparison_data import TokenPair
+from models.backbone.precision import Precision, computing_in
+from models.backbone.throughput import PEAKS
+from models.chat.format import ChatFormat
 from models.jobs import train_policy
-from models.jobs.runtime import Job
-from models.ppo_settings import PPOSettings
-from models.precision import Precision, computing_in
-from models.preference import fresh_preference_model, pair_scores
-from models.preference_batches import chunk_cost, chunks_with_little_padding
-from models.rollout import CHUNK_TOKENS_GPU
-from models.sampler import SamplingParams
-from models.sampler_random import derive_seed
-from models.throughput import PEAKS
+from models.policy.rollout import CHUNK_TOKENS_GPU
+from models.policy.settings import PPOSettings
+from models.preference.comparison_set import TokenPair
+from models.preference.model import fresh_preference_model, pair_scores
+from models.preference.order import chunk_cost, chunks_with_little_padding
+from models.runtime.job import Job
+from models.sampling.draws import derive_seed
+from models.sampling.engine import SamplingParams
 
 FLOAT = 4  # bytes
 NUMBER = {"float32": 4, "tf32": 4, "bfloat16": 2}  # bytes that enter a product
 EPOCHS = 4
 
-# Data sheets of the SXM boards: dense operations a second (models/throughput.py) and bytes a second.
+# Data sheets of the SXM boards: dense operations a second (models/backbone/throughput.py) and bytes a second.
 BANDWIDTH = {"h200": 4.8e12, "h100": 3.35e12}
 RATES = {"float32": "highest", "tf32": "high", "bfloat16": "bfloat16"}
 

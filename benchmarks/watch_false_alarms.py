@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.policy import Policy, reply_chunks
-from models.sampler import DecodeEngine, SamplingParams
-from models.watch import RolloutSignals, Watch, WatchSettings, mean_and_error
+from models.policy.model import Policy, reply_chunks
+from models.policy.watch import RolloutSignals, Watch, WatchSettings, mean_and_error
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 VOCABULARY = 256
 PROMPTS = [[1 + (17 * i + j * j) % (VOCABULARY - 2) for j in range(3 + i)] for i in range(8)]

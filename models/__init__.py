@@ -1,7 +1,7 @@
 """Language models: chat format, preference model, PPO, evaluation, and the jobs that train them.
 
 Needs the standard library, numpy, safetensors, torch and transformers, and nothing else: no database, no
-Prefect, no setting from the environment. Read `models/jobs/runtime.py` next.
+Prefect, no setting from the environment. Read `models/runtime/job.py` next.
 """
 
 import os

@@ -11,10 +11,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.comparison_data import ComparisonSetError, stream_lines, token_pair
+from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
 
 if TYPE_CHECKING:
-    from models.preference import PreferenceModel
+    from models.preference.model import PreferenceModel
 
 FILE = "reference.jsonl"
 

@@ -1,6 +1,6 @@
 """What a comparison says about the better reply, as the probability that the loss is given.
 
-Read next: `models/preference_loss.py`.
+Read next: `models/preference/loss.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.comparison_data import TokenPair
+from models.preference.comparison_set import TokenPair
 
 # The probability, by strength 1 to 4, that another rater would choose the same reply. A choice without strength counts
 # as certain, as all choices do with hard targets. Our own choice: the paper takes every comparison as certain [15].

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.prompt_writing import message_key
+from models.chat.prompt_writing import message_key
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.raters import RaterError, get_rater
 from orchestrator.web.pairs import prompt_of

@@ -1,6 +1,6 @@
 """Run a training job as a process of its own, in its work directory, under a lock.
 
-The job's contract is in `models/jobs/runtime.py`. The process has its own session and log file, so that it cannot
+The job's contract is in `models/runtime/job.py`. The process has its own session and log file, so that it cannot
 keep a flow's output open, and dies with the worker that started it; started again, it continues from its checkpoint.
 """
 

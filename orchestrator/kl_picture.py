@@ -1,6 +1,6 @@
 """The square-root law of a cycle: PM score against √KL, with the fitted line and best-of-n, and its rows in the report.
 
-The fit is in `models/kl_law.py`. Called by `orchestrator/report.py` with the cycle's numbers.
+The fit is in `models/statistics/kl_law.py`. Called by `orchestrator/report.py` with the cycle's numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.kl_law import Bend, Law, NotIdentifiable, fit_law, forecast_kl
+from models.statistics.kl_law import Bend, Law, NotIdentifiable, fit_law, forecast_kl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.intervals import share_interval
+from models.statistics.intervals import share_interval
 from orchestrator.config import OrientationSection
 
 # A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.logistic import sigmoid
+from models.statistics.logistic import sigmoid
 from orchestrator import course_picture, distillation_picture, kl_picture
 from orchestrator.preference_models import says_nothing
 

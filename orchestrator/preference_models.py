@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.intervals import share_interval
-from models.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
+from models.statistics.intervals import share_interval
+from models.statistics.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
 from orchestrator.comparable_models import comparable, left_out_line
 
 QUESTIONS = ("helpful", "harmless")

@@ -1,6 +1,6 @@
 """The snapshots that a PPO run kept on its way: each an artifact of its own, with lineage to the run.
 
-The run's artifact holds their folders (`ppo.snapshots`; models/snapshots.py chooses them). As artifacts of kind
+The run's artifact holds their folders (`ppo.snapshots`; models/policy/snapshots.py chooses them). As artifacts of kind
 `snapshot` they can be served, paired and rated like the run's result.
 """
 

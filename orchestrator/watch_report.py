@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.intervals import share_interval
+from models.statistics.intervals import share_interval
 
 Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.prompt_writing import message_key
+from models.chat.prompt_writing import message_key
 from orchestrator import cli, dataset, ledger
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.erasure import MARK, Erased, erase

@@ -26,7 +26,7 @@ ARROWS = {
 # What the training jobs may use besides the standard library: torch, transformers and what these two bring.
 MODELS_MAY_USE = LEARNING | {"numpy", "jinja2"}
 # What is optional, and the one function that imports it when a setting asks for it.
-LATE = {"peft": ("models/adapters.py", "_peft")}
+LATE = {"peft": ("models/backbone/adapters.py", "_peft")}
 # Parts of orchestrator that answer people or order stages: they never touch a tensor, not even through
 # another module.
 WITHOUT_TORCH = ["orchestrator.cli", "orchestrator.web.app", "orchestrator.stages", "db.tables"]

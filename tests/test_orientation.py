@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.intervals import wilson
+from models.statistics.intervals import wilson
 from orchestrator.config import OrientationSection, load_config
 from orchestrator.dataset import write_orientation_pairs
 from orchestrator.orientation import SHIPPED, orientation_pairs, wrong_signs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.comparison_data import read_manifest, stream_records
+from models.preference.comparison_set import read_manifest, stream_records
 from orchestrator.config import PMPSection, SkillSection
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.pmp import answer_score, binary, ranked_pairs, write_pmp_pairs

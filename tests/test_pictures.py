@@ -26,8 +26,8 @@ from orchestrator.report import to_markdown
 
 pytest.importorskip("torch")
 
-from models.preference_report import ScoredPair, held_out_report
-from models.scaling import ScalingPoint, fit_scaling
+from models.preference.report import ScoredPair, held_out_report
+from models.statistics.scaling import ScalingPoint, fit_scaling
 
 # Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it; entropy falls
 # from 2 nats to 0.9, replies grow from 10 tokens to 21.

@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from models.chat import ChatFormat
-from models.huggingface import save_model
-from models.preference import PreferenceModel, fresh_preference_model
+from models.chat.format import ChatFormat
+from models.model_folders.saving import save_model
+from models.preference.model import PreferenceModel, fresh_preference_model
 from orchestrator import cli
 from tests.models.conftest import prepare, write_llama
 

@@ -10,7 +10,7 @@ import gc
 _collecting = gc.isenabled()
 gc.disable()
 try:
-    import models.huggingface  # noqa: F401
+    import models.model_folders.saving  # noqa: F401
 finally:
     if _collecting:
         gc.enable()

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.comparison_data import ComparisonSetError, TokenPair, stream_lines, token_pair
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.preference import PreferenceModel, PreferenceModelError
-from models.preference_curves import confident_mistakes
-from models.preference_report import ScoredPair, grouped, model_accuracy, score_pairs
+from models.preference.comparison_set import ComparisonSetError, TokenPair, stream_lines, token_pair
+from models.preference.curves import confident_mistakes
+from models.preference.model import PreferenceModel, PreferenceModelError
+from models.preference.report import ScoredPair, grouped, model_accuracy, score_pairs
+from models.runtime.job import Job, JobError, main, settings_from
 
 NAME = "check_preference_model"
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from models.chat import ChatFormat, ChatFormatError
-from models.distillation import (
+from models.backbone.precision import Precision, computing_in, note_precision
+from models.chat.format import ChatFormat, ChatFormatError
+from models.initial_policy.distillation import (
     HELD_OUT_FILE,
     DistillationError,
     Manifest,
@@ -26,11 +27,10 @@ from models.distillation import (
     same_tokenizer,
     shard_file,
 )
-from models.huggingface import load_causal_lm, model_card, save_model
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.precision import Precision, computing_in, note_precision
-from models.preference_batches import chunks_by_length
-from models.sampler_random import derive_seed, permutation
+from models.model_folders.saving import load_causal_lm, model_card, save_model
+from models.preference.order import chunks_by_length
+from models.runtime.job import Job, JobError, main, settings_from
+from models.sampling.draws import derive_seed, permutation
 
 NAME = "distill_student"
 # Tokens of one forward pass; its gradients are summed over the step.

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm
-from models.intervals import mean_interval_json
-from models.jobs.policy_inputs import load_preference_model, prompts_that_fit
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.kl_law import expected_best_of
-from models.policy import Policy
-from models.ppo import best_of_n_kl
-from models.preference import PreferenceModel
-from models.prompts import KINDS, Prompt
-from models.reply_signals import collapse_signals, repeated_ngrams
-from models.rollout import RolloutCollector
-from models.sampler import Completion, DecodeEngine, SamplingParams
-from models.sampler_random import derive_seed
+from models.chat.format import ChatFormat
+from models.model_folders.saving import load_causal_lm
+from models.policy.inputs import load_preference_model, prompts_that_fit
+from models.policy.model import Policy
+from models.policy.ppo import best_of_n_kl
+from models.policy.prompts import KINDS, Prompt
+from models.policy.rollout import RolloutCollector
+from models.preference.model import PreferenceModel
+from models.runtime.job import Job, JobError, main, settings_from
+from models.sampling.draws import derive_seed
+from models.sampling.engine import Completion, DecodeEngine, SamplingParams
+from models.statistics.intervals import mean_interval_json
+from models.statistics.kl_law import expected_best_of
+from models.statistics.reply_signals import collapse_signals, repeated_ngrams
 
 NAME = "evaluate"
 # Replies decoded together. More fill the processor better, until the cache of keys outgrows memory.
@@ -174,8 +174,8 @@ def summary(records: Sequence[dict[str, Any]], best_of: int) -> dict[str, Any]:
     """Means with 95 % intervals over prompts, for all and for each kind.
 
     `kl_nats` is the mean over replies of the sum of log pi/pi_0, plus log n - (n - 1)/n where the best of n was
-    chosen. `entropy` is per token, `truncated` a share; `collapse` is described in models/reply_signals.py. Refusals of
-    `by_kind.helpful` are those of ordinary requests. `watcher_score` is there where a watcher was given.
+    chosen. `entropy` is per token, `truncated` a share; `collapse` is described in models/statistics/reply_signals.py.
+    Refusals of `by_kind.helpful` are those of ordinary requests. `watcher_score` is there where a watcher was given.
     """
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KINDS}
     return _means(records) | {

@@ -4,7 +4,7 @@
     {"job": "fit_ood_detector", "inputs": {"policy": "...", "prompts": "..."}, "settings": {"detector": "relative"}}
 
 Inputs: `policy` (a prepared policy's folder), `prompts` (a prompt set: prompts.jsonl), and where there are any,
-`examples` (prompts.jsonl of what the detector should find). The result is what `models/ood.py` loads.
+`examples` (prompts.jsonl of what the detector should find). The result is what `models/detectors/detector.py` loads.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.chat import ChatFormat, ChatFormatError, Message
-from models.huggingface import load_causal_lm
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.ood import save_detector
-from models.ood_fitting import OodSettings, fit_detector
+from models.chat.format import ChatFormat, ChatFormatError, Message
+from models.detectors.detector import save_detector
+from models.detectors.fitting import OodSettings, fit_detector
+from models.model_folders.saving import load_causal_lm
+from models.runtime.job import Job, JobError, main, settings_from
 
 NAME = "fit_ood_detector"
 PROMPTS_FILE = "prompts.jsonl"

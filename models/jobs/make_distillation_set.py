@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from models.chat import ChatFormat, ChatFormatError, Message
-from models.distillation import (
+from models.chat.format import ChatFormat, ChatFormatError, Message
+from models.initial_policy.distillation import (
     HELD_OUT_FILE,
     MANIFEST_FILE,
     PROMPT_FILE,
@@ -35,11 +35,11 @@ from models.distillation import (
     shard_file,
     targets_of,
 )
-from models.huggingface import load_causal_lm
 from models.jobs.pretrain import DIALOGUES_FILE
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.preference_batches import chunks_by_length, right_padded
-from models.sampler_random import permutation
+from models.model_folders.saving import load_causal_lm
+from models.preference.order import chunks_by_length, right_padded
+from models.runtime.job import Job, JobError, main, settings_from
+from models.sampling.draws import permutation
 
 NAME = "make_distillation_set"
 # Tokens of one forward pass of the teacher, the prompt's included.

@@ -25,10 +25,10 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.chat import ChatFormat, Message
-from models.chat_setup import train_tokenizer, write_chat_files
-from models.huggingface import model_card, save_model
-from models.jobs.runtime import Job, JobError, main, settings_from
+from models.chat.format import ChatFormat, Message
+from models.chat.tokenizer import train_tokenizer, write_chat_files
+from models.model_folders.saving import model_card, save_model
+from models.runtime.job import Job, JobError, main, settings_from
 
 DIALOGUES_FILE = "dialogues.jsonl"
 # Rows of one forward pass; more gains no speed on CPU and mixes fewer lengths into a step.

@@ -2,8 +2,9 @@
 
 Inputs: `initial` (prepared policy), `preference_model` and `prompts` (prompt set); optionally `watcher`, a second
 preference model that only looks on, and `comparisons`, whose held-out part measures mean log-p accuracy. The result is
-a Hugging Face folder. `PolicyTraining.run` is the loop; settings are in models/ppo_settings.py, sampling in
-models/rollout.py, learning in policy_learning.py, the maths in models/ppo.py, the tripwires in models/watch.py.
+a Hugging Face folder. `PolicyTraining.run` is the loop; settings are in models/policy/settings.py, sampling in
+models/policy/rollout.py, learning in policy_learning.py, the maths in models/policy/ppo.py, the tripwires in
+models/policy/watch.py.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.adapters import learned_state, restore
-from models.chat import ChatFormat
-from models.critic import Critic
-from models.huggingface import embedding_table, model_card
-from models.jobs.policy_inputs import prompts_that_fit
-from models.jobs.policy_learning import PolicyLearner
-from models.jobs.policy_monitor import PolicyMonitor
-from models.jobs.roles import Roles
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.policy import Policy, ReplyChunk
-from models.ppo_settings import PPOSettings, choices
-from models.precision import note_precision
-from models.preference import PreferenceModel
-from models.prompts import KINDS, PromptSetError, PromptStream
-from models.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_random import derive_seed, permutation
-from models.snapshots import SnapshotKeeper
-from models.throughput import Stopwatch, learning_operations, peak_flops
+from models.backbone.adapters import learned_state, restore
+from models.backbone.precision import note_precision
+from models.backbone.throughput import Stopwatch, learning_operations, peak_flops
+from models.chat.format import ChatFormat
+from models.model_folders.saving import embedding_table, model_card
+from models.policy.critic import Critic
+from models.policy.inputs import prompts_that_fit
+from models.policy.learning import PolicyLearner
+from models.policy.model import Policy, ReplyChunk
+from models.policy.monitor import PolicyMonitor
+from models.policy.prompts import KINDS, PromptSetError, PromptStream
+from models.policy.roles import Roles
+from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
+from models.policy.settings import PPOSettings, choices
+from models.policy.snapshots import SnapshotKeeper
+from models.preference.model import PreferenceModel
+from models.runtime.job import Job, JobError, main, settings_from
+from models.sampling.draws import derive_seed, permutation
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 NAME = "train_policy"
 # Purposes of random numbers, so that no two of them share a stream.
@@ -130,7 +131,7 @@ class PolicyTraining:
 
         1. sample a reply to each prompt of the iteration, score it, read its log-probs;
         2. stop where a wire is tripped (a KL beyond the limit, numbers that are not finite, and those of
-           models/watch.py), going back to the last weights with which no wire was;
+           models/policy/watch.py), going back to the last weights with which no wire was;
         3. learn from the rollout for `epochs` passes.
         """
         settings, started_s = self.settings, time.monotonic()

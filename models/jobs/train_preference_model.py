@@ -5,7 +5,7 @@ Inputs: `initial` (prepared policy) and `comparisons` (comparison set). Optional
 watcher `production`, the model whose twin it is. The result is a Hugging Face folder for
 `AutoModelForSequenceClassification` with the held-out report in results.json and every held-out score beside it.
 
-Settings are in models/preference_settings.py, the optimisation loop in preference_training.py.
+Settings are in models/preference/settings.py, the optimisation loop in preference_training.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from models.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
-from models.chat import ChatFormat
-from models.comparison_data import SPLITS, ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
-from models.huggingface import save_model
-from models.jobs.policy_inputs import check_same_chat
-from models.jobs.preference_results import (
+from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
+from models.chat.format import ChatFormat
+from models.model_folders.saving import save_model
+from models.policy.inputs import check_same_chat
+from models.preference.comparison_set import SPLITS, ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
+from models.preference.model import PreferenceModel, fresh_preference_model, scalar_head
+from models.preference.order import shuffle_labels
+from models.preference.pairs import PairFile
+from models.preference.report import held_out_report, score_pairs
+from models.preference.results import (
     card,
     choices,
     lora_results,
@@ -32,15 +36,11 @@ from models.jobs.preference_results import (
     trained_on,
     twin_results,
 )
-from models.jobs.preference_training import Training
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.pair_file import PairFile
-from models.preference import PreferenceModel, fresh_preference_model, scalar_head
-from models.preference_batches import shuffle_labels
-from models.preference_report import held_out_report, score_pairs
-from models.preference_settings import PreferenceModelSettings
-from models.scaling import learning_curve
-from models.twins import part_of
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training
+from models.preference.twins import part_of
+from models.runtime.job import Job, JobError, main, settings_from
+from models.statistics.scaling import learning_curve
 
 NAME = "train_preference_model"
 

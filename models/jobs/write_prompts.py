@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm
-from models.jobs.runtime import Job, JobError, main, settings_from
-from models.prompt_writing import Sieve, Verdict, message_key
-from models.prompts import KINDS, Kind
-from models.sampler import Completion, DecodeEngine, SamplingParams
-from models.sampler_random import derive_seed, permutation
+from models.chat.format import ChatFormat, Message
+from models.chat.prompt_writing import Sieve, Verdict, message_key
+from models.model_folders.saving import load_causal_lm
+from models.policy.prompts import KINDS, Kind
+from models.runtime.job import Job, JobError, main, settings_from
+from models.sampling.draws import derive_seed, permutation
+from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
 NAME = "write_prompts"
 _EXAMPLES, _SAMPLE = range(2)

@@ -21,8 +21,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from db.session import make_engine
-from models.chat import ChatFormatError, Message
-from models.sampler import SamplingParams
+from models.chat.format import ChatFormatError, Message
+from models.sampling.engine import SamplingParams
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
 from orchestrator.metrics import CountRequests, Metrics

@@ -11,8 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from models.chat import ChatFormat
-from models.sampler import DecodeEngine, Finished, SamplingParams
+from models.chat.format import ChatFormat
+from models.sampling.engine import DecodeEngine, Finished, SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from models.chat import ChatFormat, Message
-from models.sampler import SamplingParams
+from models.chat.format import ChatFormat, Message
+from models.sampling.engine import SamplingParams
 from orchestrator.errors import ArtifactError
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from sqlalchemy import Engine
 
-from models.chat import ChatFormatError, Message
-from models.ood import OodDetector, OodDetectorError
+from models.chat.format import ChatFormatError, Message
+from models.detectors.detector import OodDetector, OodDetectorError
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError
 from orchestrator.errors import ArtifactError

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from sqlalchemy import Engine
 
-from models.chat import Message
-from models.preference import PreferenceModel
+from models.chat.format import Message
+from models.preference.model import PreferenceModel
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError
 from orchestrator.errors import ArtifactError

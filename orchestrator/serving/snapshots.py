@@ -22,10 +22,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.chat import ChatFormat
-from models.fingerprint import FingerprintMismatch, check_fingerprint
-from models.huggingface import load_causal_lm
-from models.sampler import DecodeEngine
+from models.chat.format import ChatFormat
+from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
+from models.model_folders.saving import load_causal_lm
+from models.sampling.engine import DecodeEngine
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.asgi import ApiError
 from orchestrator.contestants import Served, served

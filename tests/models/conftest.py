@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from models.jobs import prepare_policy
-from models.jobs.runtime import Job
+from models.runtime.job import Job
 from tests.models.marked_words import write_prompts, write_scorer
 from tests.models.ppo_runs import run_ppo
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
-from models.chat import ChatFormat
+from models.chat.format import ChatFormat
 
 GAIN = 0.05
 POINTS = 10.0  # score of a dialogue all of whose tokens are marked, before the norm bends it

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from models.jobs import train_policy
-from models.jobs.runtime import Job
+from models.runtime.job import Job
 
 QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
 

@@ -163,7 +163,7 @@ def test_every_job_runs_in_a_bare_environment(bare_python: Path, inputs: dict[st
     write_specs(inputs, tmp_path)
     script = f"""
 import importlib
-from models.jobs.runtime import main
+from models.runtime.job import main
 for job in {JOBS!r}:
     module = importlib.import_module(f"models.jobs.{{job}}")
     main(job, module.run, ["--spec", f"{{job}}/spec.json", "--out", job])

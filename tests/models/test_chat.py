@@ -9,8 +9,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from models.chat import ChatFormat, ChatFormatError, Message
-from models.chat_setup import complete_tokenizer, train_tokenizer, write_chat_files
+from models.chat.format import ChatFormat, ChatFormatError, Message
+from models.chat.tokenizer import complete_tokenizer, train_tokenizer, write_chat_files
 from tests.models.conftest import CHATML, LLAMA3, TEXT, byte_level_bpe
 
 LLAMA2 = (

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.chat import ChatFormat
-from models.huggingface import save_model
+from models.chat.format import ChatFormat
 from models.jobs.check_preference_model import orientation_results, run
-from models.jobs.runtime import Job, JobError
-from models.preference import PreferenceModel, fresh_preference_model
-from models.preference_report import ScoredPair
+from models.model_folders.saving import save_model
+from models.preference.model import PreferenceModel, fresh_preference_model
+from models.preference.report import ScoredPair
+from models.runtime.job import Job, JobError
 from tests.models.preference_world import polite_comparisons
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.chat import ChatFormat, Message
-from models.distillation import (
+from models.chat.format import ChatFormat, Message
+from models.initial_policy.distillation import (
     DistillationError,
     Manifest,
     Shard,
@@ -23,9 +23,9 @@ from models.distillation import (
     rest_logprob,
     targets_of,
 )
-from models.huggingface import load_causal_lm
 from models.jobs import distill_student, make_distillation_set
-from models.jobs.runtime import Job, JobError
+from models.model_folders.saving import load_causal_lm
+from models.runtime.job import Job, JobError
 from tests.models.conftest import LLAMA3, prepare, write_llama
 
 ROUNDING = 1e-6

@@ -7,13 +7,13 @@ import pytest
 import torch
 from marked_words import write_prompts, write_scorer
 
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm, save_model
+from models.chat.format import ChatFormat
 from models.jobs import evaluate
-from models.jobs.runtime import Job, JobError
-from models.preference import PreferenceModel
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_random import derive_seed
+from models.model_folders.saving import load_causal_lm, save_model
+from models.preference.model import PreferenceModel
+from models.runtime.job import Job, JobError
+from models.sampling.draws import derive_seed
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 FORWARD_TOLERANCE = 1e-4
 

@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 
-from models import precision, preference
-from models.chat import ChatFormat
-from models.critic import Critic
-from models.huggingface import load_causal_lm
-from models.policy import Policy, reply_chunks, selected_logps
-from models.precision import EXACT, eighths, filling
-from models.preference import PreferenceModel, pair_scores
-from models.preference_batches import chunk_cost, right_padded
-from models.preference_loss import preference_loss
+from models.backbone import precision
+from models.backbone.precision import EXACT, eighths, filling
+from models.chat.format import ChatFormat
+from models.model_folders.saving import load_causal_lm
+from models.policy.critic import Critic
+from models.policy.model import Policy, reply_chunks, selected_logps
+from models.preference import model as preference
+from models.preference.loss import preference_loss
+from models.preference.model import PreferenceModel, pair_scores
+from models.preference.order import chunk_cost, right_padded
 from tests.models.ppo_runs import metrics
 from tests.models.test_preference_trees import BATCH, PAD, small_model
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.chat import ChatFormat
-from models.fingerprint import FILE, TOKENS, FingerprintMismatch, check_fingerprint
-from models.huggingface import load_causal_lm
-from models.sampler import DecodeEngine
+from models.chat.format import ChatFormat
+from models.model_folders.probe_reply import FILE, TOKENS, FingerprintMismatch, check_fingerprint
+from models.model_folders.saving import load_causal_lm
+from models.sampling.engine import DecodeEngine
 
 
 def engine_of(folder: Path, max_context: int | None = None) -> tuple[DecodeEngine, ChatFormat]:

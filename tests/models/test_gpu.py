@@ -10,20 +10,20 @@ import torch
 from marked_words import write_scorer
 from ppo_runs import metrics, results
 
-from models.chat import ChatFormat
-from models.critic import Critic
-from models.huggingface import load_causal_lm
-from models.jobs.policy_learning import PolicyLearner
-from models.jobs.runtime import Job
+from models.backbone.precision import filling
+from models.backbone.throughput import peak_flops
+from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run as train_preference_model
-from models.policy import Policy, reply_chunks
-from models.precision import filling
-from models.preference import PreferenceModel, can_pack, pair_scores, tree_scores
-from models.preference_loss import preference_loss
-from models.preference_trees import pair_trees
-from models.rollout import SAMPLER_BOUNDS
-from models.sampler import DecodeEngine, SamplingParams
-from models.throughput import peak_flops
+from models.model_folders.saving import load_causal_lm
+from models.policy.critic import Critic
+from models.policy.learning import PolicyLearner
+from models.policy.model import Policy, reply_chunks
+from models.policy.rollout import SAMPLER_BOUNDS
+from models.preference.loss import preference_loss
+from models.preference.model import PreferenceModel, can_pack, pair_scores, tree_scores
+from models.preference.trees import pair_trees
+from models.runtime.job import Job
+from models.sampling.engine import DecodeEngine, SamplingParams
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 from tests.models.test_preference_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
 
@@ -119,9 +119,9 @@ import sys
 
 import torch
 
-from models.huggingface import load_causal_lm
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_llama import LlamaDecoder
+from models.model_folders.saving import load_causal_lm
+from models.sampling.engine import DecodeEngine, SamplingParams
+from models.sampling.llama import LlamaDecoder
 
 device = torch.device(sys.argv[2])
 model = load_causal_lm(sys.argv[1], device=device)

@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from models.intervals import clustered, mean_interval, mean_interval_json, share_interval, student_quantile, wilson
+from models.statistics.intervals import (
+    clustered,
+    mean_interval,
+    mean_interval_json,
+    share_interval,
+    student_quantile,
+    wilson,
+)
 
 TABLE = 5e-4  # printed tables have three decimals
 

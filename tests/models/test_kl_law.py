@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from models.kl_law import Law, NotIdentifiable, expected_best_of, fit_law, forecast_kl
+from models.statistics.kl_law import Law, NotIdentifiable, expected_best_of, fit_law, forecast_kl
 
 ROUNDING = 1e-9
 # Worked out by hand to six digits.

@@ -11,11 +11,11 @@ from test_preference_trees import BATCH, GRADIENT_TOLERANCE, PAD, SCORE_TOLERANC
 from test_sampler import llama, qwen2
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import adapters
-from models.llama_layer import by_hand
-from models.preference import pair_scores
-from models.preference_loss import preference_loss
-from models.trunk import states_at
+from models.backbone import adapters
+from models.backbone.llama_layer import by_hand
+from models.backbone.trunk import states_at
+from models.preference.loss import preference_loss
+from models.preference.model import pair_scores
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 # Less peaked than the sampler's models, with which float32 itself is further from float64 than that.

@@ -20,20 +20,21 @@ from test_sampler import gpt2, llama, neox, qwen2
 from test_train_policy import LARGER, share_of_marked_tokens
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from models import adapters, sampler_llama
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm
+from models.backbone import adapters
+from models.chat.format import ChatFormat
 from models.jobs import train_policy, train_preference_model
-from models.jobs.roles import Roles
-from models.jobs.runtime import Job, JobError
 from models.jobs.train_policy import PolicyTraining
-from models.policy import Policy, reply_chunks
-from models.ppo_settings import PPOSettings
-from models.preference import PreferenceModel, end_scores
-from models.rollout import SAMPLER_BOUNDS
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_generic import GenericDecoder
-from models.sampler_llama import LlamaDecoder
+from models.model_folders.saving import load_causal_lm
+from models.policy.model import Policy, reply_chunks
+from models.policy.roles import Roles
+from models.policy.rollout import SAMPLER_BOUNDS
+from models.policy.settings import PPOSettings
+from models.preference.model import PreferenceModel, end_scores
+from models.runtime.job import Job, JobError
+from models.sampling import llama as sampler_llama
+from models.sampling.engine import DecodeEngine, SamplingParams
+from models.sampling.generic import GenericDecoder
+from models.sampling.llama import LlamaDecoder
 from tests.models.preference_world import write_comparison_set
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}

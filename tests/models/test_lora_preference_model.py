@@ -14,11 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GPT2Config
 
-from models import adapters
-from models.chat import ChatFormat
+from models.backbone import adapters
+from models.chat.format import ChatFormat
 from models.jobs import train_preference_model
-from models.jobs.runtime import Job, JobError
-from models.preference import PreferenceModel, fresh_preference_model
+from models.preference.model import PreferenceModel, fresh_preference_model
+from models.runtime.job import Job, JobError
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 from tests.models.test_preference_trees import small_model
 

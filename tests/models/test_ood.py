@@ -11,12 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm, model_card, save_model
-from models.jobs import fit_ood_detector
-from models.jobs.runtime import Job, JobError
-from models.ood import OodDetector, OodDetectorError, hidden_states, save_detector
-from models.ood_fitting import (
+from models.chat.format import ChatFormat, Message
+from models.detectors.detector import OodDetector, OodDetectorError, hidden_states, save_detector
+from models.detectors.fitting import (
     OodSettings,
     candidate_layers,
     fit_detector,
@@ -24,6 +21,9 @@ from models.ood_fitting import (
     opening,
     split_by_opening,
 )
+from models.jobs import fit_ood_detector
+from models.model_folders.saving import load_causal_lm, model_card, save_model
+from models.runtime.job import Job, JobError
 
 # Between batches of other shapes: that of float32 states, after the covariance was inverted.
 SCORE_ROUNDING = 1e-3

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.ood_scores import (
+from models.detectors.scores import (
     auroc,
     exposure_logit,
     fit_exposure,

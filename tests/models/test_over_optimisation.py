@@ -13,11 +13,11 @@ import torch
 from marked_words import write_prompts
 from preference_world import write_comparison_set
 
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm
+from models.chat.format import ChatFormat
 from models.jobs import train_policy, train_preference_model
-from models.jobs.runtime import Job
-from models.sampler import DecodeEngine, SamplingParams
+from models.model_folders.saving import load_causal_lm
+from models.runtime.job import Job
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 REPLY_TOKENS = 8
 PM = {"batch_pairs": 16, "learning_rate": 2e-3}

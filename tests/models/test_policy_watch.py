@@ -11,8 +11,8 @@ from preference_world import comparison, polite_comparisons, write_comparison_se
 from safetensors.torch import load_file
 
 from models.jobs import train_policy
-from models.jobs.runtime import Job, JobError
-from models.watch import WatchSettings
+from models.policy.watch import WatchSettings
+from models.runtime.job import Job, JobError
 from orchestrator.stop_report import kept_iterations
 
 TWIN = {"iterations": 10, "watch": {"max_twin_gap": 0.2}, "prompts_per_iteration": 32}

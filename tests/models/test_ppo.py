@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.ppo import (
+from models.policy.ppo import (
     adapted_kl_coef,
     advantages_and_returns,
     best_of_n_kl,

@@ -12,14 +12,14 @@ from conftest import LLAMA3, prepare, write_llama
 from marked_words import write_scorer
 from ppo_runs import metrics
 
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm
+from models.chat.format import ChatFormat
 from models.jobs import train_policy
-from models.policy import Policy, reply_chunks
-from models.ppo import token_rewards
-from models.ppo_settings import PPOSettings
-from models.rollout import SAMPLER_BOUNDS, RolloutCollector
-from models.sampler import Completion, DecodeEngine
+from models.model_folders.saving import load_causal_lm
+from models.policy.model import Policy, reply_chunks
+from models.policy.ppo import token_rewards
+from models.policy.rollout import SAMPLER_BOUNDS, RolloutCollector
+from models.policy.settings import PPOSettings
+from models.sampling.engine import Completion, DecodeEngine
 
 TIMES = ("eps", "perf/")
 
@@ -136,7 +136,7 @@ def test_times_stay_out_of_the_result(train):
 
 
 def test_numbers_that_products_cost(policy_dir):
-    from models.throughput import product_parameters
+    from models.backbone.throughput import product_parameters
 
     model = load_causal_lm(policy_dir)
     config = model.config

@@ -19,8 +19,8 @@ from benchmarks.known_answer import (
     train,
     write_world,
 )
-from models.chat import ChatFormat
-from models.jobs import policy_learning
+from models.chat.format import ChatFormat
+from models.policy import learning
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +60,21 @@ def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
 
 @pytest.mark.slow
 def test_a_flipped_kl_sign_is_found_out(world, tmp_path, monkeypatch):
-    rewards = policy_learning.token_rewards
-    monkeypatch.setattr(policy_learning, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
+    rewards = learning.token_rewards
+    monkeypatch.setattr(learning, "token_rewards", lambda s, kl, *rest: rewards(s, -kl, *rest))
     # A right one is 0.03 from it after as many iterations.
     assert trained_distance(world, tmp_path / "run", 0.3, iterations=16) > 1.0
 
 
 @pytest.mark.slow
 def test_an_advantage_on_the_wrong_token_is_found_out(world, tmp_path, monkeypatch):
-    estimate = policy_learning.advantages_and_returns
+    estimate = learning.advantages_and_returns
 
     def shifted(*args):
         advantages, returns = estimate(*args)
         return advantages.roll(1, dims=1), returns
 
-    monkeypatch.setattr(policy_learning, "advantages_and_returns", shifted)
+    monkeypatch.setattr(learning, "advantages_and_returns", shifted)
     assert trained_distance(world, tmp_path / "run", 0.3) > NEAR_NATS
 
 

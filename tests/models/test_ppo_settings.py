@@ -6,13 +6,13 @@ import pytest
 import torch
 from ppo_runs import metrics, results
 
-from models.critic import Critic
-from models.huggingface import load_causal_lm
-from models.jobs.policy_learning import PolicyLearner
-from models.jobs.runtime import JobError
-from models.policy import Policy, reply_chunks
-from models.ppo import adapted_kl_coef
-from models.ppo_settings import PPOSettings
+from models.model_folders.saving import load_causal_lm
+from models.policy.critic import Critic
+from models.policy.learning import PolicyLearner
+from models.policy.model import Policy, reply_chunks
+from models.policy.ppo import adapted_kl_coef
+from models.policy.settings import PPOSettings
+from models.runtime.job import JobError
 
 CRITICS = ("shared", "detached", "separate", "preference_model")
 ROUNDING = 1e-6

@@ -10,19 +10,19 @@ from ppo_runs import metrics, results
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from models import sampler_llama
-from models.chat import ChatFormat
-from models.comparison_data import TokenPair
-from models.critic import Critic
-from models.huggingface import load_causal_lm
-from models.jobs.runtime import JobError
-from models.policy import Policy, reply_chunks
-from models.precision import computing_in
-from models.preference import PreferenceModel, pair_scores, tree_scores
-from models.preference_loss import preference_loss
-from models.preference_trees import pair_trees
-from models.rollout import SAMPLER_BOUNDS
-from models.sampler import DecodeEngine, SamplingParams
+from models.backbone.precision import computing_in
+from models.chat.format import ChatFormat
+from models.model_folders.saving import load_causal_lm
+from models.policy.critic import Critic
+from models.policy.model import Policy, reply_chunks
+from models.policy.rollout import SAMPLER_BOUNDS
+from models.preference.comparison_set import TokenPair
+from models.preference.loss import preference_loss
+from models.preference.model import PreferenceModel, pair_scores, tree_scores
+from models.preference.trees import pair_trees
+from models.runtime.job import JobError
+from models.sampling import llama
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 CPU = torch.device("cpu")
 # A bfloat16 has 8 significant bits: a rounding is off by at most 1 part in 256, and errors of a few layers add up.
@@ -82,7 +82,7 @@ def test_the_sampler_in_bfloat16_is_beyond_the_bound_of_float32_and_within_its_o
 
 
 def test_interrupted_bfloat16_training_ends_with_the_same_bytes(train, monkeypatch):
-    from models.jobs.policy_learning import PolicyLearner
+    from models.policy.learning import PolicyLearner
 
     settings = {"iterations": 4, "checkpoint_every": 2, "precision": "bfloat16"}
     whole = train("whole", **settings) / "result" / "model.safetensors"
@@ -160,7 +160,7 @@ def test_a_preference_model_scores_in_the_precision_it_is_told(policy_dir, score
 @pytest.mark.parametrize("own_decoder", [True, False])
 def test_replies_are_sampled_in_bfloat16(policy_dir, monkeypatch, own_decoder):
     if not own_decoder:
-        monkeypatch.setattr(sampler_llama, "supports", lambda model: False)
+        monkeypatch.setattr(llama, "supports", lambda model: False)
     model = load_causal_lm(policy_dir)
     logps = {}
     for precision in ("float32", "bfloat16"):

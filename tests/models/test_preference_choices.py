@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from models.chat import ChatFormat
-from models.comparison_data import token_pair
-from models.huggingface import load_causal_lm
-from models.jobs.preference_training import Training
-from models.jobs.runtime import Job, JobError
+from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run
-from models.preference import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
-from models.preference_lm import frozen_output_layer, good_sample_loss
-from models.preference_settings import PreferenceModelSettings
+from models.model_folders.saving import load_causal_lm
+from models.preference.comparison_set import token_pair
+from models.preference.language_loss import frozen_output_layer, good_sample_loss
+from models.preference.model import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training
+from models.runtime.job import Job, JobError
 from tests.models.preference_world import comparison, polite_comparisons, write_comparison_set
 
 # Another batch shape differs in the last bits of float32.

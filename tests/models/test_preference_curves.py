@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.logistic import logistic_slope
-from models.preference_curves import (
+from models.preference.curves import (
     confident_mistakes,
     histogram,
     histogram_edges,
@@ -17,7 +16,8 @@ from models.preference_curves import (
     reliability_by_band,
     threshold_curve,
 )
-from models.preference_report import ScoredPair, held_out_report
+from models.preference.report import ScoredPair, held_out_report
+from models.statistics.logistic import logistic_slope
 
 ROUNDING = 1e-9
 # A slope from 20,000 drawn outcomes is within 3 standard errors (about 0.02 each) of the one they were drawn with.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.comparison_data import (
+from models.preference.comparison_set import (
     ComparisonSetError,
     TokenPair,
     TokenPairs,
@@ -14,8 +14,8 @@ from models.comparison_data import (
     read_manifest,
     token_pair,
 )
-from models.pair_file import PairFile
-from models.preference_batches import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
+from models.preference.order import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
+from models.preference.pairs import PairFile
 
 END = 0
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from models.length_regression import length_log_odds, regress_out_length
-from models.preference_loss import count_correct
-from models.preference_report import ScoredPair, held_out_report
+from models.preference.loss import count_correct
+from models.preference.report import ScoredPair, held_out_report
+from models.statistics.length_regression import length_log_odds, regress_out_length
 
 ROUNDING = 1e-9
 

@@ -6,8 +6,8 @@ from array import array
 import pytest
 import torch
 
-from models.comparison_data import TokenPair
-from models.preference_loss import count_correct, preference_loss, preference_probability, question_weights
+from models.preference.comparison_set import TokenPair
+from models.preference.loss import count_correct, preference_loss, preference_probability, question_weights
 from models.preference_targets import check_targets, soft_targets
 
 FLOAT32_ROUNDING = 1e-6

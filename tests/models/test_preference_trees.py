@@ -16,13 +16,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from models import preference_trunk, tree_attention
-from models.comparison_data import TokenPair, common_prefix_length, dialogue_number
-from models.precision import Filling, exactly, thirty_seconds
-from models.preference import can_pack, end_scores, pair_scores, tree_scores
-from models.preference_loss import preference_loss
-from models.preference_trees import Span, Tree, chunks_by_tokens, pair_trees, visibility
-from models.preference_trunk import _RMSNorm, _Rotation
+from models.backbone.precision import Filling, exactly, thirty_seconds
+from models.preference import tree_attention, tree_states
+from models.preference.comparison_set import TokenPair, common_prefix_length, dialogue_number
+from models.preference.loss import preference_loss
+from models.preference.model import can_pack, end_scores, pair_scores, tree_scores
+from models.preference.tree_states import _RMSNorm, _Rotation
+from models.preference.trees import Span, Tree, chunks_by_tokens, pair_trees, visibility
 
 PAD = 0
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ def scores_by_tree(model, pairs: list[TokenPair]) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_and_gradients_equal_those_of_separate_sequences(name, way, monkeypatch):
     if way != "line":
-        monkeypatch.setattr(preference_trunk, "filling", lambda *_: Filling(exactly, thirty_seconds))
+        monkeypatch.setattr(tree_states, "filling", lambda *_: Filling(exactly, thirty_seconds))
     if way == "rows":  # as on a GPU
         monkeypatch.setattr(tree_attention, "CALLS_ARE_CHEAP_ON", ())
     model = small_model(name)

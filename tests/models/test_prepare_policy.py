@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.chat import ChatFormat
+from models.chat.format import ChatFormat
 from models.jobs import prepare_policy
-from models.jobs.runtime import Job, JobError
+from models.runtime.job import Job, JobError
 from tests.models.conftest import byte_level_bpe, prepare
 
 SUM_TOLERANCE = 1e-6

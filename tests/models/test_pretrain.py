@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from models.chat import ChatFormat
+from models.chat.format import ChatFormat
 from models.jobs import pretrain
 from models.jobs.pretrain import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
-from models.jobs.runtime import Job, JobError, main
+from models.runtime.job import Job, JobError, main
 from tests.models.conftest import prepare
 
 LOSS_TOLERANCE = 1e-5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.reply_signals import (
+from models.statistics.reply_signals import (
     REFUSALS,
     collapse_signals,
     distinct_ngrams,

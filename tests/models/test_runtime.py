@@ -14,11 +14,11 @@ from typing import Literal
 import pytest
 import torch
 
-from models.jobs.runtime import Job, JobError, settings_from
+from models.runtime.job import Job, JobError, settings_from
 
 FAULTS = """
 import resource, torch
-from models.jobs.runtime import keep_freed_memory
+from models.runtime.job import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -170,7 +170,7 @@ def test_no_optimiser_step_is_a_failure(job: Job) -> None:
 
 def test_progress_has_the_time_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.1, 12.0])
-    monkeypatch.setattr("models.jobs.runtime.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("models.runtime.job.time.monotonic", lambda: next(clock))
     job.progress(0, 10, "ppo")
     job.progress(1, 10, "ppo")  # 0.1 s later: too soon to be written
     assert json.loads((job.out / "progress.json").read_text())["step"] == 0
@@ -191,7 +191,7 @@ def test_mistake_is_one_line_and_status_2(write_spec: Callable[..., Path], llama
 
 
 def test_spec_of_another_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from models.jobs.runtime import main
+    from models.runtime.job import main
 
     spec = tmp_path / "spec.json"
     spec.write_text('{"job": "pretrain"}')
@@ -202,7 +202,7 @@ def test_spec_of_another_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_finished_job_is_not_run_again(tmp_path: Path) -> None:
-    from models.jobs.runtime import main
+    from models.runtime.job import main
 
     spec = tmp_path / "spec.json"
     spec.write_text("{}")

@@ -16,11 +16,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from models import sampler_llama, sampler_random
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_generic import GenericDecoder
-from models.sampler_llama import LlamaDecoder
-from models.sampler_random import choose_tokens, derive_seed, permutation, uniforms
+from models.sampling import draws
+from models.sampling import llama as sampler_llama
+from models.sampling.draws import choose_tokens, derive_seed, permutation, uniforms
+from models.sampling.engine import DecodeEngine, SamplingParams
+from models.sampling.generic import GenericDecoder
+from models.sampling.llama import LlamaDecoder
 
 FORWARD_TOLERANCE = 1e-4  # float32, sums in another order
 ROUNDING = 5e-6  # float32, log-probs down to -30
@@ -296,7 +297,7 @@ def splitmix_uniform(seed, position):
 
 def test_mixing_is_that_of_splitmix64():
     # First output of the published generator with seed 1234567: its state after one golden step, mixed.
-    first = sampler_random._mix(np.array([1234567], dtype=np.uint64) + sampler_random._GOLDEN)
+    first = draws._mix(np.array([1234567], dtype=np.uint64) + draws._GOLDEN)
     assert int(first[0]) == 6457827717110365317
 
 

@@ -9,11 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from models import adapters, sampler_llama, sampler_static
-from models.in_place import refreshed
-from models.sampler import DecodeEngine, SamplingParams
-from models.sampler_llama import LlamaDecoder
-from models.sampler_static import StaticDecoder, as_it_is, padded_rows, padded_width
+from models.backbone import adapters
+from models.sampling import llama as sampler_llama
+from models.sampling import static as sampler_static
+from models.sampling.engine import DecodeEngine, SamplingParams
+from models.sampling.in_place import refreshed
+from models.sampling.llama import LlamaDecoder
+from models.sampling.static import StaticDecoder, as_it_is, padded_rows, padded_width
 from tests.models.test_sampler import EOS, FAST, assert_equal_to_plain_forward, gpt2, llama, qwen2, some_prompts
 
 # Of logits of up to 20 where sums have more terms, the others zero; they come as float32, which is exact to 2e-6.

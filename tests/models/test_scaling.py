@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from models.scaling import ScalingPoint, fit_scaling, learning_curve
+from models.statistics.scaling import ScalingPoint, fit_scaling, learning_curve
 
 ROUNDING = 1e-9
 # 95 % intervals of 200 planted fits hold the truth 190 times on average, with a standard deviation of 3.

@@ -8,12 +8,12 @@ import torch
 from marked_words import write_prompts, write_scorer
 from safetensors.torch import load_file
 
-from models.chat import ChatFormat
-from models.huggingface import load_causal_lm
+from models.chat.format import ChatFormat
 from models.jobs import train_policy
-from models.jobs.policy_learning import PolicyLearner
-from models.jobs.runtime import Job
-from models.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
+from models.model_folders.saving import load_causal_lm
+from models.policy.learning import PolicyLearner
+from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
+from models.runtime.job import Job
 
 SETTINGS = {"learning_rate": 2e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
 ITERATIONS = 12

@@ -12,14 +12,14 @@ from marked_words import marked_share, write_scorer
 from ppo_runs import metrics, results
 from safetensors.torch import load_file
 
-from models.chat import ChatFormat
-from models.critic import ValueHead
-from models.huggingface import load_causal_lm
-from models.jobs.runtime import JobError
-from models.policy import Policy, reply_chunks, selected_logps
-from models.preference import PreferenceModel
-from models.prompts import Prompt, PromptSetError, PromptStream, load_prompts
-from models.sampler import DecodeEngine, SamplingParams
+from models.chat.format import ChatFormat
+from models.model_folders.saving import load_causal_lm
+from models.policy.critic import ValueHead
+from models.policy.model import Policy, reply_chunks, selected_logps
+from models.policy.prompts import Prompt, PromptSetError, PromptStream, load_prompts
+from models.preference.model import PreferenceModel
+from models.runtime.job import JobError
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 ROUNDING = 1e-5
 ROOT = Path(__file__).resolve().parents[2]

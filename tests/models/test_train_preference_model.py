@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from models.chat import ChatFormat
-from models.comparison_data import TokenPair
-from models.jobs.preference_training import Training, rate_factor
-from models.jobs.runtime import Job, JobError, settings_from
+from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run
-from models.preference import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
-from models.preference_settings import PreferenceModelSettings
+from models.preference.comparison_set import TokenPair
+from models.preference.model import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training, rate_factor
+from models.runtime.job import Job, JobError, settings_from
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 SETTINGS = {"batch_pairs": 16, "learning_rate": 2e-3}
@@ -124,7 +124,7 @@ def test_a_fresh_process_gives_the_same_scores(preference_model_dir, comparisons
     dialogues += [[*record["prompt"], *record[side]] for record in reference for side in ("better", "worse")]
     code = (
         "import json, pathlib, sys\n"
-        "from models.preference import PreferenceModel\n"
+        "from models.preference.model import PreferenceModel\n"
         "model = PreferenceModel.load(pathlib.Path(sys.argv[1]))\n"
         "scores = model.score(json.load(sys.stdin))\n"
         "print(json.dumps([scores, model.relative(scores)]))\n"
@@ -200,7 +200,7 @@ def test_harmless_weight_scales_the_harmless_gradient(policy_dir, tmp_path):
 
 
 def _token_pair(record: dict[str, Any], chat: ChatFormat) -> TokenPair:
-    from models.comparison_data import token_pair
+    from models.preference.comparison_set import token_pair
 
     return token_pair(record, chat)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_sampler import GENERIC, llama, qwen2
 
-from models.trunk import computes_itself, states_at
+from models.backbone.trunk import computes_itself, states_at
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 OWN = {

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from models.jobs.runtime import Job, JobError
 from models.jobs.train_preference_model import run
-from models.preference_settings import PreferenceModelSettings
-from models.twins import PAPER_SLOPE, cost_of_a_part, part_of
+from models.preference.settings import PreferenceModelSettings
+from models.preference.twins import PAPER_SLOPE, cost_of_a_part, part_of
+from models.runtime.job import Job, JobError
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 KEYS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4000)]

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.prompts import Prompt
-from models.rollout import Rollout
-from models.sampler import Completion
-from models.watch import (
+from models.policy.prompts import Prompt
+from models.policy.rollout import Rollout
+from models.policy.watch import (
     RolloutSignals,
     Watch,
     WatchSettings,
@@ -20,6 +19,7 @@ from models.watch import (
     twin_gap,
     twin_gap_error,
 )
+from models.sampling.engine import Completion
 
 ROUNDING = 1e-6
 START = RolloutSignals(

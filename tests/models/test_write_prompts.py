@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from models.chat import ChatFormat
+from models.chat.format import ChatFormat
+from models.chat.prompt_writing import Sieve, is_copy, message_key
 from models.jobs import write_prompts
-from models.jobs.runtime import Job, JobError
 from models.jobs.write_prompts import user_opening
-from models.prompt_writing import Sieve, is_copy, message_key
-from models.prompts import load_prompts
+from models.policy.prompts import load_prompts
+from models.runtime.job import Job, JobError
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from tiny_policies import HELLO, Policies, Serve, Served, code_of, write_policy
 
 from db import tables as t
-from models.chat import ChatFormat
-from models.huggingface import save_model
-from models.preference import PreferenceModel, fresh_preference_model
-from models.sampler import SamplingParams
+from models.chat.format import ChatFormat
+from models.model_folders.saving import save_model
+from models.preference.model import PreferenceModel, fresh_preference_model
+from models.sampling.engine import SamplingParams
 from orchestrator import contestants
 
 Database = Callable[[], Session]

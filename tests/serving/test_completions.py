@@ -17,7 +17,7 @@ from running import add_artifact
 from sqlalchemy.orm import Session
 from tiny_policies import CONTEXT, HELLO, Policies, Serve, Served, code_of
 
-from models.sampler import SamplingParams
+from models.sampling.engine import SamplingParams
 from orchestrator.serving.app import PolicyServerConfig, create_app
 from orchestrator.serving.snapshots import SnapshotLimits
 

@@ -18,7 +18,7 @@ from running import add_artifact, running
 from sqlalchemy.orm import Session
 from tiny_policies import HELLO, Policies, Serve, Served, code_of, put_live
 
-from models.sampler import SamplingParams
+from models.sampling.engine import SamplingParams
 from orchestrator import keys
 
 Database = Callable[[], Session]

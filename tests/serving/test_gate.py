@@ -19,10 +19,10 @@ from test_processes import ended, start, wait_until_live
 from tiny_policies import Policies, Serve, Served, code_of
 
 from db import tables as t
-from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm
-from models.ood import save_detector
-from models.ood_fitting import OodSettings, fit_detector
+from models.chat.format import ChatFormat, Message
+from models.detectors.detector import save_detector
+from models.detectors.fitting import OodSettings, fit_detector
+from models.model_folders.saving import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.ports import free_port
 from orchestrator.serving.gate import GateConfig

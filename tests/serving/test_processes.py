@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from tiny_policies import Policies
 
 from db import tables as t
-from models.sampler import SamplingParams
+from models.sampling.engine import SamplingParams
 from orchestrator.contestants import open_pairing, policy
 from orchestrator.ports import free_port
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from tiny_policies import ADMIN_TOKEN, CONTEXT, HELLO, Policies, Serve, Served, code_of, put_live
 
 from db import tables as t
-from models.sampler import SamplingParams
+from models.sampling.engine import SamplingParams
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.contestants import end_pairing, open_pairing, policy
 

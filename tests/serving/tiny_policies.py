@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from db import tables as t
-from models.chat import ChatFormat, Message
-from models.huggingface import load_causal_lm
+from models.chat.format import ChatFormat, Message
 from models.jobs import prepare_policy
-from models.jobs.runtime import Job
-from models.sampler import DecodeEngine, SamplingParams
+from models.model_folders.saving import load_causal_lm
+from models.runtime.job import Job
+from models.sampling.engine import DecodeEngine, SamplingParams
 from orchestrator.artifacts import ArtifactStore
 
 CONTEXT = 512

@@ -1,0 +1,4 @@
+"""Models on disk: loading, saving with card and tokenizer, and the reply that proves a loaded policy.
+
+Read `saving.py` first.
+"""

@@ -1,0 +1,236 @@
+"""How PPO learns from one rollout: rewards, advantages, and optimiser steps over its minibatches.
+
+Called by the loop of models/jobs/train_policy.py; the maths is in models/policy/ppo.py.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.policy.critic import Critic
+from models.policy.model import Policy, ReplyChunk, selected_logps
+from models.policy.ppo import (
+    adapted_kl_coef,
+    advantages_and_returns,
+    clipped_tokens,
+    full_kl,
+    inverse_spread,
+    k1_kl,
+    k3_kl,
+    policy_losses,
+    scheduled_learning_rate,
+    token_rewards,
+    value_losses,
+    whiten,
+)
+from models.policy.rollout import Rollout, RolloutCollector
+from models.policy.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, VALUE_HEAD_RATE, PPOSettings
+from models.runtime.job import Job
+
+Minibatches = Callable[[int, int, int], Iterator[list[int]]]
+"""Rows of each minibatch, from iteration, epoch and the number of replies."""
+
+
+class PolicyLearner:
+    """The optimiser of policy and critic with what moves from rollout to rollout: its steps and the KL coefficient."""
+
+    def __init__(
+        self,
+        job: Job,
+        settings: PPOSettings,
+        policy: Policy,
+        critic: Critic,
+        collector: RolloutCollector,
+        minibatches: Minibatches,
+    ) -> None:
+        self.job, self.settings, self.policy, self.critic = job, settings, policy, critic
+        self.collector, self.minibatches = collector, minibatches
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": [parameter for parameter in policy.model.parameters() if parameter.requires_grad]},
+                {"params": list(critic.head.parameters())},
+                *([{"params": critic.own_trunk}] if critic.own_trunk else []),
+            ],
+            lr=settings.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self.optimiser_steps = 0
+        self.kl_coef = settings.kl_coef
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint; the weights are the job's."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "optimiser_steps": self.optimiser_steps,
+            "kl_coef": self.kl_coef,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, after the weights were put back."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser_steps, self.kl_coef = state["optimiser_steps"], state["kl_coef"]
+
+    def learn(
+        self, iteration: int, rollout: Rollout, first_chunks: Sequence[Sequence[ReplyChunk]]
+    ) -> dict[str, float] | None:
+        """All epochs over one rollout; means over them, or None where a loss was not finite."""
+        settings, mask = self.settings, rollout.response_mask
+        token_kl = self._token_kl(rollout, first_chunks)
+        rewards = token_rewards(rollout.scores, token_kl, mask, self.kl_coef, settings.kl_placement)
+        advantages, returns = advantages_and_returns(
+            rewards, rollout.values, mask, settings.discount, settings.gae_lambda
+        )
+        loss_kl_coef = self.kl_coef if settings.kl_in_loss else 0.0
+        if settings.whiten_advantages:
+            # A KL term in the loss weighs against the advantages, and is scaled as they are.
+            loss_kl_coef *= float(inverse_spread(advantages[mask]))
+            advantages[mask] = whiten(advantages[mask])
+        kept = (rollout.logps, rollout.ref_logps, rollout.values, advantages, returns)
+        old = _OldTokens(*(x.reshape(-1) for x in kept))
+        samples = (iteration + 1) * settings.prompts_per_iteration
+        rate = scheduled_learning_rate(
+            settings.learning_rate,
+            samples,
+            warmup_samples=settings.warmup_samples,
+            halve_every_samples=settings.halve_every_samples or 0,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.param_groups[1]["lr"] = rate * VALUE_HEAD_RATE
+        warming = iteration < settings.critic_warmup_iterations
+        steps: list[dict[str, float]] = []
+        for epoch in range(settings.epochs):
+            for number, rows in enumerate(self.minibatches(iteration, epoch, len(mask))):
+                chunks = (
+                    first_chunks[number]
+                    if epoch == 0
+                    else self.collector.chunks(rollout.completions, rows, mask.shape[1])
+                )
+                step = self._step(chunks, old, loss_kl_coef, warming)
+                if step is None:
+                    return None
+                steps.append(step)
+        explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
+        means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        learned = means | {
+            "val/ratio_first": steps[0]["val/ratio"],
+            "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
+            "val/explained_variance": float(explained),
+            "lr": rate,
+            "kl_coef": self.kl_coef,
+        }
+        if settings.kl_target_nats is not None and not warming:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef,
+                float(rollout.kl_nats.mean()),
+                settings.kl_target_nats,
+                len(mask),
+                settings.kl_horizon_samples,
+            )
+        return learned
+
+    @torch.no_grad()
+    def _token_kl(self, rollout: Rollout, chunks: Sequence[Sequence[ReplyChunk]]) -> Tensor:
+        """(B, R) KL at each token by the estimator of the settings."""
+        if self.settings.kl_estimator == "k1":
+            return k1_kl(rollout.logps, rollout.ref_logps)
+        if self.settings.kl_estimator == "k3":
+            return k3_kl(rollout.logps, rollout.ref_logps)
+        exact = torch.zeros_like(rollout.logps)
+        for chunk in (chunk for minibatch in chunks for chunk in minibatch):
+            logits, ref_logits = (p.states_and_logits(chunk)[1] for p in (self.policy, self.collector.reference))
+            exact.view(-1)[chunk.places] = full_kl(logits, ref_logits)
+        return exact
+
+    def _loss_kl(self, chunk: ReplyChunk, logits: Tensor, logps: Tensor, ref_logps: Tensor) -> Tensor:
+        """(N,) the KL term of the loss, with its gradient."""
+        if self.settings.kl_estimator == "k3":
+            return k3_kl(logps, ref_logps)
+        # Read again in every epoch: keeping (N, V) reference logits of a whole rollout would cost more than time.
+        with torch.no_grad():
+            _, ref_logits = self.collector.reference.states_and_logits(chunk)
+        return full_kl(logits, ref_logits)
+
+    def _step(
+        self, chunks: Sequence[ReplyChunk], old: _OldTokens, loss_kl_coef: float, warming: bool
+    ) -> dict[str, float] | None:
+        """One optimiser step on one minibatch; every reply token weighs the same.
+
+        While the critic warms up, the policy gets no gradient, and neither does a trunk that both share.
+        """
+        settings = self.settings
+        count = sum(len(chunk.targets) for chunk in chunks)
+        sums = torch.zeros(6, device=self.job.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        for chunk in chunks:
+            with torch.set_grad_enabled(not warming):
+                states, logits = self.policy.states_and_logits(chunk)
+                logps, entropies = selected_logps(logits, chunk.targets)
+            values = self.critic(chunk, states)
+            then = old.at(chunk.places)
+            policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
+            value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
+            loss = policy_loss + settings.value_coef * value_loss
+            if loss_kl_coef and not warming:
+                loss = loss + loss_kl_coef * self._loss_kl(chunk, logits, logps, then.ref_logps).sum() / count
+            loss.backward()
+            with torch.no_grad():
+                change = logps.detach() - then.logps
+                clipped = clipped_tokens(logps, then.logps, then.advantages, settings.clip_ratio)
+                approximate_kl = 0.5 * (change**2).sum() / count
+                ratio = change.exp().sum() / count
+                sums += torch.stack(
+                    [
+                        policy_loss,
+                        value_loss,
+                        approximate_kl,
+                        clipped.sum() / count,
+                        ratio,
+                        entropies.sum() / count,
+                    ]
+                )
+        if not bool(torch.isfinite(sums).all()):
+            return None
+        # A critic with a trunk of its own is a model of its own: its gradient must not shrink the policy's.
+        own = self.critic.own_trunk
+        policy, head = (list(model.parameters()) for model in (self.policy.model, self.critic.head))
+        norm = torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)
+        if own:
+            torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM)
+        self.optimiser.step()
+        self.optimiser_steps += 1
+        names = (
+            "loss/policy_avg",
+            "loss/value_avg",
+            "policy/approxkl_avg",
+            "policy/clipfrac_avg",
+            "val/ratio",
+            "policy/entropy_avg",
+        )
+        return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+
+
+@dataclass(frozen=True)
+class _OldTokens:
+    """What the rollout knew about each reply token, flat."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def at(self, places: Tensor) -> _OldTokens:
+        kept = (self.logps, self.ref_logps, self.values, self.advantages, self.returns)
+        return _OldTokens(*(x[places] for x in kept))

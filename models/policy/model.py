@@ -1,0 +1,180 @@
+"""A policy as PPO and evaluation see it: log-probs, entropies and values of reply tokens, and only of those.
+
+Sequences are right-padded, so that the causal mask alone keeps padding from every real token and no
+attention mask is needed; the vocabulary head runs on positions that predict a reply token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.backbone.precision import EXACT, Filling, Precision, computing_in, filling
+from models.backbone.trunk import goes_by_hand, states_at
+from models.preference.order import CHUNK_COST_CPU, chunks_with_little_padding, right_padded
+
+if TYPE_CHECKING:
+    from models.policy.critic import Critic
+
+
+@dataclass(frozen=True)
+class ReplyChunk:
+    """Some prompts with their replies as one padded tensor, and where each reply token stands in it.
+
+    The last token of a reply is predicted but never read, so that it is not part of `ids`.
+    """
+
+    ids: Tensor  # (b, T) right-padded
+    positions: Tensor  # (N,) flat index into (b, T) of the position that predicts each reply token
+    targets: Tensor  # (N,) the reply tokens themselves
+    places: Tensor  # (N,) flat index of each reply token in the rollout's (B, R) tensors
+
+
+def reply_chunks(
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    width: int,
+    pad_id: int,
+    chunk_tokens: int,
+    device: torch.device | str = "cpu",
+    fill: Filling = EXACT,
+    chunk_cost: int = CHUNK_COST_CPU,
+) -> list[ReplyChunk]:
+    """The chosen rows in chunks of similar length, each of at most `chunk_tokens` tokens before it is filled up.
+
+    Args:
+        prompts, replies: B token lists each; a reply has at least one token.
+        rows: which of them to lay out.
+        width: R, the number of columns of the rollout's tensors.
+        fill: how the rows and columns of a chunk are filled up.
+        chunk_cost: tokens that could be computed in the time that one more chunk takes by itself.
+    """
+    sequences = [[*prompts[row], *replies[row][:-1]] for row in rows]
+    chunks = []
+    lengths = [len(sequence) for sequence in sequences]
+    for members in chunks_with_little_padding(lengths, chunk_tokens, chunk_cost):
+        ids, _ = right_padded([sequences[i] for i in members], pad_id, torch.device(device), fill, chunk_tokens)
+        positions: list[int] = []
+        targets: list[int] = []
+        places: list[int] = []
+        for line, i in enumerate(members):
+            row = rows[i]
+            first = line * ids.shape[1] + len(prompts[row]) - 1
+            positions.extend(range(first, first + len(replies[row])))
+            targets.extend(replies[row])
+            places.extend(range(row * width, row * width + len(replies[row])))
+        flat = (torch.tensor(values, dtype=torch.long, device=device) for values in (positions, targets, places))
+        chunks.append(ReplyChunk(ids, *flat))
+    return chunks
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward pass tells about reply tokens: (B, R) each, 0 where there is no token."""
+
+    logps: Tensor
+    entropies: Tensor
+    values: Tensor
+
+
+class Policy:
+    """A causal language model read at the positions that predict reply tokens."""
+
+    def __init__(self, model: Any, precision: Precision = "float32") -> None:
+        self.model = model
+        self.precision = precision
+        self.head = model.get_output_embeddings()
+        self._plain_head = _has_plain_head(model)
+        # Set to False beside a policy that can't: only the same operations give the same digits.
+        self.by_hand = self._plain_head and goes_by_hand(model.base_model)
+
+    def states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
+        """Final hidden states (N, D) and logits (N, V) of the chunk's reply tokens."""
+        with computing_in(self.precision, self.model.device):
+            return self._states_and_logits(chunk)
+
+    def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
+        if self._plain_head:
+            count = len(chunk.positions)
+            padding = filling(self.precision, self.model.device).tokens(count) - count
+            positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
+            states = states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
+            return states[:count], self.head(states)[:count]
+        output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
+        hidden = output.hidden_states[-1]
+        logits = output.logits.reshape(-1, output.logits.shape[-1]).index_select(0, chunk.positions)
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, chunk.positions), logits
+
+    @torch.no_grad()
+    def read(self, chunks: Sequence[ReplyChunk], shape: tuple[int, int], critic: Critic | None = None) -> Reading:
+        """Everything about all reply tokens as (B, R) tensors, without gradients."""
+        device = self.model.device
+        reading = Reading(*(torch.zeros(shape, device=device) for _ in range(3)))
+        for chunk in chunks:
+            states, logits = self.states_and_logits(chunk)
+            logps, entropies = selected_logps(logits, chunk.targets)
+            reading.logps.view(-1)[chunk.places] = logps
+            reading.entropies.view(-1)[chunk.places] = entropies
+            if critic is not None:
+                reading.values.view(-1)[chunk.places] = critic(chunk, states)
+        return reading
+
+
+class _SelectedLogps(torch.autograd.Function):
+    """Log-softmax, selection and entropy in one pass that keeps a single (N, V) tensor for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        all_logps = torch.log_softmax(logits.float(), dim=-1)
+        logps = all_logps.gather(1, ids[:, None])[:, 0]
+        probs = all_logps.exp()
+        entropies = all_logps.mul_(probs).sum(dim=-1).neg_()
+        ctx.save_for_backward(probs, ids)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, _grad_entropies: Tensor) -> tuple[Tensor, None]:
+        # d log p(i) / d logit(j) = [i = j] - p(j)
+        probs, ids = ctx.saved_tensors
+        grad = probs * -grad_logps[:, None]
+        grad.scatter_add_(1, ids[:, None], grad_logps[:, None])
+        return grad.to(ctx.dtype), None
+
+
+def selected_logps(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-prob of the selected token and exact entropy of each row, both in nats.
+
+    The entropy carries no gradient: the paper uses no entropy bonus, and it is only watched.
+
+    Args:
+        logits: (N, V), finite.
+        ids: (N,).
+
+    Returns:
+        log-probs (N,) and entropies (N,), float32.
+    """
+    return _SelectedLogps.apply(logits, ids)
+
+
+@torch.no_grad()
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are the output embedding of the trunk's last state and nothing else.
+
+    Some families scale or cap their logits afterwards; they are run whole.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    probe = torch.arange(4, device=model.device)[None]
+    states = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    expected = model(input_ids=probe, use_cache=False).logits
+    plain = head(states)
+    return plain.shape == expected.shape and torch.equal(plain, expected)

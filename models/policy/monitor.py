@@ -1,0 +1,138 @@
+"""What looks on while PPO runs: the tripwires, a second preference model, and held-out comparisons.
+
+`PolicyMonitor` brings models/policy/watch.py and models/policy/logp_accuracy.py to the loop of
+models/jobs/train_policy.py. Nothing here changes a weight or draws a random number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
+from models.policy.rollout import Rollout, RolloutCollector
+from models.policy.watch import RolloutSignals, Watch, WatchSettings, rollout_signals, twin_gap
+from models.preference.comparison_set import ComparisonSetError
+from models.preference.model import PreferenceModel
+from models.runtime.job import Job, JobError
+
+
+class PolicyMonitor:
+    """Signals of each rollout, the reason to stop, and mean log-p accuracy beside its ceiling."""
+
+    def __init__(
+        self,
+        job: Job,
+        collector: RolloutCollector,
+        settings: WatchSettings,
+        *,
+        logp_every: int,
+        logp_pairs: int,
+        load: Callable[[str, Path], PreferenceModel],
+    ) -> None:
+        """`load` gives the preference model of a role and folder (`Roles.preference_model`)."""
+        self.collector, self.logp_every = collector, logp_every
+        self.watch = Watch(settings)
+        self.signals: RolloutSignals | None = None
+        self.logp_curve: list[dict[str, Any]] = []
+        chat = collector.chat
+        self.watcher = None
+        if "watcher" in job.inputs:
+            self.watcher = load("watcher", job.input("watcher"))
+            # As the training PM scores, so that the gap between the two is no matter of rounding.
+            self.watcher.precision = collector.preference_model.precision
+        self.pairs = []
+        if "comparisons" in job.inputs and logp_every:
+            context = getattr(collector.policy.model.config, "max_position_embeddings", 2**31)
+            try:
+                self.pairs = held_out_pairs(job.input("comparisons"), chat, logp_pairs, context)
+            except ComparisonSetError as error:
+                raise JobError(str(error)) from error
+        self.logp_ceiling = (
+            accuracy_by_question(self.pairs, score_gaps(collector.preference_model, self.pairs)) if self.pairs else {}
+        )
+
+    @property
+    def calm(self) -> bool:
+        """Whether the weights that wrote the last rollout are worth going back to."""
+        return self.watch.calm
+
+    def look(self, rollout: Rollout) -> RolloutSignals:
+        """The signals of a rollout, the watcher's scores among them."""
+        scores = None
+        if self.watcher is not None:
+            scores = self.collector.scores(rollout.prompts, rollout.texts, self.watcher)
+        self.signals = rollout_signals(rollout, scores)
+        return self.signals
+
+    def rollout(self, rollout: Rollout, iteration: int, *, last: bool = False) -> str | None:
+        """Look at a rollout; why training must stop, or None."""
+        return self.watch.rollout(self.look(rollout), iteration, last=last)
+
+    def learning(self, learned: dict[str, float], iteration: int) -> str | None:
+        """Look at what learning did; why its steps must be given up, or None."""
+        return self.watch.learning(learned, iteration)
+
+    def metrics(self, iteration: int, samples: int) -> dict[str, float]:
+        """The last rollout's signals under `watch/`, with mean log-p accuracy where that is due."""
+        assert self.signals is not None
+        numbers = self.watch.metrics(self.signals)
+        if self.pairs and iteration % self.logp_every == 0:
+            accuracy = self.measure_logp_accuracy(samples)
+            numbers |= {f"watch/logp_accuracy_{kind}": value for kind, value in accuracy.items()}
+        return numbers
+
+    def measure_logp_accuracy(self, samples: int) -> dict[str, float]:
+        """Mean log-p accuracy of the policy as it is now, kept as a point of the curve with its 95 % interval."""
+        collector = self.collector
+        gaps = mean_logp_gaps(collector.policy, self.pairs, collector.chat.pad_id, collector.chunk_tokens)
+        found = accuracy_by_question(self.pairs, gaps)
+        accuracy = _accuracies(found)
+        self.logp_curve.append({"samples": samples, "ci": _intervals(found)} | accuracy)
+        return accuracy
+
+    def curve_point(self) -> dict[str, float]:
+        """What the training curve holds of the watcher: nothing where there is none."""
+        signals, start = self.signals, self.watch.start
+        if signals is None or start is None or signals.score_watcher is None:
+            return {}
+        return {"score_watcher": signals.score_watcher, "twin_gap": twin_gap(signals, start)}
+
+    def results(self, samples: int) -> dict[str, Any]:
+        """For results.json, after the final policy's rollout was looked at; measures its mean log-p accuracy."""
+        found = self.watch.results() | {
+            "start": None if self.watch.start is None else dataclasses.asdict(self.watch.start),
+            "end": None if self.signals is None else dataclasses.asdict(self.signals) | self.curve_point(),
+        }
+        results: dict[str, Any] = {"watch": found}
+        if self.pairs:
+            self.measure_logp_accuracy(samples)
+            ceiling = self.logp_ceiling
+            results["logp_accuracy"] = {
+                "pairs": {kind: entry["n"] for kind, entry in ceiling.items()},
+                "dialogues": {kind: entry["dialogues"] for kind, entry in ceiling.items()},
+                "preference_model": _accuracies(ceiling),
+                "preference_model_ci": _intervals(ceiling),
+                "curve": self.logp_curve,
+            }
+        return results
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"watch": self.watch.state, "logp_curve": self.logp_curve}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.watch.restore(state["watch"])
+        self.logp_curve = state["logp_curve"]
+
+
+def _accuracies(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {kind: entry["accuracy"] for kind, entry in found.items()}
+
+
+def _intervals(found: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {kind: entry["ci"] for kind, entry in found.items()}

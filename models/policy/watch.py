@@ -1,0 +1,329 @@
+"""PPO is watched, and stopped: what each rollout shows, and the wires that end a run before it is spoilt.
+
+`RolloutSignals` are the numbers of one rollout, `WatchSettings` the wires, `Watch` remembers where the run began and
+says when a wire is tripped. docs/operations.md says what each wire means and what to do about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+from typing import Any
+
+from models.policy.rollout import Rollout
+from models.statistics.intervals import student_quantile
+from models.statistics.reply_signals import duplicates, most_frequent, repeated_ngrams
+
+# A KL estimate this close to 0 may be rounding, however small its standard error: two layouts of the same weights
+# differ by about 1e-6 nats a token in float32, and by the same amount and sign in every rollout.
+KL_ROUNDING_NATS = 1e-3
+# Rollouts over which a small bias of the KL adds up until it is seen.
+DRIFT_ROLLOUTS = 10
+# A twin gap counts as far as it exceeds its own noise: two standard errors.
+GAP_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """The tripwires. 0 turns a wire off; numbers that are not finite always stop training.
+
+    "Start" is the run's first rollout, which the initial policy wrote. The defaults are wide: they stop runs that
+    are lost, not runs that could be better.
+    """
+
+    impossible_kl_errors: float = 4.0  # standard errors by which a KL may lie below 0, in a rollout or over ten
+    max_start_kl_nats: float = 0.05  # |KL| of the first rollout, per reply; policy and reference are equal there
+    max_first_ratio_error: float = 0.01  # |ratio - 1| of the first minibatch, before any step; else log-probs disagree
+    min_entropy_share: float = 0.1  # entropy per token over that of the start
+    max_length_factor: float = 5.0  # mean reply length over that of the start, or the other way round
+    max_repetition_rise: float = 0.5  # share of repeated 4-grams within replies, above the start's
+    max_duplicate_rise: float = 0.5  # share of replies that equal another one, above the start's
+    max_truncation_rise: float = 0.6  # share of replies cut off at the cap, above the start's
+    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in PM units
+    max_clip_fraction: float = 0.8  # share of tokens whose gradient was clipped away, mean over a rollout's steps
+    max_ratio_error: float = 1.0  # |mean ratio - 1| over a rollout's steps; its expectation is 0
+    patience: int = 2  # rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} is {value}; expected 0 (off) or a number above it.")
+        if self.min_entropy_share >= 1:
+            raise ValueError(f"min_entropy_share is {self.min_entropy_share:g}; expected a share below 1.")
+        if 0 < self.max_length_factor <= 1:
+            raise ValueError(f"max_length_factor is {self.max_length_factor:g}; expected a factor above 1, or 0 (off).")
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class RolloutSignals:
+    """What the wires look at: means over the replies of one rollout, standard errors beside what is tested."""
+
+    kl_nats: float  # per reply
+    kl_error: float  # its standard error; infinite for a single reply
+    replies: int
+    entropy: float  # nats per token, exact
+    reply_tokens: float
+    truncated: float
+    repeated_ngrams: float
+    duplicates: float
+    stock_reply: float  # share of the most frequent reply
+    score: float
+    score_watcher: float | None = None
+    score_difference_variance: float | None = None  # of training score minus watcher's score, over replies
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number that a policy with broken weights would spoil is a number."""
+        numbers = [self.kl_nats, self.entropy, self.score]
+        return all(map(math.isfinite, numbers)) and (self.score_watcher is None or math.isfinite(self.score_watcher))
+
+
+def rollout_signals(rollout: Rollout, watcher_scores: Sequence[float] | None = None) -> RolloutSignals:
+    """The signals of a rollout, with the scores of a second preference model where there is one."""
+    count = len(rollout.texts)
+    kl, kl_error = mean_and_error(rollout.kl_nats.tolist())
+    scores = rollout.scores.tolist()
+    score_watcher = difference_variance = None
+    if watcher_scores is not None:
+        score_watcher = math.fsum(watcher_scores) / count
+        _, error = mean_and_error([mine - its for mine, its in zip(scores, watcher_scores, strict=True)])
+        difference_variance = error**2 * count
+    return RolloutSignals(
+        kl_nats=kl,
+        kl_error=kl_error,
+        replies=count,
+        entropy=float(rollout.entropies[rollout.response_mask].mean()),
+        reply_tokens=float(rollout.reply_tokens.float().mean()),
+        truncated=sum(rollout.truncated) / count,
+        repeated_ngrams=math.fsum(repeated_ngrams(completion.ids) for completion in rollout.completions) / count,
+        duplicates=duplicates(rollout.texts),
+        stock_reply=most_frequent(rollout.texts)[1],
+        score=math.fsum(scores) / count,
+        score_watcher=score_watcher,
+        score_difference_variance=difference_variance,
+    )
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; infinite for one value, which says nothing about its spread.
+
+    1, 2, 3, 4: mean 2.5, variance 5/3, error sqrt(5/3 / 4) = 0.6455.
+    """
+    count = len(values)
+    # Not fsum: it raises on an overflow or a NaN, which here is the finding itself.
+    mean = sum(values) / count
+    if count < 2:
+        return mean, math.inf
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+@cache
+def impossible_below(errors: float, replies: int) -> float:
+    """Standard errors below 0 at which a mean KL of so many replies is impossible.
+
+    `errors` for a large rollout. A small one doesn't know its own spread well: it gets the bound of Student's t
+    distribution with the same chance of a false alarm, which at 4 is 1 in 31,600. 64 replies: 4.28; 16: 5.49.
+    """
+    chance = 2 * NormalDist().cdf(-errors)
+    return max(errors, student_quantile(1 - chance, replies - 1))
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A wire that a rollout is beyond, and what was found, in words."""
+
+    wire: str
+    found: str
+
+
+class Watch:
+    """Looks at every rollout and every round of learning of one run; `state` goes into the checkpoint."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        self.settings = settings
+        self.start: RolloutSignals | None = None
+        self.in_a_row: dict[str, int] = {}
+        self.alarms: list[dict[str, Any]] = []
+        self.stopped_by: str | None = None
+        self._recent_kls: list[list[float]] = []
+
+    @property
+    def calm(self) -> bool:
+        """Whether no wire is beyond its bound at the moment: the weights that wrote the last rollout are good."""
+        return not self.in_a_row
+
+    def rollout(self, signals: RolloutSignals, iteration: int, *, last: bool = False) -> str | None:
+        """Why training must stop after this rollout, or None. `iteration` counts from 0.
+
+        Nothing follows the `last` rollout that could confirm an alarm, so that there one is enough.
+        """
+        if not signals.finite:
+            return self._stop(Alarm("not_finite", "KL, entropy or score is not a finite number"), iteration)
+        if self.start is None:
+            self.start = signals
+        alarms = [*self._kl_alarms(signals), *self._collapse_alarms(signals), *self._twin_alarms(signals)]
+        self.in_a_row = {alarm.wire: self.in_a_row.get(alarm.wire, 0) + 1 for alarm in alarms}
+        for alarm in alarms:
+            self.alarms.append({"iteration": iteration + 1} | dataclasses.asdict(alarm))
+        for alarm in alarms:
+            needed = 1 if last or alarm.wire in AT_ONCE else self.settings.patience
+            if self.in_a_row[alarm.wire] >= needed:
+                return self._reason(alarm, iteration)
+        return None
+
+    def learning(self, learned: dict[str, float], iteration: int) -> str | None:
+        """Why training must stop after learning from a rollout, or None; the steps taken are then given up."""
+        settings = self.settings
+        first, ratio = learned["val/ratio_first"], learned["val/ratio"]
+        clipped = learned["policy/clipfrac_avg"]
+        if settings.max_first_ratio_error and abs(first - 1) > settings.max_first_ratio_error:
+            found = f"the first minibatch's ratio was {first:.4g}, expected 1 within {settings.max_first_ratio_error:g}"
+            return self._stop(Alarm("first_ratio", found), iteration)
+        if settings.max_ratio_error and abs(ratio - 1) > settings.max_ratio_error:
+            found = f"the mean ratio was {ratio:.3g}, further from 1 than max_ratio_error {settings.max_ratio_error:g}"
+            return self._stop(Alarm("ratio", found), iteration)
+        if settings.max_clip_fraction and clipped > settings.max_clip_fraction:
+            found = f"{clipped:.0%} of tokens were clipped, above max_clip_fraction {settings.max_clip_fraction:g}"
+            return self._stop(Alarm("clip_fraction", found), iteration)
+        return None
+
+    def metrics(self, signals: RolloutSignals) -> dict[str, float]:
+        """A rollout's line in metrics.jsonl, relative to the start where that says more."""
+        start = self.start or signals
+        numbers = {
+            "watch/kl_errors": signals.kl_nats / signals.kl_error if signals.kl_error > 0 else 0.0,
+            "watch/entropy_share": _ratio(signals.entropy, start.entropy),
+            "watch/length_factor": _ratio(signals.reply_tokens, start.reply_tokens),
+            "watch/repeated_ngrams": signals.repeated_ngrams,
+            "watch/duplicates": signals.duplicates,
+            "watch/stock_reply": signals.stock_reply,
+            "watch/wires_beyond": float(len(self.in_a_row)),
+        }
+        if signals.score_watcher is not None:
+            numbers["watch/score_watcher"] = signals.score_watcher
+            numbers["watch/twin_gap"] = twin_gap(signals, start)
+        return numbers
+
+    def results(self) -> dict[str, Any]:
+        """For results.json: which wire stopped the run, and every alarm, also those that passed."""
+        return {"stopped_by": self.stopped_by, "alarms": self.alarms}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that is remembered, as plain numbers and texts."""
+        return {
+            "start": None if self.start is None else dataclasses.asdict(self.start),
+            "in_a_row": self.in_a_row,
+            "alarms": self.alarms,
+            "stopped_by": self.stopped_by,
+            "recent_kls": self._recent_kls,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.start = None if state["start"] is None else RolloutSignals(**state["start"])
+        self.in_a_row, self.alarms = state["in_a_row"], state["alarms"]
+        self.stopped_by, self._recent_kls = state["stopped_by"], state["recent_kls"]
+
+    # The wires
+
+    def _kl_alarms(self, signals: RolloutSignals) -> list[Alarm]:
+        """A KL below 0 is impossible, unless replies were not sampled from the policy whose log-probs are read.
+
+        That is what stale weights in the sampler, a truncated distribution, or a mask that counts the wrong tokens
+        look like. A wrong temperature shows only once policy and reference differ.
+        """
+        settings, kl = self.settings, signals.kl_nats
+        found = []
+        if settings.max_start_kl_nats and signals is self.start and abs(kl) > settings.max_start_kl_nats:
+            bound = f"max_start_kl_nats {settings.max_start_kl_nats:g}"
+            found.append(Alarm("start_kl", f"KL {kl:.3g} nats before the first step is not 0 within {bound}"))
+        if not settings.impossible_kl_errors or not math.isfinite(signals.kl_error):
+            return found
+        bound = f"impossible_kl_errors {settings.impossible_kl_errors:g}"
+        needed = impossible_below(settings.impossible_kl_errors, signals.replies)
+        if kl < -max(KL_ROUNDING_NATS, needed * signals.kl_error):
+            found.append(Alarm("impossible_kl", f"KL {kl:.3g} ± {signals.kl_error:.2g} nats is below 0 by {bound}"))
+        self._recent_kls = [*self._recent_kls, [kl, signals.kl_error**2]][-DRIFT_ROLLOUTS:]
+        if len(self._recent_kls) == DRIFT_ROLLOUTS:
+            mean = math.fsum(kl for kl, _ in self._recent_kls) / DRIFT_ROLLOUTS
+            error = math.sqrt(math.fsum(square for _, square in self._recent_kls)) / DRIFT_ROLLOUTS
+            if mean < -max(KL_ROUNDING_NATS, settings.impossible_kl_errors * error):
+                text = f"KL {mean:.3g} ± {error:.2g} nats over {DRIFT_ROLLOUTS} rollouts is below 0 by {bound}"
+                found.append(Alarm("kl_drift", text))
+        return found
+
+    def _collapse_alarms(self, signals: RolloutSignals) -> list[Alarm]:
+        settings, start = self.settings, self.start or signals
+        found = []
+        share = _ratio(signals.entropy, start.entropy)
+        if share < settings.min_entropy_share:
+            text = f"entropy {signals.entropy:.3g} nats per token is {share:.0%} of the start's {start.entropy:.3g}"
+            found.append(Alarm("entropy", f"{text}, below min_entropy_share {settings.min_entropy_share:g}"))
+        factor = _ratio(signals.reply_tokens, start.reply_tokens)
+        if settings.max_length_factor and max(factor, 1 / factor) > settings.max_length_factor:
+            text = f"replies of {signals.reply_tokens:.3g} tokens against {start.reply_tokens:.3g} at the start"
+            found.append(Alarm("length", f"{text}, beyond max_length_factor {settings.max_length_factor:g}"))
+        for wire, what, name, bound, now, then in (
+            ("repetition", "of 4-grams repeat earlier ones of their reply", "max_repetition_rise",
+             settings.max_repetition_rise, signals.repeated_ngrams, start.repeated_ngrams),
+            ("duplicates", "of replies equal another one", "max_duplicate_rise",
+             settings.max_duplicate_rise, signals.duplicates, start.duplicates),
+            ("truncation", "of replies were cut off at the cap", "max_truncation_rise",
+             settings.max_truncation_rise, signals.truncated, start.truncated),
+        ):  # fmt: skip
+            if bound and now - then > bound:
+                found.append(Alarm(wire, f"{now:.0%} {what}, {then:.0%} at the start; {name} is {bound:g}"))
+        return found
+
+    def _twin_alarms(self, signals: RolloutSignals) -> list[Alarm]:
+        settings, start = self.settings, self.start or signals
+        if not settings.max_twin_gap or signals.score_watcher is None:
+            return []
+        gap, error = twin_gap(signals, start), twin_gap_error(signals, start)
+        if not gap - GAP_ERRORS * error > settings.max_twin_gap:
+            return []
+        text = f"the training PM's gain exceeds the watcher's by {gap:.3g} ± {error:.2g}"
+        return [Alarm("twin_gap", f"{text}, above max_twin_gap {settings.max_twin_gap:g}")]
+
+    def _stop(self, alarm: Alarm, iteration: int) -> str:
+        self.alarms.append({"iteration": iteration + 1} | dataclasses.asdict(alarm))
+        return self._reason(alarm, iteration)
+
+    def _reason(self, alarm: Alarm, iteration: int) -> str:
+        self.stopped_by = alarm.wire
+        return f"{alarm.found} (iteration {iteration + 1})"
+
+
+AT_ONCE = ("start_kl", "impossible_kl", "kl_drift")
+"""Wires that ask for no patience: they are tested against their own noise, and waiting cannot heal them."""
+
+
+def twin_gap(signals: RolloutSignals, start: RolloutSignals) -> float:
+    """Gain of the training PM's mean score since the start, minus the watcher's gain; 0 at the start.
+
+    Scores 1 → 4 and 2 → 3: gains 3 and 1, gap 2.
+
+    Source: arXiv:2204.05862 §4.2 (train PM against test PM).
+    """
+    if signals.score_watcher is None or start.score_watcher is None:
+        raise ValueError("no watcher scored this rollout")
+    return (signals.score - start.score) - (signals.score_watcher - start.score_watcher)
+
+
+def twin_gap_error(signals: RolloutSignals, start: RolloutSignals) -> float:
+    """Standard error of the twin gap: of two independent means of differences of scores."""
+    then, now = start.score_difference_variance, signals.score_difference_variance
+    return math.sqrt((then or 0.0) / start.replies + (now or 0.0) / signals.replies)
+
+
+def _ratio(now: float, then: float) -> float:
+    """How much of the start is left; a start of 0 can't shrink."""
+    return now / then if then > 0 else 1.0

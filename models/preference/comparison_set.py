@@ -1,0 +1,246 @@
+"""Reads a comparison-set directory: checks it against its manifest, streams records, tokenises pairs.
+
+A comparison set is `manifest.json` and `shards/*.jsonl`, one comparison per line, already oriented:
+`better` is better for the question asked. Read next: `models/chat/format.py`, which turns messages into ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.preference.pairs import PairFile
+
+MANIFEST_FORMAT = 1
+SPLITS = ("train", "held_out")
+HASH_BLOCK_BYTES = 1 << 20
+REQUIRED_KEYS = ("id", "split", "source", "question", "prompt", "better", "worse")
+
+
+class ComparisonSetError(ValueError):
+    """The comparison set on disk is not what its manifest says, or holds a record of the wrong shape."""
+
+
+class DialogueEncoder(Protocol):
+    """What tokenising needs of `models.chat.format.ChatFormat`."""
+
+    def score_ids(self, messages: Any) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair as ids: what both sides share, then each side up to its end-of-context id."""
+
+    id: str
+    source: str
+    question: str
+    prefix_ids: array[int]  # the longest common beginning; may reach into the replies
+    better_ids: array[int]  # what follows the prefix on the better side, at least the end-of-context id
+    worse_ids: array[int]
+    rater: str | None = None  # id of whoever chose; None where the record does not say
+    tranche: str | None = None  # what produced the replies; None where the record does not say
+    turn: int | None = None  # 1 for a reply to the opening message; None where the record does not say
+    dialogue: int | None = None  # names the dialogue: pairs that share it are likely to share their beginning
+    strength: int | None = None  # 1 (slightly) to 4 (much better); None where unknown
+    tie: str | None = None  # "tie" or "cant_tell" where the rater chose neither; the sides are then in no order
+
+    @property
+    def better_tokens(self) -> int:
+        """Tokens of the whole better side, prompt and end-of-context id included."""
+        return len(self.prefix_ids) + len(self.better_ids)
+
+    @property
+    def worse_tokens(self) -> int:
+        """Tokens of the whole worse side, prompt and end-of-context id included."""
+        return len(self.prefix_ids) + len(self.worse_ids)
+
+    @property
+    def length_difference(self) -> int:
+        """Tokens(better) − tokens(worse)."""
+        return len(self.better_ids) - len(self.worse_ids)
+
+    def swapped(self) -> TokenPair:
+        """The same pair with the other side better; only the shuffled-labels control asks for this."""
+        return replace(self, better_ids=self.worse_ids, worse_ids=self.better_ids)
+
+
+@dataclass
+class TokenPairs:
+    """All pairs of one split that fit, in the order of the shards, and how many did not fit."""
+
+    pairs: list[TokenPair] | PairFile = field(default_factory=list)
+    num_too_long: int = 0
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a comparison set, with every shard's length and SHA-256 checked.
+
+    The shards are read once here for their digest and a second time for their
+    records, so that no record of a damaged shard is ever used.
+
+    Raises:
+        ComparisonSetError: no readable manifest, an unknown format, or a missing or tampered shard.
+    """
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ComparisonSetError(
+            f"{directory} has no manifest.json; expected a comparison set. Freeze one first."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ComparisonSetError(f"{path} is not JSON ({error}); restore the comparison set.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ComparisonSetError(
+            f"{path} has format {found!r}, expected {MANIFEST_FORMAT}; it was written by another version."
+        )
+    for shard in manifest["shards"]:
+        _verify_shard(shard_path(directory, shard), shard)
+    return manifest
+
+
+def shard_path(directory: Path, shard: dict[str, Any]) -> Path:
+    """Where a shard lies: the manifest names it with or without the `shards/` before it."""
+    name = Path(shard["file"])
+    return directory / name if (directory / name).exists() else directory / "shards" / name
+
+
+def _verify_shard(path: Path, shard: dict[str, Any]) -> None:
+    digest, num_records = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+                num_records += block.count(b"\n")
+    except FileNotFoundError:
+        raise ComparisonSetError(
+            f"Shard {path} is missing; the manifest lists it. Restore the comparison set."
+        ) from None
+    expected = str(shard["sha256"]).removeprefix("sha256:")
+    if digest.hexdigest() != expected:
+        raise ComparisonSetError(
+            f"Shard {path} has SHA-256 {digest.hexdigest()[:12]}…, the manifest says {expected[:12]}…. "
+            "Restore it from backup; do not edit comparison sets in place."
+        )
+    if num_records != shard["records"]:
+        raise ComparisonSetError(f"Shard {path} has {num_records} records, the manifest says {shard['records']}.")
+
+
+def stream_records(directory: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every record in the order of the manifest, one in memory at a time.
+
+    Raises:
+        ComparisonSetError: a line that is not a record, named by file and line.
+    """
+    for shard in manifest["shards"]:
+        path = shard_path(directory, shard)
+        yield from stream_lines(path)
+
+
+def stream_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The comparison records of one JSONL file, each checked for its keys and its message lists."""
+    with path.open("r", encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ComparisonSetError(f"{path}, line {number}: not JSON ({error}).") from None
+            _check_record(record, f"{path}, line {number}")
+            yield record
+
+
+def _check_record(record: Any, where: str) -> None:
+    if not isinstance(record, dict):
+        raise ComparisonSetError(f"{where}: {type(record).__name__}, expected a comparison record.")
+    missing = [key for key in REQUIRED_KEYS if key not in record]
+    if missing:
+        raise ComparisonSetError(f"{where}: record without {', '.join(missing)}.")
+    if record["split"] not in SPLITS:
+        raise ComparisonSetError(f"{where}: split {record['split']!r}, expected train or held_out.")
+    for side in ("better", "worse"):
+        if not record[side] or record[side][-1]["role"] != "assistant":
+            raise ComparisonSetError(f"{where}: {side} must end with the assistant message that was judged.")
+
+
+def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
+    """Tokenise both sides of a record and factor out what they have in common at the beginning.
+
+    The shared part is found in the ids, not in the messages: both sides are
+    encoded whole, so the ids are exactly those that `ChatFormat.score_ids` gives
+    at scoring time. The end-of-context id is never part of the prefix.
+    """
+    prompt = record["prompt"]
+    better = chat.score_ids([*prompt, *record["better"]])
+    worse = chat.score_ids([*prompt, *record["worse"]])
+    shared = common_prefix_length(better[:-1], worse[:-1])
+    return TokenPair(
+        id=record["id"],
+        source=record["source"],
+        question=record["question"],
+        prefix_ids=array("i", better[:shared]),
+        better_ids=array("i", better[shared:]),
+        worse_ids=array("i", worse[shared:]),
+        rater=record.get("rater"),
+        tranche=record.get("tranche"),
+        turn=record.get("turn"),
+        dialogue=dialogue_number(record.get("split_key")),
+        strength=record.get("strength"),
+        tie=record.get("tie"),
+    )
+
+
+def dialogue_number(split_key: str | None) -> int | None:
+    """A number of 62 bits for a dialogue's split key (a digest in hex; an erased record has none)."""
+    return int.from_bytes(hashlib.sha256(split_key.encode()).digest()[:8], "big") >> 2 if split_key else None
+
+
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two sequences of the same type share."""
+    shared, most = 0, min(len(a), len(b))
+    # Halves of what is left are compared as wholes, which is faster than id by id.
+    while shared < most:
+        middle = (shared + most + 1) // 2
+        if a[shared:middle] == b[shared:middle]:
+            shared = middle
+        else:
+            most = middle - 1
+    return shared
+
+
+def load_token_pairs(
+    directory: Path,
+    chat: DialogueEncoder,
+    max_tokens: int,
+    wanted: Callable[[dict[str, Any]], bool] | None = None,
+    splits: dict[str, TokenPairs] | None = None,
+) -> dict[str, TokenPairs]:
+    """Verify a comparison set and tokenise it, by split; only the records that are `wanted`, where that is given.
+
+    A pair is left out, and counted, when either side has more than `max_tokens`
+    tokens: cutting it would let the preference model judge replies it was never
+    shown whole. Ids take four bytes each, no text is held. With `splits` the pairs
+    are added to those, which may keep them on disk.
+
+    Raises:
+        ComparisonSetError: see `read_manifest` and `stream_records`.
+    """
+    manifest = read_manifest(directory)
+    splits = splits if splits is not None else {split: TokenPairs() for split in SPLITS}
+    for record in stream_records(directory, manifest):
+        if wanted is not None and not wanted(record):
+            continue
+        pair = token_pair(record, chat)
+        split = splits[record["split"]]
+        if max(pair.better_tokens, pair.worse_tokens) > max_tokens:
+            split.num_too_long += 1
+        else:
+            split.pairs.append(pair)
+    return splits

@@ -1,0 +1,45 @@
+"""The language-model loss on the better reply, which a preference model's training may add (`lm_coef`, default 0).
+
+The predecessor of the paper may have added it; the paper does not say. It keeps the trunk a language model while its
+scores are trained. The output layer is the initial policy's, frozen, and is no part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.model_folders.saving import load_causal_lm
+from models.preference.comparison_set import TokenPair
+from models.preference.order import right_padded
+
+
+def frozen_output_layer(initial: Path, device: torch.device) -> nn.Module:
+    """The layer that turns hidden states into logits, a copy of the initial policy's."""
+    layer: nn.Module = load_causal_lm(initial, device=device).get_output_embeddings()
+    return layer.requires_grad_(False)
+
+
+def good_sample_loss(
+    model: Any, output_layer: nn.Module, pairs: Sequence[TokenPair], pad_id: int, device: torch.device
+) -> Tensor:
+    """Mean over pairs of the better reply's negative log-likelihood per token, in nats.
+
+    The tokens counted are those after the shared beginning, without the end-of-context id, which no language model
+    ever wrote. Pairs whose better reply has no token of its own count 0. A tie has no better reply and counts 0 too.
+    """
+    ids, _ = right_padded([[*pair.prefix_ids, *pair.better_ids] for pair in pairs], pad_id, device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    total = hidden.new_zeros(())
+    for row, pair in enumerate(pairs):
+        # A reply that is all of the sequence has no token before its first.
+        first, last = max(1, len(pair.prefix_ids)), pair.better_tokens - 1
+        if pair.tie is None and first < last:
+            logits = output_layer(hidden[row, first - 1 : last - 1])
+            total = total + F.cross_entropy(logits.float(), ids[row, first:last])
+    return total / len(pairs)
