@@ -37,11 +37,11 @@ from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
 from models.jobs import prepare_policy  # noqa: E402
 from models.runtime.job import Job  # noqa: E402
-from orchestrator import deployments  # noqa: E402
-from orchestrator.artifacts import ArtifactStore  # noqa: E402
-from orchestrator.embedded.postgres import EmbeddedPostgres  # noqa: E402
-from orchestrator.ports import free_port  # noqa: E402
-from orchestrator.raters import create_rater  # noqa: E402
+from orchestrator.instance.ports import free_port  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
+from orchestrator.people.raters import create_rater  # noqa: E402
+from orchestrator.store import deployments  # noqa: E402
+from orchestrator.store.artifacts import ArtifactStore  # noqa: E402
 
 SENTENCE = "please tell me about the river and the seven green hills near our old town today"
 

@@ -27,10 +27,10 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.migrate import upgrade
 from db.session import make_engine
-from orchestrator import dataset
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import ComparisonsSection
+from orchestrator.data import freeze as dataset
 from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.store.artifacts import ArtifactStore
 
 MAX_COST = 3.0  # times the bare COPY
 MAX_MEMORY_MB = 500

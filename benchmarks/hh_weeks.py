@@ -29,9 +29,9 @@ from sqlalchemy import select
 
 from db import tables as t
 from db.session import session
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.jobs import run_job
-from orchestrator.up import Instance
+from orchestrator.instance.training_jobs import run_job
+from orchestrator.instance.up import Instance
+from orchestrator.store.artifacts import ArtifactStore
 
 ROOT = Path(__file__).resolve().parent.parent
 HELPFUL, HARMLESS = "hh_helpful_single_turn", "hh_harmless_base"

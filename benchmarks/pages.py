@@ -27,7 +27,7 @@ from stand_in import StandIn  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
 from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
-from orchestrator.web import access  # noqa: E402
+from orchestrator.people import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
 
 # The browser writes the entry a moment after the paint itself.

@@ -27,9 +27,9 @@ import torch  # noqa: E402
 from feedback_throughput import put_live, service, write_policy  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.artifacts import ArtifactStore  # noqa: E402
-from orchestrator.embedded.postgres import EmbeddedPostgres  # noqa: E402
-from orchestrator.ports import free_port  # noqa: E402
+from orchestrator.instance.ports import free_port  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
+from orchestrator.store.artifacts import ArtifactStore  # noqa: E402
 
 
 @contextmanager

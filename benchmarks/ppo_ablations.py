@@ -116,9 +116,9 @@ def real_text(home: Path, seeds: int, iterations: int, only: str) -> None:
 
     from db import tables as t
     from db.session import session
-    from orchestrator.artifacts import ArtifactStore
-    from orchestrator.jobs import run_job
-    from orchestrator.up import Instance
+    from orchestrator.instance.training_jobs import run_job
+    from orchestrator.instance.up import Instance
+    from orchestrator.store.artifacts import ArtifactStore
 
     with Instance(home, workers=False) as instance:
         store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")

@@ -41,11 +41,11 @@ from sqlalchemy.orm import Session  # noqa: E402
 
 from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.artifacts import ArtifactStore  # noqa: E402
 from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
-from orchestrator.ports import free_port  # noqa: E402
-from orchestrator.web import access  # noqa: E402
-from orchestrator.web.tasks import INSTRUCTIONS, TASKS  # noqa: E402
+from orchestrator.instance.ports import free_port  # noqa: E402
+from orchestrator.people import access  # noqa: E402
+from orchestrator.people.tasks import INSTRUCTIONS, TASKS  # noqa: E402
+from orchestrator.store.artifacts import ArtifactStore  # noqa: E402
 
 STUB = """
 import sys

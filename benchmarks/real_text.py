@@ -34,11 +34,11 @@ from sqlalchemy import select
 from benchmarks.hh_weeks import HARMLESS, HELPFUL
 from db import tables as t
 from db.session import make_engine, session
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.comparison_set import build_comparison_set
 from orchestrator.config import parse_config
-from orchestrator.jobs import run_job
-from orchestrator.up import Instance
+from orchestrator.data.comparison_set import build_comparison_set
+from orchestrator.instance.training_jobs import run_job
+from orchestrator.instance.up import Instance
+from orchestrator.store.artifacts import ArtifactStore
 
 ROOT = Path(__file__).resolve().parent.parent
 Numbers = dict[str, Any]

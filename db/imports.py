@@ -1,7 +1,7 @@
 """The SQL of imports: records are copied into temporary tables and moved on from there in whole sets.
 
-`TABLES` are filled by `orchestrator/staging.py`, which then runs `CLASSIFY`, `WRITE` and `QUARANTINE` in order,
-all in one transaction.
+`TABLES` are filled by `orchestrator/data/import_tables.py`, which then runs `CLASSIFY`, `WRITE` and `QUARANTINE` in
+order, all in one transaction.
 """
 
 from __future__ import annotations

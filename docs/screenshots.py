@@ -22,10 +22,9 @@ from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator import notices  # noqa: E402
 from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
-from orchestrator.raters import create_rater  # noqa: E402
-from orchestrator.web import access  # noqa: E402
+from orchestrator.people import access, notices  # noqa: E402
+from orchestrator.people.raters import create_rater  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
 
 REPLIES = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.running import InProcess
-from orchestrator.database_errors import as_operators_error
+from orchestrator.database import as_operators_error
 from orchestrator.errors import OrchestratorError
 
 

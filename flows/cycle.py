@@ -1,4 +1,4 @@
-"""The loop: one turn of it per run, weekly by schedule or by hand. Read `orchestrator/stages.py` next.
+"""The loop: one turn of it per run, weekly by schedule or by hand. Read `orchestrator/stages/__init__.py` next.
 
 A run that was killed is simply started again: finished stages are found in the ledger and not repeated.
 """
@@ -16,7 +16,7 @@ from flows.reporting import publish_report, reported_if_stopped
 from flows.running import OnPools, Outcome, Runner, cycle_run_name
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.turn import one_at_a_time, turn_to_take
+from orchestrator.cycles.turn import one_at_a_time, turn_to_take
 
 
 @flow(name="cycle", flow_run_name=cycle_run_name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import runpy
 
-from orchestrator.launch import end_with_parent
+from orchestrator.instance.launch import end_with_parent
 
 WORKER_PID = "ORCHESTRATOR_WORKER_PID"
 

@@ -22,7 +22,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.states import Crashed
 
 AUTOMATION = "crash runs without heartbeat"
-# Three heartbeats of 30 s; see PREFECT_FLOWS_HEARTBEAT_FREQUENCY in orchestrator/up.py.
+# Three heartbeats of 30 s; see PREFECT_FLOWS_HEARTBEAT_FREQUENCY in orchestrator/instance/up.py.
 SILENCE = timedelta(seconds=90)
 HEARTBEAT = "prefect.flow-run.heartbeat"
 

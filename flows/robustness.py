@@ -1,7 +1,7 @@
 """The robustness experiment as one flow: two preference models on halves, PPO against one, both score the way.
 
 On the `gpu` pool it is one run; `python -m flows.robustness --config FILE` is the same in this process, without a
-Prefect server. Run again, it finds what was made. Read `orchestrator/robustness.py` next.
+Prefect server. Run again, it finds what was made. Read `orchestrator/judging/robustness.py` next.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from prefect.states import Completed
 
 from flows.command_line import config_options, exit_status, printing
 from flows.running import OnPools, Runner, cycle_run_name
-from orchestrator import robustness as experiment
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.judging import robustness as experiment
 
 
 @flow(name="robustness", flow_run_name=cycle_run_name)

@@ -23,8 +23,8 @@ from prefect.deployments import arun_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
+from orchestrator.cycles.turn import artifacts_of_run
 from orchestrator.errors import JobFailed, JobRefused
-from orchestrator.turn import artifacts_of_run
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import DistillSection, InitialPolicySection
-from orchestrator.dataset import file_digest
+from orchestrator.data.freeze import file_digest
 from orchestrator.errors import ConfigError
-from orchestrator.stage import StageContext, build, run_job_stage
+from orchestrator.stages.context import StageContext, build, run_job_stage
 
-PROMPT = Path(__file__).resolve().parent / "prompts" / "hhh-1.md"
+PROMPT = Path(__file__).resolve().parent / "data" / "prompts" / "hhh-1.md"
 """The prompt of the project. Another wording is another file with another number, so that a version means one text."""
 
 _TURN = re.compile(r"^(Human|Assistant):[ \t]*", re.MULTILINE)
@@ -26,7 +26,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 def distilled(context: StageContext, section: InitialPolicySection, student_id: int, *, fresh: bool) -> int:
     """Train the prepared student on what the teacher says after the prompt. Returns the initial policy's artifact."""
-    from orchestrator import initial_policy
+    from orchestrator.stages import initial_policy
 
     distill = section.distill
     assert distill is not None

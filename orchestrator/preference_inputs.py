@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.dataset import file_digest
-from orchestrator.reference_set import reference_set
-from orchestrator.skills import write_skill_set
-from orchestrator.stage import StageContext, build
+from orchestrator.data.freeze import file_digest
+from orchestrator.data.reference_set import reference_set
+from orchestrator.data.skills import write_skill_set
+from orchestrator.stages.context import StageContext, build
 
 
 def preference_model_inputs(

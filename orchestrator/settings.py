@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from orchestrator import instance_file
+from orchestrator import running_instance
 from orchestrator.errors import ConfigError
 
 GateAction = Literal["log", "flag", "refuse"]
@@ -61,7 +61,7 @@ class Settings:
             ConfigError: a variable is set to something unusable; the message names variable and value.
         """
         env = os.environ
-        home = Path(env.get("ORCHESTRATOR_HOME") or instance_file.default_home()).expanduser().absolute()
+        home = Path(env.get("ORCHESTRATOR_HOME") or running_instance.default_home()).expanduser().absolute()
         device = env.get("ORCHESTRATOR_DEVICE", "auto")
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"ORCHESTRATOR_DEVICE is {device!r}; expected auto, cpu or cuda.")
@@ -81,7 +81,7 @@ class Settings:
         if not jobs_at_once.isdecimal() or int(jobs_at_once) < 1:
             raise ConfigError(f"ORCHESTRATOR_JOBS_AT_ONCE is {jobs_at_once!r}; expected a whole number from 1.")
         # A command in another terminal speaks to the instance that runs on the home, unless told of a database.
-        running = instance_file.running(home) if find_instance and database_url is None else None
+        running = running_instance.running(home) if find_instance and database_url is None else None
         if running is not None:
             database_url = normalised_database_url(running.database_url)
         token = env.get("ORCHESTRATOR_ADMIN_TOKEN") or (running.admin_token if running else None)
@@ -110,7 +110,7 @@ class Settings:
         if self.database_url is None:
             raise ConfigError(
                 "No database: DATABASE_URL is not set and no instance runs under "
-                f"{self.home} (ORCHESTRATOR_HOME).{instance_file.elsewhere(self.home)} Start one with `orchestrator "
+                f"{self.home} (ORCHESTRATOR_HOME).{running_instance.elsewhere(self.home)} Start one with `orchestrator "
                 "up`, or set DATABASE_URL."
             )
         return self.database_url

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from orchestrator.embedded import EmbeddedPostgres
-    from orchestrator.up import Instance
+    from orchestrator.instance.up import Instance
 
 # Read when torch, tokenizers and transformers are first imported, which happens in the tests' modules.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -136,7 +136,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
     Tests of it must leave it as they found it: running, with no open cycle.
     """
-    from orchestrator.up import Instance
+    from orchestrator.instance.up import Instance
 
     with Instance(tmp_path_factory.mktemp("an instance")) as started:
         yield started

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import deployments
+from orchestrator.store import deployments
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from orchestrator import artifact_tree
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.errors import ArtifactError
+from orchestrator.store import local_tree
+from orchestrator.store.artifacts import ArtifactStore
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -264,7 +264,7 @@ def test_eight_publishers_of_the_same_content_leave_one_sound_copy(
 PUBLISH = """
 import sys
 from pathlib import Path
-from orchestrator.artifacts import ArtifactStore
+from orchestrator.store.artifacts import ArtifactStore
 store = ArtifactStore(sys.argv[1], Path(sys.argv[2]))
 print("ready", flush=True)
 print(store.publish(Path(sys.argv[3])).digest, flush=True)
@@ -285,14 +285,14 @@ def test_a_publisher_killed_at_any_moment_leaves_a_whole_artifact_or_none(
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay_s)  # where it is killed does not matter: the outcome is checked for every moment
         process.kill()
-    there = [path for path in (tmp_path / "store").glob("*") if not path.name.startswith(artifact_tree.ASIDE_PREFIX)]
+    there = [path for path in (tmp_path / "store").glob("*") if not path.name.startswith(local_tree.ASIDE_PREFIX)]
     for path in there:
         assert local.verify(f"sha256:{path.name}") == []
     assert local.verify(local.publish(big).digest) == []
 
 
 def test_what_a_dead_publisher_left_is_cleared_after_a_day(local: ArtifactStore, result: Path, tmp_path: Path) -> None:
-    young, old = (tmp_path / "store" / f"{artifact_tree.ASIDE_PREFIX}{name}" for name in ("young", "old"))
+    young, old = (tmp_path / "store" / f"{local_tree.ASIDE_PREFIX}{name}" for name in ("young", "old"))
     for path in (young, old):
         path.mkdir(parents=True)
     two_days_ago = time.time() - 2 * 24 * 3600

@@ -11,8 +11,8 @@ from sqlalchemy.exc import OperationalError
 
 from db.session import make_engine
 from orchestrator import cli
-from orchestrator.database_errors import as_operators_error
-from orchestrator.jobs import PROJECT_ROOT
+from orchestrator.database import as_operators_error
+from orchestrator.instance.training_jobs import PROJECT_ROOT
 
 
 def test_help_names_every_command(capsys):
@@ -52,7 +52,7 @@ def test_a_worker_without_a_server_says_what_it_lacks(home, monkeypatch, capsys)
 
 def test_what_a_command_becomes_has_the_instance_s_settings_of_prefect_and_not_the_user_s(home, tmp_path):
     shown = "import os; print({n: v for n, v in os.environ.items() if n.startswith('PREFECT_')})"
-    code = f"from orchestrator.commands.worker import become; become('timeit', ['-n1', '-r1', {shown!r}])"
+    code = f"from orchestrator.commands.running.worker import become; become('timeit', ['-n1', '-r1', {shown!r}])"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     run = subprocess.run(
         [sys.executable, "-c", code],

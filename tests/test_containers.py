@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.prefect_api import prefect_environment
-from orchestrator.up import Instance
+from orchestrator.instance.prefect_api import prefect_environment
+from orchestrator.instance.up import Instance
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

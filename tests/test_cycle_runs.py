@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine
-from orchestrator.cycle_runs import Progress
-from orchestrator.stage import fresh_name
+from orchestrator.cycles.runs import Progress
+from orchestrator.stages.context import fresh_name
 from tests.db.rows import add_cycle
 
 

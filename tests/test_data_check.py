@@ -13,12 +13,13 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db.split import normalised
-from orchestrator import cli, dataset
+from orchestrator import cli
 from orchestrator.config import ComparisonsSection
-from orchestrator.contamination import CheckedComparison, DataCheck, TextIndex, fingerprint, run_hashes
-from orchestrator.data_check import check_comparison_set, check_file, read_texts, shared_openings, texts_of
+from orchestrator.data import freeze
+from orchestrator.data.check import check_comparison_set, check_file, read_texts, shared_openings, texts_of
+from orchestrator.data.contamination import CheckedComparison, DataCheck, TextIndex, fingerprint, run_hashes
+from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.errors import ImportFileError
-from orchestrator.importing import ImportRequest, import_file
 from tests.db.rows import add_cycle
 
 RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -261,11 +262,11 @@ def test_no_opening_message_of_a_real_set_is_in_both_parts(engine: Engine, data_
     with Session(engine) as session, session.begin():
         import_file(session, data_dir / "hh_harmless_base/train.jsonl.gz")
         import_file(session, data_dir / "hh_harmless_base/dev.jsonl.gz", ImportRequest(split="held_out"))
-        freeze_id = dataset.freeze(session, add_cycle(session).id).id
+        freeze_id = freeze.freeze(session, add_cycle(session).id).id
     directory = tmp_path / "set"
     directory.mkdir()
     section = ComparisonsSection(held_out_fraction=0.2)
-    counts = dataset.build_comparison_set(engine, freeze_id, section, None, directory)
+    counts = freeze.build_comparison_set(engine, freeze_id, section, None, directory)
     manifest = json.loads((directory / "manifest.json").read_text())
     openings: dict[str, set[str]] = {"train": set(), "held_out": set()}
     for shard in manifest["shards"]:

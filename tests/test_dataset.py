@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.split import is_held_out, split_key
-from orchestrator import comparison_set, dataset, ledger
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import ComparisonsSection
-from orchestrator.copy_binary import BinaryRows
+from orchestrator.data import comparison_set, freeze
+from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import ConfigError, CycleError
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_artifact, add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
 
 HALF = ComparisonsSection(held_out_fraction=0.5)
@@ -28,7 +29,7 @@ def frozen(engine: Engine) -> int:
     """Freeze what is committed, in a cycle of its own."""
     with Session(engine) as session, session.begin():
         cycle = add_cycle(session)
-        freeze_id = dataset.freeze(session, cycle.id).id
+        freeze_id = freeze.freeze(session, cycle.id).id
         close(session, cycle)
         return freeze_id
 
@@ -37,7 +38,7 @@ def build(
     engine: Engine, out: Path, freeze_id: int, previous: Path | None = None, section: ComparisonsSection = HALF
 ) -> dict[str, Any]:
     out.mkdir()
-    return dataset.build_comparison_set(engine, freeze_id, section, previous, out)
+    return freeze.build_comparison_set(engine, freeze_id, section, previous, out)
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
@@ -122,7 +123,7 @@ def test_more_harmful_is_turned_round_and_nothing_else(
     assert (record["question"], record["better"][0]["content"], record["worse"][0]["content"]) == (
         trained_as, better, worse,
     )  # fmt: skip
-    by_hand = dataset.oriented(
+    by_hand = freeze.oriented(
         id="x",
         source="s",
         question=question,
@@ -309,11 +310,11 @@ def test_an_earlier_set_is_found_only_with_the_same_settings(engine: Engine, tmp
     first, second = frozen(engine), frozen(engine)
     with Session(engine) as session, session.begin():
         row = session.get_one(t.Freeze, first)
-        settings = HALF.selection() | {"freeze_id": first, "freeze": dataset.freeze_digest(row)}
+        settings = HALF.selection() | {"freeze_id": first, "freeze": freeze.freeze_digest(row)}
         artifact = add_artifact(session, "comparison_set", settings=settings)
-        assert dataset.previous_comparison_set(session, second, HALF) is artifact
-        assert dataset.previous_comparison_set(session, first, HALF) is None
-        assert dataset.previous_comparison_set(session, second, ComparisonsSection(min_strength=2)) is None
+        assert freeze.previous_comparison_set(session, second, HALF) is artifact
+        assert freeze.previous_comparison_set(session, first, HALF) is None
+        assert freeze.previous_comparison_set(session, second, ComparisonsSection(min_strength=2)) is None
 
 
 def test_an_empty_freeze_gives_an_empty_set(engine: Engine, tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def comparison_set_of(engine: Engine, directory: Path) -> Path:
 def test_prompts_come_from_their_side_of_the_split_once_per_kind(engine: Engine, tmp_path: Path) -> None:
     comparisons = comparison_set_of(engine, tmp_path / "set")
     (tmp_path / "prompts").mkdir()
-    results = dataset.build_prompt_set(comparisons, tmp_path / "prompts")
+    results = freeze.build_prompt_set(comparisons, tmp_path / "prompts")
     assert prompts(tmp_path / "prompts") == [
         ("train", "helpful", TRAIN),
         ("held_out", "helpful", HELD_OUT),
@@ -407,7 +408,7 @@ def test_a_held_out_file_replaces_the_held_out_dialogues_and_bars_its_openings(e
     (tmp_path / "prompts").mkdir()
     write_prompts(tmp_path / "judge.jsonl", ("helpful", "write a poem"), ("harmless", "new"))
     write_prompts(tmp_path / "more.jsonl", ("helpful", "extra"), ("helpful", "New!"))
-    results = dataset.build_prompt_set(
+    results = freeze.build_prompt_set(
         comparisons, tmp_path / "prompts", train_file=tmp_path / "more.jsonl", held_out_file=tmp_path / "judge.jsonl"
     )
     assert prompts(tmp_path / "prompts") == [
@@ -429,7 +430,7 @@ def test_no_prompts_on_one_side_is_an_error_that_says_what_to_do(engine: Engine,
     build(engine, tmp_path / "set", frozen(engine))
     (tmp_path / "prompts").mkdir()
     with pytest.raises(CycleError, match=r"prompts\.held_out_file"):
-        dataset.build_prompt_set(tmp_path / "set", tmp_path / "prompts")
+        freeze.build_prompt_set(tmp_path / "set", tmp_path / "prompts")
 
 
 def test_a_bad_line_of_a_prompt_file_is_named(engine: Engine, tmp_path: Path) -> None:
@@ -437,7 +438,7 @@ def test_a_bad_line_of_a_prompt_file_is_named(engine: Engine, tmp_path: Path) ->
     (tmp_path / "prompts").mkdir()
     (tmp_path / "bad.jsonl").write_text('\n{"kind": "rude", "messages": []}')
     with pytest.raises(ConfigError, match=r"bad\.jsonl, line 2 is no prompt"):
-        dataset.build_prompt_set(comparisons, tmp_path / "prompts", train_file=tmp_path / "bad.jsonl")
+        freeze.build_prompt_set(comparisons, tmp_path / "prompts", train_file=tmp_path / "bad.jsonl")
 
 
 def test_orientation_pairs_are_records_with_the_chosen_side_better(tmp_path: Path) -> None:
@@ -445,19 +446,19 @@ def test_orientation_pairs_are_records_with_the_chosen_side_better(tmp_path: Pat
     line = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "question": "harmless"}
     file.write_text(json.dumps(line))
     (tmp_path / "out").mkdir()
-    assert dataset.write_orientation_pairs(file, tmp_path / "out") == {"num_pairs": 1, "file": "pairs.jsonl"}
+    assert freeze.write_orientation_pairs(file, tmp_path / "out") == {"num_pairs": 1, "file": "pairs.jsonl"}
     (record,) = [json.loads(text) for text in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
     assert record["prompt"] == [{"role": "user", "content": "Hi"}]
     assert (record["better"][-1]["content"], record["worse"][-1]["content"]) == ("Hello.", "Go away.")
     assert record["question"] == "harmless"
     file.write_text('{"prompt": "Hi", "chosen": "same", "rejected": "same"}')
     with pytest.raises(ConfigError, match="line 1 is no orientation pair"):
-        dataset.write_orientation_pairs(file, tmp_path / "out")
+        freeze.write_orientation_pairs(file, tmp_path / "out")
 
 
 def test_a_file_digest_is_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert dataset.file_digest(tmp_path / "x").startswith("ba7816bf8f01cfea")  # SHA-256("abc"), FIPS 180-2
+    assert freeze.file_digest(tmp_path / "x").startswith("ba7816bf8f01cfea")  # SHA-256("abc"), FIPS 180-2
     with pytest.raises(ConfigError, match="can't be read"):
-        dataset.file_digest(tmp_path / "y")
+        freeze.file_digest(tmp_path / "y")
     assert ledger.fingerprint("k", {"a": 1}, {}) != ledger.fingerprint("k", {"a": 2}, {})

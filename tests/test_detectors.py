@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import parse_config
-from orchestrator.detectors import detector_rows, write_prompts
 from orchestrator.errors import ConfigError
+from orchestrator.stages.detectors import detector_rows, write_prompts
 
 
 def read(folder: Path) -> list[tuple[str, str]]:

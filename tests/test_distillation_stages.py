@@ -11,10 +11,10 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import stage as stage_module
 from orchestrator import stages
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.stages import context as stage_module
+from orchestrator.store.artifacts import ArtifactStore
 from tests.models.conftest import TEXT, write_llama
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.elo import Game, elo_ratings, fit_elo, win_counts
+from orchestrator.judging.elo import Game, elo_ratings, fit_elo, win_counts
 
 EXACT = 1e-6  # Elo points: the fit's own tolerance
 MONTE_CARLO_ELO = 12.0  # standard error of the 2.5 % quantile of 20,000 draws is about 3

@@ -18,9 +18,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from orchestrator.embedded import EmbeddedPostgres
-from orchestrator.embedded import postgres as postgres_module
-from orchestrator.embedded.postgres import ROOT_RUNS_AS
 from orchestrator.errors import ServiceUnavailable
+from orchestrator.instance import postgres as postgres_module
+from orchestrator.instance.postgres import ROOT_RUNS_AS
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 20.0

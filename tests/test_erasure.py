@@ -14,13 +14,15 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.chat.prompt_writing import message_key
-from orchestrator import cli, dataset, ledger
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.erasure import MARK, Erased, erase
+from orchestrator import cli
+from orchestrator.data import freeze
+from orchestrator.data.prompt_set import build_prompt_set
 from orchestrator.errors import ArtifactError, OrchestratorError
-from orchestrator.prompt_set import build_prompt_set
-from orchestrator.raters import RaterError, create_rater
-from orchestrator.withdrawal import touched
+from orchestrator.people.erasure import MARK, Erased, erase
+from orchestrator.people.raters import RaterError, create_rater
+from orchestrator.people.withdrawal import touched
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
 from tests.test_dataset import HALF, build, excluded, frozen, records
 
@@ -52,7 +54,7 @@ class Week:
         folder = tmp_path / "set"
         build(engine, folder, self.freeze_id)
         with Session(engine) as session:
-            digest = dataset.freeze_digest(session.get_one(t.Freeze, self.freeze_id))
+            digest = freeze.freeze_digest(session.get_one(t.Freeze, self.freeze_id))
         settings = HALF.selection() | {"freeze_id": self.freeze_id, "freeze": digest}
         self.set_id = self._record("comparison_set", folder, settings, {})
         (tmp_path / "held_out.jsonl").write_text(
@@ -203,7 +205,7 @@ def test_later_sets_have_nothing_of_it_and_share_no_shard_with_a_touched_one(
 
     def previous() -> t.Artifact | None:
         with Session(week.engine) as session:
-            return dataset.previous_comparison_set(session, later, HALF)
+            return freeze.previous_comparison_set(session, later, HALF)
 
     assert previous() is not None
     week.erase()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.config import GatesSection
-from orchestrator.gates import Evidence, judge
+from orchestrator.judging.gates import Evidence, judge
 
 GOOD = Evidence(
     pm_accuracy=0.70,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from orchestrator.errors import ConfigError
-from orchestrator.initial_policy import write_text
-from orchestrator.named_inputs import linear_layers
+from orchestrator.stages.initial_policy import write_text
+from orchestrator.stages.named_inputs import linear_layers
 
 DIALOGUE = "\n\nHuman: a\n\nAssistant: b"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import jobs
 from orchestrator.errors import JobFailed, JobRefused
+from orchestrator.instance import training_jobs
 
 
 @pytest.fixture
@@ -25,14 +25,16 @@ def job_module(monkeypatch, tmp_path):
         (root / "models" / "__init__.py").write_text("")
         (folder / "__init__.py").write_text("")
         (folder / "probe.py").write_text(textwrap.dedent(body))
-        monkeypatch.setattr(jobs, "PROJECT_ROOT", root)
+        monkeypatch.setattr(training_jobs, "PROJECT_ROOT", root)
         return tmp_path / "work"
 
     return install
 
 
-def run(work: Path) -> jobs.JobRun:
-    return jobs.run_job("probe", inputs={"text": Path("/data")}, settings={"threads": 2, "a": 1}, seed=7, work=work)
+def run(work: Path) -> training_jobs.JobRun:
+    return training_jobs.run_job(
+        "probe", inputs={"text": Path("/data")}, settings={"threads": 2, "a": 1}, seed=7, work=work
+    )
 
 
 PUBLISH = """
@@ -98,7 +100,7 @@ def test_the_job_dies_with_the_process_that_started_it(job_module, tmp_path):
         signal.pause()
         """
     )
-    root = jobs.PROJECT_ROOT
+    root = training_jobs.PROJECT_ROOT
     parent = subprocess.Popen(
         [
             sys.executable,

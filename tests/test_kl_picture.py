@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.kl_picture import best_of_rows, kl_law, law_numbers, law_rows
+from orchestrator.reports.pictures.kl_law import best_of_rows, kl_law, law_numbers, law_rows
 
 TOLERANCE = 1e-6
 

@@ -10,12 +10,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import dataset, ledger
-from orchestrator.artifacts import ArtifactStore, Published
 from orchestrator.cli import main
 from orchestrator.config import ComparisonsSection
+from orchestrator.data import freeze
 from orchestrator.errors import ArtifactError
-from orchestrator.lineage import lineage
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore, Published
+from orchestrator.store.lineage import lineage
 from tests.db.rows import NOW, add_artifact, add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
 
 
@@ -135,8 +136,8 @@ class Loop:
         self.two = self.compared(session, self.anna, self.initial, side="b")
         self.left_out = self.compared(session, self.ben, self.initial, side="none", reason="tie")
         cycle = add_cycle(session)
-        frozen = dataset.freeze(session, cycle.id)
-        settings = section.model_dump() | {"freeze_id": frozen.id, "freeze": dataset.freeze_digest(frozen)}
+        frozen = freeze.freeze(session, cycle.id)
+        settings = section.model_dump() | {"freeze_id": frozen.id, "freeze": freeze.freeze_digest(frozen)}
         self.set = add_artifact(session, "comparison_set", settings=settings, cycle_id=cycle.id)
         self.pm = add_artifact(session, "preference_model")
         self.snapshot = add_artifact(session, "snapshot")

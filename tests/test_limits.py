@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator import limits
-from orchestrator.limits import RateLimit
+from orchestrator.http_shared import limits
+from orchestrator.http_shared.limits import RateLimit
 
 
 class Clock:

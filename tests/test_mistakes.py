@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.mistakes import to_text, with_texts
+from orchestrator.reports.mistakes import to_text, with_texts
+from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_artifact, add_cycle, add_rater
 
 MISTAKE = {"source": "s", "question": "helpful", "better_score": -1.0, "worse_score": 2.0, "gap": -3.0}

@@ -10,10 +10,10 @@ import pytest
 
 from models.preference.comparison_set import read_manifest, stream_records
 from orchestrator.config import PMPSection, SkillSection
+from orchestrator.data.ranked_answers import answer_score, binary, ranked_pairs, write_pmp_pairs
+from orchestrator.data.reference_set import choose
+from orchestrator.data.skills import skill_records, write_skill_set
 from orchestrator.errors import ConfigError, CycleError
-from orchestrator.pmp import answer_score, binary, ranked_pairs, write_pmp_pairs
-from orchestrator.reference_set import choose
-from orchestrator.skills import skill_records, write_skill_set
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 

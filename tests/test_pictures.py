@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.course_picture import ppo_course
-from orchestrator.pictures import (
+from orchestrator.reports.cycle import to_markdown
+from orchestrator.reports.pictures.catalogue import (
     PICTURES,
     accuracy_by_group,
     accuracy_by_threshold,
@@ -22,7 +22,7 @@ from orchestrator.pictures import (
     scaling,
     score_histograms,
 )
-from orchestrator.report import to_markdown
+from orchestrator.reports.pictures.ppo_course import ppo_course
 
 pytest.importorskip("torch")
 

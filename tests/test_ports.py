@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ports
-from orchestrator.ports import free_port, is_free
+from orchestrator.instance import ports
+from orchestrator.instance.ports import free_port, is_free
 
 
 @pytest.fixture

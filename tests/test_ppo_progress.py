@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.session import make_engine
 from orchestrator.cli import main
-from orchestrator.ppo_progress import Table, newest_run, read_lines, state_of
+from orchestrator.reports.ppo_progress import Table, newest_run, read_lines, state_of
 from tests.db.rows import add_cycle
 
 LEGEND = [
@@ -150,7 +150,7 @@ def test_watch_waits_for_ppo_of_the_open_cycle_and_says_for_what(database_url, h
         cycle = add_cycle(session)
         cycle_id, number = cycle.id, cycle.number
         session.add(t.Stage(cycle_id=cycle_id, name="check_data", state="running"))
-    monkeypatch.setattr("orchestrator.commands.cycle.time.sleep", next_step)
+    monkeypatch.setattr("orchestrator.commands.cycles.cycle.time.sleep", next_step)
     assert main(["cycle", "watch"]) == 0
     waiting = f"Waiting for PPO to write below {home / 'work'} (Ctrl-C ends it): cycle {number} is at"
     printed = capsys.readouterr().out.splitlines()

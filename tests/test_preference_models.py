@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.pictures import draw_all
-from orchestrator.preference_models import matrix_lines, mix_matrix, scaling, scaling_rows
+from orchestrator.judging.forecasts import matrix_lines, mix_matrix, scaling, scaling_rows
+from orchestrator.reports.pictures.catalogue import draw_all
 from tests.db.rows import add_artifact, add_cycle
 
 

@@ -88,7 +88,7 @@ def world(tmp_path: Path, home: Path, database_url: str, monkeypatch: pytest.Mon
 
 
 def bring_in(engine: Engine, file: Path, text: str, question: str) -> None:
-    from orchestrator.importing import ImportRequest, import_file
+    from orchestrator.data.importing import ImportRequest, import_file
 
     file.write_text(text)
     with Session(engine) as session, session.begin():
@@ -127,7 +127,7 @@ def stages_of(session: Session, number: int) -> dict[str, t.Stage]:
 def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     world: Path, engine: Engine, tmp_path: Path
 ) -> None:
-    from orchestrator.cycles import cancel_cycle
+    from orchestrator.cycles.record import cancel_cycle
     from orchestrator.errors import CycleError
 
     # 1. The harmless source's labels are turned round; the helpful one's are not.
@@ -179,7 +179,7 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     assert model.results["num_train"] + watcher.results["num_train"] == counts["num_train"]
     assert watcher.results["twin"]["num_production"] == model.results["num_train"]
 
-    from orchestrator.report import cycle_numbers, to_markdown
+    from orchestrator.reports.cycle import cycle_numbers, to_markdown
 
     numbers = cycle_numbers(cycle_id)
     assert numbers["preference_model"]["num_train"] == model.results["num_train"]

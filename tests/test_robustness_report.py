@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.config import parse_config
-from orchestrator.pictures import png
-from orchestrator.robustness import gap_opens, gap_picture, past_best, to_markdown, two_way, with_halves
+from orchestrator.judging.robustness import gap_opens, gap_picture, past_best, to_markdown, two_way, with_halves
+from orchestrator.reports.pictures.catalogue import png
 from tests.test_kl_picture import curve
 
 TOLERANCE = 1e-9

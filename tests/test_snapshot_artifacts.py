@@ -10,14 +10,14 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import ledger
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import parse_config
-from orchestrator.contestants import get_contestant, open_pairing, served
-from orchestrator.lineage import lineage
-from orchestrator.snapshots import described, publish_snapshots, snapshots_of
-from orchestrator.stage import StageContext
-from orchestrator.standings import _cycles
+from orchestrator.conversations.contestants import get_contestant, open_pairing, served
+from orchestrator.judging.standings import _cycles
+from orchestrator.stages.context import StageContext
+from orchestrator.stages.snapshots import described, publish_snapshots, snapshots_of
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.store.lineage import lineage
 from tests.db.rows import add_cycle
 
 CONFIG = {"initial_policy": {"path": "x"}}

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator import cli
-from orchestrator.standings import elo_tables, games
-from orchestrator.withdrawal import withdraw
+from orchestrator.judging.standings import elo_tables, games
+from orchestrator.people.withdrawal import withdraw
 from tests.db.rows import add_comparison
 
 ELO_OF_3_TO_1 = 400 * math.log10(3)  # odds of 3 to 1: 190.8

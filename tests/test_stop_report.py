@@ -12,8 +12,8 @@ from prefect.states import Failed
 from db import tables as t
 from flows.running import _how_to_go_on
 from orchestrator.config import parse_config
-from orchestrator.gates import Evidence, judge
-from orchestrator.stop_report import (
+from orchestrator.judging.gates import Evidence, judge
+from orchestrator.reports.stops import (
     GATE_ADVICE,
     WIRE_ADVICE,
     _ended_by,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
-from orchestrator.tensorboard import FILE, crc32c, event_file, export_runs
+from orchestrator.reports.tensorboard import FILE, crc32c, event_file, export_runs
 
 
 def test_the_checksum_is_that_of_the_standard() -> None:

@@ -18,14 +18,14 @@ from db.session import make_engine
 from flows.cycle import turn
 from flows.reporting import reported_if_stopped
 from flows.running import InProcess, Outcome
-from orchestrator import stage as stage_module
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.cli import main
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed
-from orchestrator.importing import ImportRequest, import_file
-from orchestrator.orientation import SHIPPED
-from orchestrator.report import cycle_numbers
+from orchestrator.judging.orientation import SHIPPED
+from orchestrator.reports.cycle import cycle_numbers
+from orchestrator.stages import context as stage_module
+from orchestrator.store.artifacts import ArtifactStore
 from tests.models.conftest import write_llama, write_qwen2
 
 WORDS = ["bread", "rain", "paper", "green", "seven", "horse", "music", "stone", "river", "glass"]

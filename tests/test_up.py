@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator import cli, instance_file
+from orchestrator import cli, running_instance
 from orchestrator.errors import ServiceUnavailable
-from orchestrator.prefect_api import api_url
+from orchestrator.instance.prefect_api import api_url
+from orchestrator.instance.up import Instance
 from orchestrator.settings import Settings
-from orchestrator.up import Instance
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 90.0
@@ -123,10 +123,10 @@ def test_the_database_that_is_killed_is_started_again_at_the_same_address(instan
 
 
 def test_a_file_left_by_a_killed_instance_is_not_believed(home: Path) -> None:
-    instance_file.InstanceFile(1, "postgresql://x/y", "http://p", "http://q", "http://f", "secret").write(home)
-    assert instance_file.running(home) is None
+    running_instance.InstanceFile(1, "postgresql://x/y", "http://p", "http://q", "http://f", "secret").write(home)
+    assert running_instance.running(home) is None
     assert Settings.from_env().database_url is None
-    with instance_file.held(home):
+    with running_instance.held(home):
         assert Settings.from_env().database_url == "postgresql+psycopg2://x/y"
         # What starts an instance of its own must not write into that database.
         assert Settings.from_env(find_instance=False).database_url is None
@@ -139,13 +139,13 @@ def test_a_command_without_an_instance_names_those_that_run(
     within, usual, ended = home / "demo-1", tmp_path / "a user" / ".orchestrator" / "demo-2", home / "demo-3"
     for one in (within, usual, ended):
         one.mkdir(parents=True)
-        instance_file.InstanceFile(1, "postgresql://x/y", "http://p", "http://q", "http://f", "secret").write(one)
-    with instance_file.held(within), instance_file.held(usual):
+        running_instance.InstanceFile(1, "postgresql://x/y", "http://p", "http://q", "http://f", "secret").write(one)
+    with running_instance.held(within), running_instance.held(usual):
         assert cli.main(["cycle", "list"]) == 2
     said = capsys.readouterr().err
     assert f"One runs on {usual} (or {within}): `export ORCHESTRATOR_HOME='{usual}'` to speak to it." in said
     assert str(ended) not in said
-    with instance_file.held(within), pytest.raises(ServiceUnavailable, match=r"One runs on .*/demo-1: `export ORC"):
+    with running_instance.held(within), pytest.raises(ServiceUnavailable, match=r"One runs on .*/demo-1: `export ORC"):
         api_url(home)
     assert cli.main(["cycle", "list"]) == 2
     assert "runs on" not in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_a_service_that_cannot_start_ends_the_others_and_says_why(tmp_path: Path
     with pytest.raises(ServiceUnavailable, match=r"The database at 127\.0\.0\.1:1/none does not answer"):
         Instance(tmp_path / "home", database_url="postgresql://nobody@127.0.0.1:1/none").start()
     assert processes_of(tmp_path / "home") == {}
-    assert instance_file.running(tmp_path / "home") is None
+    assert running_instance.running(tmp_path / "home") is None
 
 
 class Up:

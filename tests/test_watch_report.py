@@ -1,7 +1,7 @@
 """What a cycle's report says about a run that was watched."""
 
-from orchestrator.report import _rows, to_markdown
-from orchestrator.watch_report import collapse_remarks, collapse_rows, watch_rows
+from orchestrator.reports.cycle import _rows, to_markdown
+from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 
 COLLAPSE = {
     "distinct_1": 0.2,

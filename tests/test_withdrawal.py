@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine
-from orchestrator import cli, comparison_set, cycles, dataset
+from orchestrator import cli
 from orchestrator.config import CycleConfig
-from orchestrator.exporting import ExportRequest, export_file
-from orchestrator.raters import RaterError, create_rater, rater_by_token, renew_token, set_status
-from orchestrator.withdrawal import touched, withdraw
+from orchestrator.cycles import record as cycles
+from orchestrator.data import comparison_set, freeze
+from orchestrator.data.exporting import ExportRequest, export_file
+from orchestrator.people.raters import RaterError, create_rater, rater_by_token, renew_token, set_status
+from orchestrator.people.withdrawal import touched, withdraw
 from tests.db.rows import add_comparison, add_cycle, add_rater, close
 from tests.test_dataset import build, contents, excluded, frozen, records
 from tests.test_ledger import Loop
@@ -94,7 +96,7 @@ def test_what_it_touches_is_listed_before_and_after_and_membership_follows_the_f
     assert len(served) == 2
     withdraw(session, "anna", "asked")
     cycle = add_cycle(session)
-    dataset.freeze(session, cycle.id)
+    freeze.freeze(session, cycle.id)
     close(session, cycle)
     after = touched(session, loop.anna.id)
     assert (after.artifacts, after.deployments, after.reply_ids) == (

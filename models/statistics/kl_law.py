@@ -1,7 +1,7 @@
 """The square-root law: a policy's score grows by a·√KL while PPO moves it away from its start.
 
 Pure functions of a run's curve, without torch: reports use them. Best-of-n, the yardstick on the same axes, is here
-too; its KL is `best_of_n_kl` in models/policy/ppo.py. The picture is drawn in orchestrator/kl_picture.py.
+too; its KL is `best_of_n_kl` in models/policy/ppo.py. The picture is drawn in orchestrator/reports/pictures/kl_law.py.
 
 Source: arXiv:2204.05862 §4.3 (the law, and its uses, which the authors call conjectural).
 """

@@ -1,6 +1,6 @@
 """What more labels or a bigger preference model would bring: accuracy against ln(parameters) and ln(comparisons).
 
-Pure functions; `orchestrator/preference_models.py` gathers the points.
+Pure functions; `orchestrator/judging/forecasts.py` gathers the points.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from orchestrator.commands.worker import become
+from orchestrator.commands.running.worker import become
 from orchestrator.config import load_config
 from orchestrator.settings import Settings
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.base import Section
 from orchestrator.config.cycle import CycleConfig
-from orchestrator.config.errors import explain
+from orchestrator.config.messages import explain
 from orchestrator.errors import ConfigError
 
 C = TypeVar("C", bound=Section)

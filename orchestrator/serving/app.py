@@ -23,16 +23,16 @@ from starlette.concurrency import run_in_threadpool
 from db.session import make_engine
 from models.chat.format import ChatFormatError, Message
 from models.sampling.engine import SamplingParams
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers, error_body
-from orchestrator.metrics import CountRequests, Metrics
+from orchestrator.http_shared.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.http_shared.metrics import CountRequests, Metrics
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread, Reply
 from orchestrator.serving.engines import OutsideEngine, OutsideReply
-from orchestrator.serving.gate import Gate, GateConfig
+from orchestrator.serving.far_requests import Gate, GateConfig
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.snapshots import LIVE, Snapshot, SnapshotLimits, Snapshots
 from orchestrator.serving.text import TextStream
+from orchestrator.store.artifacts import ArtifactStore
 
 # Above it a prompt is encoded in a thread, so that one long text does not hold up everybody's tokens.
 _LONG_PROMPT_CHARS = 20_000

@@ -14,10 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.asgi import ApiError
-from orchestrator.keys import service_key
-from orchestrator.limits import RateLimit
-from orchestrator.raters import token_digest
+from orchestrator.http_shared.asgi import ApiError
+from orchestrator.http_shared.limits import RateLimit
+from orchestrator.people.raters import token_digest
+from orchestrator.serving.keys import service_key
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from orchestrator.asgi import ApiError
-from orchestrator.deployments import digests_of
+from orchestrator.http_shared.asgi import ApiError
+from orchestrator.store.deployments import digests_of
 
 logger = logging.getLogger(__name__)
 

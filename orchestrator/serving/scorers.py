@@ -16,10 +16,10 @@ from sqlalchemy import Engine
 
 from models.chat.format import Message
 from models.preference.model import PreferenceModel
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.asgi import ApiError
 from orchestrator.errors import ArtifactError
+from orchestrator.http_shared.asgi import ApiError
 from orchestrator.serving.names import full_digest
+from orchestrator.store.artifacts import ArtifactStore
 
 logger = logging.getLogger(__name__)
 

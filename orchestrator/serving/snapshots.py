@@ -26,14 +26,14 @@ from models.chat.format import ChatFormat
 from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
 from models.model_folders.saving import load_causal_lm
 from models.sampling.engine import DecodeEngine
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.asgi import ApiError
-from orchestrator.contestants import Served, served
-from orchestrator.deployments import POLICIES, LiveDeployment, live_deployment
+from orchestrator.conversations.contestants import Served, served
 from orchestrator.errors import ArtifactError
+from orchestrator.http_shared.asgi import ApiError
 from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
 from orchestrator.serving.scorers import Scorers
+from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.store.deployments import POLICIES, LiveDeployment, live_deployment
 
 logger = logging.getLogger(__name__)
 

@@ -18,19 +18,19 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from orchestrator.asgi import ApiError, BodyLimit, add_error_handlers
-from orchestrator.deployments import live_deployment
-from orchestrator.metrics import CountRequests, Metrics
-from orchestrator.web import dialogues, pairs, schemas
+from orchestrator.conversations import dialogues, pairs, schemas
+from orchestrator.http_shared.asgi import ApiError, BodyLimit, add_error_handlers
+from orchestrator.http_shared.metrics import CountRequests, Metrics
+from orchestrator.people.tasks import INSTRUCTIONS
+from orchestrator.store.deployments import live_deployment
 from orchestrator.web.desk_access import is_admin_token
-from orchestrator.web.pages.desk import desk_pages
-from orchestrator.web.pages.desk_shared import DeskSignInFirst, desk_sign_in_first
-from orchestrator.web.pages.rater import pages
-from orchestrator.web.pages.shared import SignInFirst, sign_in_first
+from orchestrator.web.pages.desk.routes import desk_pages
+from orchestrator.web.pages.desk.shared import DeskSignInFirst, desk_sign_in_first
+from orchestrator.web.pages.rater.routes import pages
+from orchestrator.web.pages.rater.shared import SignInFirst, sign_in_first
 from orchestrator.web.pages.shell import error_answer
-from orchestrator.web.sampling import PairSampling
+from orchestrator.web.pair_sampling import PairSampling
 from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
-from orchestrator.web.tasks import INSTRUCTIONS
 
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 

@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 
 from db.session import make_engine
 from orchestrator import settings
-from orchestrator.asgi import ApiError, error_body
-from orchestrator.limits import RateLimit
-from orchestrator.raters import RaterIdentity
-from orchestrator.web import dialogues, pairs
-from orchestrator.web.policy import PolicyReplies
-from orchestrator.web.sampling import PairSampling, Sampler, StoreUnavailable
+from orchestrator.conversations import dialogues, pairs
+from orchestrator.http_shared.asgi import ApiError, error_body
+from orchestrator.http_shared.limits import RateLimit
+from orchestrator.people.raters import RaterIdentity
+from orchestrator.web.pair_sampling import PairSampling, Sampler, StoreUnavailable
+from orchestrator.web.policy_client import PolicyReplies
 
 R = TypeVar("R")
 

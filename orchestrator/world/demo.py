@@ -18,14 +18,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import cycles, judging, standings
 from orchestrator.config import CycleConfig, parse_config
-from orchestrator.cycle_runs import Progress, follow, start_cycle
+from orchestrator.cycles import record
+from orchestrator.cycles.runs import Progress, follow, start_cycle
 from orchestrator.errors import CycleError
-from orchestrator.prefect_api import FlowRunState, PrefectApi
-from orchestrator.promotion import is_initial_policy
-from orchestrator.raters import create_rater, renew_token
-from orchestrator.up import Instance, reaching
+from orchestrator.instance.prefect_api import FlowRunState, PrefectApi
+from orchestrator.instance.up import Instance, reaching
+from orchestrator.judging import standings
+from orchestrator.people.raters import create_rater, renew_token
+from orchestrator.stages import elo as judging
+from orchestrator.stages.promotion import is_initial_policy
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.raters import Crowd, Task
 from orchestrator.world.settings import DemoConfig, cycle_config, write_toml
@@ -96,7 +98,7 @@ class Demo:
 
     def run(self) -> list[EndedCycle]:
         """Turn the loop as often as asked; what is done already is not repeated."""
-        if not cycles.anything_live():
+        if not record.anything_live():
             self._turn(WEEK_ZERO, lambda: self.console.begin(WEEK_ZERO))
         self.console.done(WEEK_ZERO)
         for number in range(1, self.num_cycles + 1):
@@ -127,7 +129,7 @@ class Demo:
 
     def _before_training(self, number: int) -> None:
         self._collect(number)
-        self.console.begin(training_phase(number), f"cycle {cycles.coming_number()}: train, judge, promote")
+        self.console.begin(training_phase(number), f"cycle {record.coming_number()}: train, judge, promote")
 
     @property
     def complete(self) -> bool:
@@ -140,10 +142,10 @@ class Demo:
     def _collect(self, number: int) -> None:
         """Raters talk to the live policy until there are enough fresh comparisons."""
         raters = self.config.raters
-        if cycles.open_cycle_id() is not None:
+        if record.open_cycle_id() is not None:
             return
-        have = cycles.fresh_comparisons(self.cycle_config).found
-        coming = cycles.coming_number()
+        have = record.fresh_comparisons(self.cycle_config).found
+        coming = record.coming_number()
         self.console.begin(collecting_phase(number), f"cycle {coming}: raters compare")
         weights: dict[Task, float] = {
             "helpful": raters.helpful_weight,
@@ -207,7 +209,7 @@ class Demo:
             if state.type == "COMPLETED":
                 self.console.say(state.line)
                 return True
-            if cycles.in_the_way(self.cycle_config) is not None:
+            if record.in_the_way(self.cycle_config) is not None:
                 return False
             if state.type != "CRASHED" or attempt == MAX_STARTS:
                 raise _ended_badly(state, self.api, flow_run_id, self.home)
@@ -217,7 +219,7 @@ class Demo:
     def _rater_tokens(self) -> list[str]:
         """A token for each synthetic rater; tokens are not stored, so every start of the demo gives new ones."""
         tokens = []
-        with cycles.database() as session:
+        with record.database() as session:
             known = set(session.scalars(select(t.Rater.handle).where(t.Rater.kind == "synthetic")))
             for number in range(1, self.config.raters.num_raters + 1):
                 handle = f"synthetic-{number:02d}"
@@ -257,7 +259,7 @@ def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, wa
         CycleError: one is open, and nobody waits for it (`waits`); the message names every step of the way out.
     """
     told = False
-    while (other := cycles.in_the_way(config)) is not None:
+    while (other := record.in_the_way(config)) is not None:
         cancel = f"orchestrator cycle cancel {other.number}"
         if not waits:
             raise CycleError(
@@ -278,14 +280,14 @@ def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, wa
 
 def how_the_newest_ended() -> str:
     """The newest cycle's state and note, for a person."""
-    with cycles.database() as session:
+    with record.database() as session:
         newest = session.scalars(select(t.Cycle).order_by(t.Cycle.number.desc()).limit(1)).one()
         return f"cycle {newest.number} is {newest.state}" + (f": {newest.note}" if newest.note else "")
 
 
 def ended_cycles() -> list[EndedCycle]:
     """Cycles that trained and ended with a decision, oldest first."""
-    with cycles.database() as session:
+    with record.database() as session:
         rows = session.execute(
             select(t.Cycle.id, t.Cycle.number, t.Decision.snapshot_id)
             .join(t.Decision, t.Decision.cycle_id == t.Cycle.id)
@@ -308,20 +310,20 @@ def initial_of(session: Session, snapshot_id: int) -> int:
 
 def num_model_comparisons(cycle: EndedCycle) -> int:
     """Comparisons of the cycle's snapshot with the initial policy, ties included."""
-    with cycles.database() as session:
+    with record.database() as session:
         digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
         return sum({game.first, game.second} == digests for game in standings.games(session))
 
 
 def is_initial_policy_of(cycle: EndedCycle) -> bool:
     """Whether the cycle's snapshot has the initial policy's weights, so that raters don't compare the two."""
-    with cycles.database() as session:
+    with record.database() as session:
         return is_initial_policy(session, cycle.snapshot_id, cycle.initial_id)
 
 
 def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:
     """The cycle's Elo as it was recorded, or None."""
-    with cycles.database() as session:
+    with record.database() as session:
         found = session.scalars(
             select(t.Evaluation.numbers)
             .where(t.Evaluation.cycle_id == cycle.id, t.Evaluation.kind == "elo")

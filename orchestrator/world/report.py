@@ -12,12 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import ledger
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.cycles import database
-from orchestrator.evaluations import replies
-from orchestrator.report import stage_times
+from orchestrator.cycles.record import database
+from orchestrator.judging.evaluations import replies
+from orchestrator.reports.cycle import stage_times
 from orchestrator.settings import Settings
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.world.demo import EndedCycle, measured_elo
 from orchestrator.world.world import TrueScores, true_scores
 

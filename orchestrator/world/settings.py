@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator import instance_file
+from orchestrator import running_instance
 from orchestrator.config import CycleConfig, Section
 from orchestrator.errors import ConfigError, ServiceUnavailable
-from orchestrator.up import PROJECT_ROOT
+from orchestrator.instance.up import PROJECT_ROOT
 
 DEMO_HOME = re.compile(r"demo-[0-9a-f]{12}(-\d+)?")
 EXAMPLE = PROJECT_ROOT / "examples" / "demo.toml"
@@ -109,6 +109,6 @@ def free_home(base: Path, config: DemoConfig, num_cycles: int) -> Path:
         )
     for number in range(1, 100):
         home = base / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(ServiceUnavailable), instance_file.held(home):
+        with contextlib.suppress(ServiceUnavailable), running_instance.held(home):
             return home
     raise ConfigError(f"99 demos with these settings run under {base}; end one first.")

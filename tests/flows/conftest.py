@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.up import Instance
+from orchestrator.instance.up import Instance
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MIN_COMPARISONS = 40

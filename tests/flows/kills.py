@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.up import Instance
+from orchestrator.instance.up import Instance
 from tests.flows.conftest import start_command
 
 Victim = Literal["flow", "job", "worker", "worker-cpu", "prefect-server"]

@@ -15,8 +15,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.running import cancel
-from orchestrator.prefect_api import PrefectApi
-from orchestrator.up import Instance
+from orchestrator.instance.prefect_api import PrefectApi
+from orchestrator.instance.up import Instance
 from tests.flows.conftest import Orchestrator, begin, run_command, write_comparisons
 from tests.flows.kills import digests, flows_of, job_of, run_and_kill, stages_done
 from tests.test_up import wait_for

@@ -12,7 +12,7 @@ from flows.healing import AUTOMATION
 from flows.register import cycle_deployment
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
-from orchestrator.up import Instance
+from orchestrator.instance.up import Instance
 from tests.flows.conftest import run_command
 
 

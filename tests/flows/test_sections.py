@@ -14,11 +14,11 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.detectors import detector_rows
-from orchestrator.distillation_picture import distillation_numbers, distillation_rows
-from orchestrator.lineage import lineage
-from orchestrator.robustness import KIND
-from orchestrator.up import Instance
+from orchestrator.instance.up import Instance
+from orchestrator.judging.robustness import KIND
+from orchestrator.reports.pictures.distillation import distillation_numbers, distillation_rows
+from orchestrator.stages.detectors import detector_rows
+from orchestrator.store.lineage import lineage
 from tests.flows.conftest import Orchestrator, write_comparisons
 from tests.flows.kills import stages_done
 

@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 
+from orchestrator.data.formats import (
+    FORMATS,
+    arena,
+    detect,
+    graded,
+    hh,
+    judged,
+    make_parser,
+    own,
+    preferences,
+    ranked_trees,
+)
+from orchestrator.data.formats.records import REASONS, ImportedComparison, Parser, Refused, load_object
 from orchestrator.errors import ImportFileError
-from orchestrator.formats import FORMATS, arena, detect, graded, hh, judged, make_parser, own, preferences, ranked_trees
-from orchestrator.formats.records import REASONS, ImportedComparison, Parser, Refused, load_object
 
 H, A = hh.HUMAN, hh.ASSISTANT
 

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from db.session import session as open_session
 from db.split import split_key
 from orchestrator.cli import main
+from orchestrator.data.exporting import ExportRequest, export_file
+from orchestrator.data.importing import ImportReport, ImportRequest, import_file
 from orchestrator.errors import ImportFileError
-from orchestrator.exporting import ExportRequest, export_file
-from orchestrator.importing import ImportReport, ImportRequest, import_file
 
 QUESTION = {"role": "user", "content": "What is 2 + 2?"}
 

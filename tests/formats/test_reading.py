@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.data.formats.reading import CHUNK_BYTES, MAX_RECORD_BYTES, RecordFile
 from orchestrator.errors import ImportFileError
-from orchestrator.formats.reading import CHUNK_BYTES, MAX_RECORD_BYTES, RecordFile
 
 
 def read(path: Path) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from orchestrator.importing import ImportRequest, import_file
+from orchestrator.data.importing import ImportRequest, import_file
 
 # file: records in it, comparisons read, imported, reasons of the quarantine.
 EXPECTED: dict[str, tuple[int, int, int, dict[str, int]]] = {

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from orchestrator.exporting import ExportRequest, export_file
-from orchestrator.formats import EXPORTS, hh, reads_back
-from orchestrator.formats.records import Message, Side
-from orchestrator.importing import ImportReport, ImportRequest, import_file
+from orchestrator.data.exporting import ExportRequest, export_file
+from orchestrator.data.formats import EXPORTS, hh, reads_back
+from orchestrator.data.formats.records import Message, Side
+from orchestrator.data.importing import ImportReport, ImportRequest, import_file
 
 SETS = {
     "hh_harmless_base/dev.jsonl.gz": ImportRequest(split="held_out"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from models.jobs import train_policy
 from models.policy.watch import WatchSettings
 from models.runtime.job import Job, JobError
-from orchestrator.stop_report import kept_iterations
+from orchestrator.reports.stops import kept_iterations
 
 TWIN = {"iterations": 10, "watch": {"max_twin_gap": 0.2}, "prompts_per_iteration": 32}
 QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}

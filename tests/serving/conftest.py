@@ -14,9 +14,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from tiny_policies import ADMIN_TOKEN, Policies, Serve, Served, put_live, write_policy
 
-from orchestrator.artifacts import ArtifactStore
 from orchestrator.serving.app import PolicyServerConfig, create_app
 from orchestrator.serving.snapshots import SnapshotLimits
+from orchestrator.store.artifacts import ArtifactStore
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from models.chat.format import ChatFormat
 from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.sampling.engine import SamplingParams
-from orchestrator import contestants
+from orchestrator.conversations import contestants
 
 Database = Callable[[], Session]
 K = 4

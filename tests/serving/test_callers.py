@@ -12,9 +12,9 @@ from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 from tiny_policies import ADMIN_TOKEN, Serve, Served, code_of
 
-from orchestrator import cli, keys
-from orchestrator.commands.serve_policy import is_loopback
-from orchestrator.serving import callers
+from orchestrator import cli
+from orchestrator.commands.running.serve_policy import is_loopback
+from orchestrator.serving import callers, keys
 
 Database = Callable[[], Session]
 CHAT = {"model": "policy-live", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -61,7 +61,7 @@ def bearer(key: str) -> dict[str, str]:
 def test_every_route_answers_each_caller_as_the_table_says(
     guarded: Served, live: str, database: Database, add_key: Callable[..., str]
 ) -> None:
-    from orchestrator.raters import create_rater
+    from orchestrator.people.raters import create_rater
 
     routes = {
         (method, route.path) for route in guarded.app.routes if isinstance(route, APIRoute) for method in route.methods

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from tiny_policies import HELLO, Policies, Serve, Served, code_of, put_live
 
 from models.sampling.engine import SamplingParams
-from orchestrator import keys
+from orchestrator.serving import keys
 
 Database = Callable[[], Session]
 

@@ -24,8 +24,8 @@ from models.detectors.detector import save_detector
 from models.detectors.fitting import OodSettings, fit_detector
 from models.model_folders.saving import load_causal_lm
 from orchestrator.cli import main
-from orchestrator.ports import free_port
-from orchestrator.serving.gate import GateConfig
+from orchestrator.instance.ports import free_port
+from orchestrator.serving.far_requests import GateConfig
 
 NEAR, FAR = "hello 3", "]]]]{{{{####"
 Guarded = Callable[[str], AbstractContextManager[Served]]

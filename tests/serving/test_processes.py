@@ -22,8 +22,8 @@ from tiny_policies import Policies
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
-from orchestrator.contestants import open_pairing, policy
-from orchestrator.ports import free_port
+from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.instance.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUM_RATERS = 6

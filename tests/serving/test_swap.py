@@ -18,8 +18,8 @@ from tiny_policies import ADMIN_TOKEN, CONTEXT, HELLO, Policies, Serve, Served, 
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.contestants import end_pairing, open_pairing, policy
+from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
+from orchestrator.store.artifacts import ArtifactStore
 
 Database = Callable[[], Session]
 

@@ -25,7 +25,7 @@ from models.jobs import prepare_policy
 from models.model_folders.saving import load_causal_lm
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
-from orchestrator.artifacts import ArtifactStore
+from orchestrator.store.artifacts import ArtifactStore
 
 CONTEXT = 512
 ADMIN_TOKEN = "admin-secret"

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from stand_in import StandIn
 
-from orchestrator.raters import create_rater
+from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 
 ADMIN_TOKEN = "the admin's token"

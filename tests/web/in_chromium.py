@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy.orm import Session
 
-from orchestrator.web import access
+from orchestrator.people import access
 
 Database = Callable[[], Session]
 PHONE = {"width": 360, "height": 740}

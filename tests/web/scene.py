@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import contestants, notices, queues
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.conversations import contestants
+from orchestrator.people import access, notices, queues
+from orchestrator.people.raters import create_rater
 
 DESK = {
     "raters": "/desk",

@@ -10,8 +10,8 @@ import pytest
 from db import tables as t
 from db.session import session as open_session
 from orchestrator import cli
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.people import access
+from orchestrator.people.raters import create_rater
 from tests.db.rows import add_comparison
 
 

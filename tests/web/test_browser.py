@@ -24,9 +24,9 @@ from sqlalchemy import func, select
 from stand_in import StandIn
 
 from db import tables as t
-from orchestrator.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.people.tasks import INSTRUCTIONS, TASKS
 from orchestrator.web.app import FeedbackConfig, create_app
-from orchestrator.web.tasks import INSTRUCTIONS, TASKS
 
 __all__ = ["chromium", "link", "new_context"]  # fixtures
 

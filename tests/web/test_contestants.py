@@ -24,15 +24,16 @@ from stand_in import StandIn
 from test_sampling import candidates, events
 
 from db import tables as t
-from orchestrator import cli, contestants
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.contestants import Contestant, ContestantError
+from orchestrator import cli
+from orchestrator.conversations import contestants
+from orchestrator.conversations.contestants import Contestant, ContestantError
 from orchestrator.errors import OrchestratorError
-from orchestrator.promotion import put_before_people
-from orchestrator.queues import add_group, join_group, leave_group
-from orchestrator.raters import create_rater, renew_token
-from orchestrator.standings import games
-from orchestrator.web import access
+from orchestrator.judging.standings import games
+from orchestrator.people import access
+from orchestrator.people.queues import add_group, join_group, leave_group
+from orchestrator.people.raters import create_rater, renew_token
+from orchestrator.stages.promotion import put_before_people
+from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.db.rows import add_cycle
 

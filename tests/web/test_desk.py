@@ -15,11 +15,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.people import access
+from orchestrator.people.quality import figures_of, repeated_openings, times_by_task, wilson_interval
+from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
-from orchestrator.web.figures import figures_of, repeated_openings, times_by_task, wilson_interval
 from tests.db.rows import add_comparison
 
 Database = Callable[[], Session]

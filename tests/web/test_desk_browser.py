@@ -11,10 +11,10 @@ from scene import DESK, set_scene, work_a_while
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator import contestants, notices
-from orchestrator.queues import add_group, join_group
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.conversations import contestants
+from orchestrator.people import access, notices
+from orchestrator.people.queues import add_group, join_group
+from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig
 
 Database = Callable[[], Session]

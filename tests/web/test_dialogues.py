@@ -17,8 +17,8 @@ from stand_in import StandIn, reply_of
 
 from db import tables as t
 from db.split import split_key
-from orchestrator.contestants import end_pairing, open_pairing, policy
-from orchestrator.raters import set_status
+from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
+from orchestrator.people.raters import set_status
 
 Database = Callable[[], Session]
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator import cli
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.people import access
+from orchestrator.people.raters import create_rater
 
 Database = Callable[[], Session]
 

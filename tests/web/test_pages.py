@@ -18,12 +18,12 @@ from sqlalchemy.orm import Session
 from stand_in import StandIn
 
 from db import tables as t
-from orchestrator import dataset
 from orchestrator.config import ComparisonsSection
-from orchestrator.raters import create_rater, set_status
-from orchestrator.web import access
+from orchestrator.data import freeze
+from orchestrator.people import access
+from orchestrator.people.raters import create_rater, set_status
+from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.web.pages.markdown import render_markdown
-from orchestrator.web.tasks import INSTRUCTIONS
 from tests.db.rows import add_cycle
 
 Database = Callable[[], Session]
@@ -253,9 +253,9 @@ def test_one_click_leads_back_to_the_helpful_task(rater_browser: Browser, databa
 def training_example(engine: Engine, out: Path) -> dict[str, str] | None:
     """The one comparison as the preference model gets it; None where it gets none."""
     with Session(engine) as session, session.begin():
-        freeze_id = dataset.freeze(session, add_cycle(session).id).id
+        freeze_id = freeze.freeze(session, add_cycle(session).id).id
     out.mkdir()
-    dataset.build_comparison_set(engine, freeze_id, ComparisonsSection(), None, out)
+    freeze.build_comparison_set(engine, freeze_id, ComparisonsSection(), None, out)
     manifest = json.loads((out / "manifest.json").read_text())
     lines = [line for shard in manifest["shards"] for line in (out / shard["file"]).read_text().splitlines()]
     if not lines:

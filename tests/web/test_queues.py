@@ -11,10 +11,11 @@ from rating import ask, ok, pair_of
 from running import add_artifact
 from sqlalchemy.orm import Session
 
-from orchestrator import cli, contestants, queues
-from orchestrator.queues import EVERYTHING, QueueError
-from orchestrator.raters import RaterIdentity, create_rater, set_status
-from orchestrator.web import access
+from orchestrator import cli
+from orchestrator.conversations import contestants
+from orchestrator.people import access, queues
+from orchestrator.people.queues import EVERYTHING, QueueError
+from orchestrator.people.raters import RaterIdentity, create_rater, set_status
 
 
 def _rater(session: Session, handle: str) -> RaterIdentity:

@@ -11,8 +11,8 @@ from rating import code_of
 from running import running
 from sqlalchemy.orm import Session
 
-from orchestrator.raters import create_rater
-from orchestrator.web import access
+from orchestrator.people import access
+from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 
 

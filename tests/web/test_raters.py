@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.session import session as open_session
 from orchestrator import cli
-from orchestrator.raters import RaterError, create_rater, rater_by_token, renew_token, set_status
+from orchestrator.people.raters import RaterError, create_rater, rater_by_token, renew_token, set_status
 
 
 def test_a_token_is_known_by_its_digest_alone(session: Session) -> None:

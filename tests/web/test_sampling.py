@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from stand_in import StandIn, reply_of
 
 from db import tables as t
-from orchestrator.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import open_pairing, policy
 from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
 
@@ -228,13 +228,13 @@ def test_replies_that_can_t_be_stored_are_told_in_one_line_and_come_later(
         stand_in.release()
         told = [events(response) for response in reading]
     assert [one[-1]["error"]["code"] for one in told] == ["replies_unavailable"] * 3
-    logged = [record for record in caplog.records if record.name == "orchestrator.web.sampling"]
+    logged = [record for record in caplog.records if record.name == "orchestrator.web.pair_sampling"]
     assert [record.exc_info for record in logged] == [None]
     assert logged[0].getMessage().startswith("replies can't be stored, and are sampled again when asked for: ")
     assert "\n" not in logged[0].getMessage()
     open_door(postgres, name)
     assert all(pair_of(rater, message_id)["a"]["complete"] for message_id in messages)
-    said = [record.getMessage() for record in caplog.records if record.name == "orchestrator.web.sampling"]
+    said = [record.getMessage() for record in caplog.records if record.name == "orchestrator.web.pair_sampling"]
     assert said[1:] == ["replies are stored again"]
 
 

@@ -17,14 +17,14 @@ from sqlalchemy.orm import Session
 from stand_in import StandIn
 
 from db import tables as t
-from orchestrator import contestants
-from orchestrator.keys import create_key
-from orchestrator.queues import add_group, join_group
-from orchestrator.raters import create_rater, set_status
-from orchestrator.web import access
+from orchestrator.conversations import contestants
+from orchestrator.people import access
+from orchestrator.people.queues import add_group, join_group
+from orchestrator.people.raters import create_rater, set_status
+from orchestrator.people.tasks import INSTRUCTIONS
+from orchestrator.serving.keys import create_key
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import desk_cookie
-from orchestrator.web.tasks import INSTRUCTIONS
 
 Database = Callable[[], Session]
 

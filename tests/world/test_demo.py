@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cycles
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.cycles import record as cycles
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.demo import WEEK_ZERO, collecting_phase, judging_phase, make_room, phases, training_phase
@@ -68,11 +68,11 @@ def test_unknown_setting_is_named() -> None:
 
 
 def test_a_second_demo_beside_a_running_one_gets_its_own_home(tmp_path: Path) -> None:
-    from orchestrator import instance_file
+    from orchestrator import running_instance
 
     first = free_home(tmp_path, example(), 3)
     assert free_home(tmp_path, example(), 3) == first
-    with instance_file.held(first):
+    with running_instance.held(first):
         assert free_home(tmp_path, example(), 3) == first.with_name(f"{first.name}-2")
 
 

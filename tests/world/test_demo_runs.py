@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import load_config
-from orchestrator.jobs import run_job
+from orchestrator.instance.training_jobs import run_job
 from orchestrator.world.settings import EXAMPLE, DemoConfig
 from orchestrator.world.world import World, own_axis, true_scores
 

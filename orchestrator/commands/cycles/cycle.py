@@ -1,0 +1,222 @@
+"""`orchestrator cycle`: run a cycle, watch its PPO, list cycles, show one, give one up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.commands.starting import become_inline, checked_start, configure_start
+from orchestrator.errors import CycleError
+from orchestrator.instance.prefect_api import PrefectApi, api_url
+from orchestrator.settings import Settings
+
+WATCH_POLL_S = 0.5
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    start = actions.add_parser("run", help="run a cycle, or go on with the open one")
+    configure_start(start, "TOML file that says what to train")
+    watch = actions.add_parser("watch", help="follow the newest PPO run of this machine; waits for it")
+    watch.add_argument("--once", action="store_true", help="what there is so far, without waiting")
+    listing = actions.add_parser("list", help="cycles and how they ended")
+    show = actions.add_parser("show", help="the report of a cycle")
+    show.add_argument("number", type=int)
+    show.add_argument(
+        "--mistakes", action="store_true", help="the texts of what its preference model is most surely wrong about"
+    )
+    cancel = actions.add_parser("cancel", help="give up an open cycle")
+    cancel.add_argument("number", type=int)
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    actions = {"run": _run, "watch": _watch, "list": _list, "show": _show, "cancel": _cancel}
+    return actions[args.action](args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = checked_start(args)
+    if args.inline:
+        become_inline("flows.inline", args)
+    from orchestrator.cycles.runs import Progress, print_to_end, start_cycle
+
+    api = PrefectApi(api_url(settings.home))
+    # From here on: what happens between the start and the first look is news too.
+    progress = Progress(settings.home)
+    flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
+    print_to_end(api, flow_run_id, progress.news, wait=not args.no_wait)
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from orchestrator.reports.ppo_progress import Table, last_words, read_lines, state_of, title
+
+    settings = Settings.from_env()
+    run = _run_to_watch(settings, wait=not args.once)
+    print(title(run, with_rows=settings.database_url is not None), flush=True)
+    table = Table()
+    while True:
+        # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
+        state = state_of(run)
+        for row in table.rows(read_lines(run)):
+            print(row, flush=True)
+        if state != "running":
+            print(last_words(run, state), flush=True)
+            return 0 if state == "ended" else 1
+        if args.once:
+            return 0
+        time.sleep(WATCH_POLL_S)
+
+
+def _run_to_watch(settings: Settings, *, wait: bool) -> Path:
+    """The PPO run that wrote last; where the open cycle is still to come to PPO, and `wait` says so, that one.
+
+    Raises:
+        CycleError: there is none and nothing is waited for, or the open cycle stopped before PPO.
+    """
+    from orchestrator.reports.ppo_progress import newest_run, open_cycle
+
+    work = settings.home / "work"
+    said = ""
+    while True:
+        # Without the rows only the files tell.
+        cycle = open_cycle() if wait and settings.database_url is not None else None
+        run = newest_run(work)
+        if run is not None and not (cycle is not None and cycle.awaited(run)):
+            return run
+        if not wait:
+            raise CycleError(
+                f"No PPO run has written below {work}. Training runs on the machine of the gpu pool's worker."
+            )
+        if cycle is not None and cycle.stopped:
+            raise CycleError(
+                f"Cycle {cycle.number} stopped at {cycle.stage} before PPO wrote a line; `orchestrator cycle show "
+                f"{cycle.number}` says why. Run the cycle, then watch again."
+            )
+        where = (
+            f"cycle {cycle.number} is at {cycle.stage or 'its beginning'}" if cycle is not None else "no cycle is open"
+        )
+        if settings.database_url is None:
+            where = f"no instance runs under {settings.home}; training runs on the machine of the gpu pool's worker"
+        if where != said:
+            print(f"Waiting for PPO to write below {work} (Ctrl-C ends it): {where}.", flush=True)
+        said = where
+        time.sleep(WATCH_POLL_S)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.cycles.record import database
+
+    with database() as session:
+        cycles: list[dict[str, Any]] = [
+            {
+                "cycle": cycle.number,
+                "name": cycle.name,
+                "state": cycle.state,
+                "started_at": cycle.started_at.isoformat(timespec="seconds"),
+                "ended_at": cycle.ended_at.isoformat(timespec="seconds") if cycle.ended_at else None,
+                "note": cycle.note,
+            }
+            for cycle in session.scalars(select(t.Cycle).order_by(t.Cycle.number))
+        ]
+    if args.json:
+        print(json.dumps(cycles, indent=2))
+    elif not cycles:
+        print("No cycle yet. Run one with `orchestrator cycle run --config FILE`.")
+    else:
+        for cycle in cycles:
+            shown = [f"{cycle['cycle']:>5}", f"{cycle['state']:9}", cycle["started_at"], cycle["name"]]
+            print("  ".join([*shown, cycle["note"] or ""]).rstrip())
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.cycles.record import database
+    from orchestrator.reports.cycle import cycle_numbers, to_markdown
+    from orchestrator.store.ledger import cycle_not_reproducible
+
+    with database() as session:
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == args.number)).one_or_none()
+    if cycle_id is None:
+        raise CycleError(f"There is no cycle {args.number}. `orchestrator cycle list` shows those there are.")
+    numbers = cycle_numbers(cycle_id)
+    if args.mistakes:
+        return _show_mistakes(cycle_id, numbers, as_json=args.json)
+    with database() as session:
+        erased = cycle_not_reproducible(session, cycle_id)
+    if args.json:
+        numbers["not_reproducible"] = erased
+        json.dump(numbers, sys.stdout, indent=2, default=str)
+        print()
+    else:
+        print(to_markdown(numbers), end="")
+        folder = _pictures(cycle_id)
+        if folder is not None:
+            print(f"\nThe pictures: {folder}")
+        if erased:
+            print(f"\nThis cycle is {erased}.")
+    return 0
+
+
+def _pictures(cycle_id: int) -> Path | None:
+    """The folder of the cycle's newest report, where it has pictures and the store still holds it."""
+    from sqlalchemy import select
+
+    from db import tables as t
+    from orchestrator.cycles.record import database
+    from orchestrator.store.artifacts import ArtifactStore
+
+    with database() as session:
+        digest = session.scalars(
+            select(t.Artifact.digest)
+            .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+            .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == "report")
+            .order_by(t.Stage.id.desc())
+            .limit(1)
+        ).first()
+    settings = Settings.from_env()
+    store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+    if digest is None or not store.exists(digest):
+        return None
+    folder = store.fetch(digest)
+    return folder if any(folder.glob("*.png")) else None
+
+
+def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
+    from orchestrator.cycles.record import database
+    from orchestrator.reports.mistakes import to_text, with_texts
+    from orchestrator.store.artifacts import ArtifactStore
+
+    if numbers["preference_model"] is None:
+        raise CycleError(f"Cycle {numbers['cycle']} has no preference model yet.")
+    settings = Settings.from_env()
+    store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+    with database() as session:
+        mistakes = with_texts(session, store, cycle_id, numbers["preference_model"]["held_out"].get("mistakes", []))
+    print(
+        json.dumps(mistakes, indent=2, ensure_ascii=False) if as_json else to_text(mistakes),
+        end="\n" if as_json else "",
+    )
+    return 0
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from orchestrator.cycles.record import cancel_cycle
+
+    cancel_cycle(args.number)
+    print(f"Cycle {args.number} is cancelled. Its comparisons go into the next comparison set.")
+    return 0

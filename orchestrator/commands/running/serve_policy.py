@@ -1,0 +1,121 @@
+"""`orchestrator serve-policy`: run the policy server."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from typing import get_args
+
+from orchestrator.errors import ConfigError
+from orchestrator.settings import GateAction, Settings, secret
+
+DEFAULT_PORT = 8001
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument(
+        "--keys",
+        choices=("required", "open"),
+        help="whether programs need an API key (default: required, unless the server listens to this machine only)",
+    )
+    parser.add_argument("--per-minute", type=int, default=600, help="requests a minute of a key without a limit")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an OpenAI-compatible engine (vLLM and the like) that decodes in place of the built-in one, as "
+        "http://host:8000/v1; may be given several times. Its key, if any: ORCHESTRATOR_ENGINE_KEY",
+    )
+    parser.add_argument(
+        "--gate",
+        metavar="DIGEST",
+        help="detector (artifact of kind ood_detector) of far requests (default: ORCHESTRATOR_GATE, else none)",
+    )
+    parser.add_argument(
+        "--gate-action",
+        choices=get_args(GateAction),
+        help="what becomes of a request far from what the policy was trained to answer "
+        "(default: ORCHESTRATOR_GATE_ACTION, else log)",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
+    parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
+    parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
+    parser.add_argument("--max-snapshots", type=int, default=8, help="snapshots in memory at the same time")
+    parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="how long unneeded ones stay")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    if args.per_minute < 1:
+        raise ConfigError(f"--per-minute is {args.per_minute}; expected at least 1.")
+    settings = Settings.from_env()
+    database_url = settings.require_database_url()
+    gate = args.gate or settings.gate
+    if gate is not None:
+        _check_gate(database_url, gate, "--gate" if args.gate else "ORCHESTRATOR_GATE")
+    # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from orchestrator.http_shared.asgi import serve
+    from orchestrator.serving.app import PolicyServerConfig, create_app
+    from orchestrator.serving.far_requests import GateConfig
+    from orchestrator.serving.snapshots import SnapshotLimits
+
+    torch.set_num_threads(args.threads)
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    config = PolicyServerConfig(
+        database_url=database_url,
+        artifact_url=settings.artifact_url,
+        cache=settings.home / "cache",
+        limits=SnapshotLimits(
+            torch.device(name),
+            args.max_slots,
+            args.max_context,
+            args.max_snapshots,
+            args.idle,
+            tuple(args.engine),
+            secret("ORCHESTRATOR_ENGINE_KEY"),
+        ),
+        admin_token=settings.admin_token,
+        require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
+        requests_per_minute=args.per_minute,
+        gate=None if gate is None else GateConfig(gate, args.gate_action or settings.gate_action),
+    )
+    serve(create_app(config), args.host, args.port, "policy server")
+    return 0
+
+
+def _check_gate(database_url: str, name: str, setting: str) -> None:
+    """Refuse a gate that no detector can stand at, rather than every request.
+
+    Raises:
+        ConfigError: the digest begins no detector, or several.
+    """
+    from db.session import session
+    from orchestrator.store.deployments import digests_of
+
+    with session(database_url) as database:
+        found = digests_of(database, "sha256:" + name.removeprefix("sha256:"), ("ood_detector",))
+    if len(found) != 1:
+        raise ConfigError(
+            f"{setting} {name} is the beginning of {len(found)} detectors' digests; expected one. "
+            "`orchestrator ood list` shows those there are."
+        )

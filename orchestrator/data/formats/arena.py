@@ -1,0 +1,42 @@
+"""Arena votes: two whole conversations with the same user messages, two models, and who won.
+
+Also the published form of MT-bench's human judgments, which carries the conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.data.formats.mt_bench import WINNERS, label_kind_of
+from orchestrator.data.formats.preferences import messages_of, shared_prompt, side_of
+from orchestrator.data.formats.records import ImportedComparison, Refused, comparison_of, member, optional
+
+_TEXTS = ("conversation_a", "conversation_b")
+
+
+def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+    """One comparison; the dialogue's own name is the question's."""
+    winner = member(record, "winner", str)
+    if winner not in WINNERS:
+        raise Refused("unknown_value", f"winner is {winner!r}; known are {', '.join(WINNERS)}")
+    a, b = (messages_of(member(record, key, list), key) for key in _TEXTS)
+    if a == b:
+        raise Refused("identical_replies", "both conversations are the same")
+    prompt = shared_prompt(a, b)
+    sides = [
+        replace(side_of(messages[len(prompt) :], key), contestant=member(record, model, str))
+        for messages, key, model in ((a, "conversation_a", "model_a"), (b, "conversation_b", "model_b"))
+    ]
+    judge = optional(record, "judge", str)
+    question_id = record.get("question_id")
+    side = WINNERS[winner]
+    yield comparison_of(
+        prompt, sides[0], sides[1], side,
+        reason="tie" if side == "none" else None,
+        rater=judge,
+        label_kind=label_kind_of(judge),
+        external_id=str(question_id) if isinstance(question_id, str | int) else None,
+        source_value={key: value for key, value in record.items() if key not in _TEXTS},
+    )  # fmt: skip

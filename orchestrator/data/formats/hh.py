@@ -1,0 +1,85 @@
+"""hh-rlhf: `chosen` and `rejected`, each a whole dialogue with `\\n\\nHuman:` and `\\n\\nAssistant:` markers.
+
+The format has no escape for its markers, so a reply may quote them. The rule for where the prompt ends is in
+`split_pair`; the export leaves out what would not read back the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.data.formats.records import ImportedComparison, Message, Refused, Role, Side, comparison_of, member
+
+HUMAN = "\n\nHuman:"
+ASSISTANT = "\n\nAssistant:"
+_MARKER = re.compile(r"\n\n(Human|Assistant):")
+_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+_MARKERS = {"user": HUMAN, "assistant": ASSISTANT}
+
+
+def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+    """One comparison; the chosen side is `a`."""
+    prompt, chosen, rejected = split_pair(member(record, "chosen", str), member(record, "rejected", str))
+    extra = {key: value for key, value in record.items() if key not in ("chosen", "rejected")}
+    yield comparison_of(prompt, chosen, rejected, "a", source_value=extra or None)
+
+
+def split_pair(chosen: str, rejected: str) -> tuple[list[Message], Side, Side]:
+    """The shared prompt and the two sides.
+
+    The prompt ends at the last assistant marker up to which both texts are equal; what follows is the reply,
+    verbatim, even where it quotes markers. Only where both remainders are well-formed dialogues in which the
+    same user messages stand at the same places do they become messages: a source that gives each side its own
+    history (MT-bench turn 2).
+
+    Raises:
+        Refused: a text does not begin with a human turn, or the two share no assistant marker.
+    """
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.startswith(HUMAN):
+            raise Refused("malformed_dialogue", f"{name} begins with {text[:20]!r}; expected {HUMAN!r}")
+        if ASSISTANT not in text:
+            raise Refused("malformed_dialogue", f"{name} has no {ASSISTANT!r}")
+    cut = chosen.rfind(ASSISTANT)
+    while cut >= 0 and not rejected.startswith(chosen[: cut + len(ASSISTANT)]):
+        cut = chosen.rfind(ASSISTANT, 0, cut)
+    if cut < 0:
+        raise Refused("prompts_differ", f"the two texts share no beginning that ends with {ASSISTANT!r}")
+    end = cut + len(ASSISTANT)
+    a, b = _sides(chosen[end:], rejected[end:])
+    return split_messages(chosen[:cut]), a, b
+
+
+def split_messages(text: str) -> list[Message]:
+    """The messages of a text that begins with a marker. Empty messages and repeated roles stay as they are."""
+    pieces = _MARKER.split(text)
+    return [
+        {"role": _ROLES[name], "content": content.removeprefix(" ")}
+        for name, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def _sides(chosen: str, rejected: str) -> tuple[Side, Side]:
+    if HUMAN in chosen and HUMAN in rejected:
+        a, b = split_messages(ASSISTANT + chosen), split_messages(ASSISTANT + rejected)
+        roles = [message["role"] for message in a]
+        alternate = roles == ["assistant", "user"] * (len(a) // 2) + ["assistant"]
+        if alternate and [m["role"] for m in b] == roles and a[1::2] == b[1::2]:
+            return Side(a[-1]["content"], a[:-1]), Side(b[-1]["content"], b[:-1])
+    return Side(chosen.removeprefix(" ")), Side(rejected.removeprefix(" "))
+
+
+def render_messages(messages: list[Message]) -> str | None:
+    """The messages as one text, or None where a role has no marker."""
+    if any(message["role"] not in _MARKERS for message in messages):
+        return None
+    return "".join(f"{_MARKERS[message['role']]} {message['content']}" for message in messages)
+
+
+def render(prompt: list[Message], better: Side, worse: Side) -> dict[str, Any] | None:
+    """The record of a comparison, or None where a role has no marker."""
+    chosen = render_messages([*prompt, *better.messages()])
+    rejected = render_messages([*prompt, *worse.messages()])
+    return None if chosen is None or rejected is None else {"chosen": chosen, "rejected": rejected}

@@ -1,0 +1,100 @@
+"""The reference set of a project: held-out dialogues on which every preference model is scored once.
+
+Only differences of scores mean anything, so scores of two preference models can be shown together only after each
+model's mean over one and the same set is taken off [50]. The set is chosen in a project's first cycle and stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from db import tables as t
+from orchestrator.data import freeze
+from orchestrator.errors import CycleError
+from orchestrator.stages.context import StageContext, build
+
+FILE = "reference.jsonl"
+
+
+def reference_set(context: StageContext, comparison_set_id: int) -> int:
+    """The project's reference set: that of `reference.file`, else the one found in the ledger, else chosen now.
+
+    What of a set was erased can't be read any more; then the next cycle chooses another, and says so by its digest.
+    """
+    section = context.config.reference
+    if section.file is not None:
+        file = Path(section.file)
+        settings: dict[str, Any] = {"file": freeze.file_digest(file)}
+        return build(context, "reference_set", settings, {}, lambda out: _from_file(file, out))
+    settings = {"project": context.config.name, "pairs": section.pairs}
+    query = (
+        select(t.Artifact.id)
+        .where(t.Artifact.kind == "reference_set", t.Artifact.settings == settings)
+        .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))
+        .order_by(t.Artifact.id)
+        .limit(1)
+    )
+    with context.session() as session:
+        found = session.scalars(query).first()
+    if found is not None:
+        return found
+    inputs = {"comparisons": comparison_set_id}
+    return build(
+        context,
+        "reference_set",
+        settings,
+        inputs,
+        lambda out: choose(context.fetch(comparison_set_id), section.pairs, out),
+    )
+
+
+def choose(comparisons: Path, pairs: int, out: Path) -> dict[str, Any]:
+    """Write the held-out records with the smallest hash of their texts: the same ones, whatever their ids and order.
+
+    Raises:
+        CycleError: the comparison set holds none.
+    """
+    chosen = heapq.nsmallest(pairs, ((_place(record), record) for record in _held_out(comparisons)), key=lambda e: e[0])
+    if not chosen:
+        raise CycleError(
+            "The comparison set has no held-out comparison to choose a reference set from. Collect more, raise "
+            "comparisons.held_out_fraction, or name a file in reference.file."
+        )
+    return _write((record for _, record in chosen), out)
+
+
+def _held_out(comparisons: Path) -> Iterator[dict[str, Any]]:
+    manifest = json.loads((comparisons / "manifest.json").read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        with (comparisons / shard["file"]).open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                record = json.loads(line)
+                if record["split"] == "held_out":
+                    yield record
+
+
+def _place(record: dict[str, Any]) -> str:
+    texts = json.dumps([record["prompt"], record["better"], record["worse"]], sort_keys=True)
+    return hashlib.sha256(f"reference/{texts}".encode()).hexdigest()
+
+
+def _from_file(file: Path, out: Path) -> dict[str, Any]:
+    pairs = freeze.write_orientation_pairs(file, out)
+    (out / "pairs.jsonl").rename(out / FILE)
+    return pairs
+
+
+def _write(records: Iterator[dict[str, Any]], out: Path) -> dict[str, Any]:
+    num_pairs = 0
+    with (out / FILE).open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            num_pairs += 1
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return {"num_pairs": num_pairs}

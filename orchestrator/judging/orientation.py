@@ -1,0 +1,87 @@
+"""Is a sign the wrong way round? What the orientation pairs and the held-out comparisons of each source say.
+
+The paper's red-team task asks for the more harmful reply, so a label that is not turned round, or turned twice, makes
+PPO follow the opposite of what people want. Pure: numbers in, sentences for the operator out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.statistics.intervals import share_interval
+from orchestrator.config import OrientationSection
+
+# A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels
+# are turned round lies below it as surely as the others lie above.
+SOURCE_CONFIDENCE = 0.999
+
+# English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them. Nobody
+# chose it for this model, which may know another language or nothing yet; so it has to be as sure as a source. 9 of 40
+# and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were (docs/log.md).
+SHIPPED = Path(__file__).parent.parent / "data" / "orientation.jsonl"
+SHIPPED_CONFIDENCE = 0.999
+
+
+def orientation_pairs(section: OrientationSection) -> Path | None:
+    """The pairs to check with: the configuration's own, else the shipped ones, or None where those are off."""
+    if section.file is not None:
+        return Path(section.file)
+    return SHIPPED if section.shipped else None
+
+
+def wrong_signs(
+    held_out: Mapping[str, Any], orientation: Mapping[str, Any] | None, file: str | None, *, sources: bool = True
+) -> list[str]:
+    """What is ordered the wrong way round, one sentence each; none where nothing is.
+
+    `held_out` is the preference model's own report, `orientation` the result of check_preference_model on `file`, or on
+    the shipped set where `file` is None. Of the orientation pairs all together are judged, and those of each question
+    that the model was trained on (a helpful-only model orders harmless pairs below chance [56], and that is no
+    mistake). Without `sources` those are not judged: a small model with far fewer harmless than helpful comparisons
+    carries the one over to the other.
+    """
+    found = []
+    if orientation is not None:
+        parts = {"": orientation} | {
+            f"{question} ": entry
+            for question, entry in sorted(orientation["by_question"].items())
+            if question in held_out["by_question"]
+        }
+        for question, entry in parts.items():
+            which, interval, off = f"of {file}", entry["ci"], ""
+            if file is None:
+                which = "that come with the orchestrator"
+                interval = share_interval(entry["accuracy"], entry["n"], confidence=SHIPPED_CONFIDENCE)
+                off = (
+                    f" at {SHIPPED_CONFIDENCE:.1%} (where people don't write English, name pairs of your own as "
+                    "orientation.file, or set orientation.shipped = false)"
+                )
+            if interval[1] < 0.5:
+                found.append(
+                    f"of the {entry['n']} {question}orientation pairs {which} the preference model orders "
+                    f"{entry['accuracy']:.0%} rightly, interval {_interval(interval)}, below one half{off}"
+                )
+    for source, entry in sorted(held_out["by_source"].items()) if sources else ():
+        if not entry["n"]:
+            continue
+        # Models of before dialogues were heeded have neither.
+        interval = share_interval(
+            entry["accuracy"],
+            entry["n"],
+            design_effect=entry.get("design_effect", 1.0),
+            num_clusters=entry.get("dialogues"),
+            confidence=SOURCE_CONFIDENCE,
+        )
+        if interval[1] < 0.5:
+            found.append(
+                f"of the {entry['n']} held-out comparisons of source {source!r} it orders {entry['accuracy']:.0%} "
+                f"rightly, interval {_interval(interval)} at {SOURCE_CONFIDENCE:.1%}, below one half: that source "
+                'contradicts the others (orientation.contradicting_source = "report" lets it pass)'
+            )
+    return found
+
+
+def _interval(ci: Any) -> str:
+    return f"[{ci[0]:.2f}, {ci[1]:.2f}]"

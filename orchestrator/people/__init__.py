@@ -1,0 +1,4 @@
+"""Who takes part: how they come in, what work they are offered, how good it is, how they leave.
+
+Read `raters.py` first, then `access.py`.
+"""

@@ -1,0 +1,282 @@
+"""What every stage shares: its row in the ledger, finding before redoing, running a job, publishing the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from sqlalchemy import Engine, func, update
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from db.session import make_engine
+from orchestrator.config import CycleConfig, parse_config
+from orchestrator.errors import CycleError
+from orchestrator.instance.training_jobs import PROJECT_ROOT, run_job
+from orchestrator.settings import Settings
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
+
+Write = Callable[[Path], dict[str, Any]]
+"""Fills a directory with an artifact's files and returns its results."""
+
+
+Occasion = int | CycleConfig
+"""What a stage is taken for: a cycle, by its id, or an experiment, which is no cycle and has a configuration alone."""
+
+
+class StageContext:
+    """One attempt at one stage: settings, configuration, database and store, and its row in `stages`.
+
+    As a context manager it writes the row as running, and at the end whether the stage was done, found or failed. An
+    experiment's stages have no row: what they make is found again by its fingerprint all the same.
+    """
+
+    def __init__(self, occasion: Occasion, name: str) -> None:
+        self.cycle_id: int | None = None if isinstance(occasion, CycleConfig) else occasion
+        self.name = name
+        self.settings = Settings.from_env()
+        self.engine: Engine = make_engine(self.settings.require_database_url())
+        self.store = ArtifactStore(self.settings.artifact_url, self.settings.home / "cache")
+        self.config: CycleConfig
+        if isinstance(occasion, CycleConfig):
+            self.config = occasion
+        self.job_seconds = 0.0
+        self._artifact_id: int | None = None
+        self._fingerprint: str | None = None
+        self._built = False
+        self._stage_id: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.cycle_id is None:
+            return self
+        with self.session() as session:
+            cycle = session.get(t.Cycle, self.cycle_id)
+            if cycle is None:
+                raise CycleError(f"There is no cycle with id {self.cycle_id}.")
+            self.config = parse_config(cycle.config, f"the configuration of cycle {cycle.number}")
+            stage = t.Stage(cycle_id=self.cycle_id, name=self.name, flow_run_id=_flow_run_id())
+            session.add(stage)
+            session.flush()
+            self._stage_id = stage.id
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if self._stage_id is None:
+                return
+            with self.session() as session:
+                stage = session.get_one(t.Stage, self._stage_id)
+                stage.ended_at = datetime.now(UTC)
+                stage.artifact_id = self._artifact_id
+                stage.fingerprint = self._fingerprint or stage.fingerprint
+                stage.job_seconds = self.job_seconds
+                if error is not None:
+                    stage.state = "failed"
+                    stage.error = f"{type(error).__name__}: {error}"[:4000]
+                else:
+                    stage.state = "done" if self._built or self._artifact_id is None else "found"
+                    self._close_killed_attempts(session)
+        finally:
+            self.engine.dispose()
+
+    def _close_killed_attempts(self, session: Session) -> None:
+        """A process that was killed could not say so; this attempt, which ended well, says it for the earlier ones."""
+        session.execute(
+            update(t.Stage)
+            .where(t.Stage.cycle_id == self.cycle_id, t.Stage.name == self.name, t.Stage.state == "running")
+            .where(t.Stage.id < self._stage_id)
+            .values(state="failed", error="its process was killed", ended_at=func.clock_timestamp())
+        )
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction: committed at the end, rolled back on an error."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def artifact(self, artifact_id: int) -> t.Artifact:
+        """The row of an artifact."""
+        with self.session() as session:
+            found = session.get(t.Artifact, artifact_id)
+        if found is None:
+            raise CycleError(f"There is no artifact with id {artifact_id}.")
+        return found
+
+    def fetch(self, artifact_id: int) -> Path:
+        """The artifact's directory, verified."""
+        artifact = self.artifact(artifact_id)
+        with self.session() as session:
+            ledger.check_whole(session, [artifact])
+        return self.store.fetch(artifact.digest)
+
+    def results(self, artifact_id: int) -> dict[str, Any]:
+        """The numbers an artifact was published with."""
+        return self.artifact(artifact_id).results
+
+    def record_evaluation(
+        self, kind: str, subject_id: int, numbers: dict[str, Any], artifact_id: int | None = None
+    ) -> None:
+        """Append what was measured about an artifact, once per cycle and measurement."""
+        with self.session() as session:
+            ledger.record_evaluation(session, self.cycle_id, kind, subject_id, numbers, artifact_id)
+
+    def fail(self, message: str) -> NoReturn:
+        """End the stage, and with it the cycle flow, with a message for the operator."""
+        raise CycleError(message)
+
+    def working_on(self, fingerprint: str) -> None:
+        """Say what the stage is making before it is made: its work directory, and the job's log, bear this name."""
+        if self._stage_id is not None:
+            with self.session() as session:
+                session.get_one(t.Stage, self._stage_id).fingerprint = fingerprint
+
+    def built(self, artifact_id: int, fingerprint: str, *, found: bool) -> None:
+        """Remember which artifact the stage ends with."""
+        self._artifact_id = artifact_id
+        self._fingerprint = fingerprint
+        self._built = self._built or not found
+
+
+def build(
+    context: StageContext,
+    kind: str,
+    settings: dict[str, Any],
+    inputs: dict[str, int],
+    write: Write,
+    *,
+    fresh: bool = False,
+) -> int:
+    """The artifact with this kind, settings and inputs: found in the ledger, or written now and published."""
+    fingerprint, _, found_id = _sought(context, kind, settings, inputs, fresh)
+    if found_id is not None:
+        return found_id
+    work = work_directory(context, fingerprint, fresh)
+    out = work / "write"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    results = write(out)
+    artifact_id = _publish(context, kind, fingerprint, out, settings, results, inputs)
+    shutil.rmtree(work)
+    return artifact_id
+
+
+def _sought(
+    context: StageContext, kind: str, settings: dict[str, Any], inputs: dict[str, int], fresh: bool
+) -> tuple[str, dict[str, str], int | None]:
+    """Fingerprint of what is to be made, its inputs' digests by role, and its id where the ledger has it already."""
+    with context.session() as session:
+        digests = _digests(session, inputs)
+        fingerprint = ledger.fingerprint(kind, settings, digests)
+        found = None if fresh else ledger.find(session, fingerprint)
+        if found is not None:
+            ledger.check_whole(session, [found])
+            context.built(found.id, fingerprint, found=True)
+    return fingerprint, digests, found.id if found is not None else None
+
+
+def run_job_stage(
+    context: StageContext,
+    *,
+    kind: str,
+    job: str,
+    inputs: dict[str, int],
+    settings: dict[str, Any],
+    fresh: bool = False,
+) -> int:
+    """The artifact that a training job makes from these inputs: found in the ledger, or made now.
+
+    Logs, metrics and times stay in the work directory; only what the job published enters the store.
+    """
+    asked = {"job": job, "seed": context.config.seed, "settings": settings}
+    fingerprint, digests, found_id = _sought(context, kind, asked, inputs, fresh)
+    if found_id is not None:
+        return found_id
+    context.working_on(fingerprint)
+    work = work_directory(context, fingerprint, fresh)
+    run = run_job(
+        job,
+        inputs={role: context.store.fetch(digest) for role, digest in digests.items()},
+        settings=settings,
+        seed=context.config.seed,
+        work=work,
+        device=context.settings.device,
+        python=context.settings.python,
+    )
+    context.job_seconds += run.seconds
+    results = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
+    artifact_id = _publish(context, kind, fingerprint, run.result, asked, results, inputs)
+    shutil.rmtree(run.result)
+    return artifact_id
+
+
+def _digests(session: Session, inputs: dict[str, int]) -> dict[str, str]:
+    """The digest of the input in each role; ArtifactError where text of one was erased."""
+    artifacts = {role: session.get_one(t.Artifact, id_) for role, id_ in inputs.items()}
+    ledger.check_whole(session, list(artifacts.values()))
+    return {role: artifact.digest for role, artifact in artifacts.items()}
+
+
+def work_directory(context: StageContext, fingerprint: str, fresh: bool) -> Path:
+    """Where the stage works: one place per fingerprint, so that a second attempt finds the first one's checkpoint."""
+    name = fresh_name(fingerprint, context.cycle_id) if fresh else fingerprint
+    return context.settings.home / "work" / name
+
+
+def fresh_name(fingerprint: str, cycle_id: int | None) -> str:
+    """Name of the work directory of a stage that is to find nothing."""
+    return f"{fingerprint}-fresh-{'experiment' if cycle_id is None else cycle_id}"
+
+
+def _publish(
+    context: StageContext,
+    kind: str,
+    fingerprint: str,
+    directory: Path,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    inputs: dict[str, int],
+) -> int:
+    published = context.store.publish(directory)
+    with context.session() as session:
+        artifact = ledger.record(
+            session,
+            kind=kind,
+            fingerprint=fingerprint,
+            published=published,
+            settings=settings,
+            results=results,
+            inputs=inputs,
+            cycle_id=context.cycle_id,
+            code_revision=code_revision(),
+        )
+        context.built(artifact.id, fingerprint, found=False)
+        return artifact.id
+
+
+@cache
+def code_revision() -> str | None:
+    """The revision of this code: of the git checkout it runs from, or `ORCHESTRATOR_REVISION` in an image."""
+    named = os.environ.get("ORCHESTRATOR_REVISION")
+    if named or not (PROJECT_ROOT / ".git").exists():
+        return named
+    run = subprocess.run(
+        ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or None
+
+
+def _flow_run_id() -> str | None:
+    """The Prefect flow run in whose process the stage runs; Prefect sets it for its workers' children."""
+    return os.environ.get("PREFECT__FLOW_RUN_ID")

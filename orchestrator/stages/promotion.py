@@ -1,0 +1,194 @@
+"""Decide about a snapshot on the evidence, put it live, and put it before people beside the initial policy.
+
+The rows are the record; the policy server is told afterwards and reads the same rows when it starts. So a crash
+between the two leaves a policy server that the next run of the stage brings up to date.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.conversations.contestants import active_pairings, end_pairing, open_pairing, policy
+from orchestrator.cycles.record import database
+from orchestrator.judging.evaluations import mean_interval, replies
+from orchestrator.judging.gates import Evidence, judge
+from orchestrator.stages.context import StageContext
+from orchestrator.stages.policy_server import PolicyClient
+from orchestrator.store.deployments import deploy, live_deployment
+
+BY_GATES = "gates"
+
+
+def deploy_initial_policy(cycle_id: int, initial_id: int) -> int | None:
+    """Put the initial policy live where nothing is, so that people can start. Returns the deployment, or None."""
+    with StageContext(cycle_id, "deploy_initial_policy") as context:
+        with context.session() as session:
+            if live_deployment(session) is not None:
+                return None
+            decision = t.Decision(
+                cycle_id=cycle_id,
+                snapshot_id=initial_id,
+                decision="promote",
+                reasons=[{"gate": "none", "passed": True, "reason": "nothing was live: the initial policy begins"}],
+                evidence={},
+                decided_by=BY_GATES,
+            )
+            session.add(decision)
+            session.flush()
+            decision_id = decision.id
+        return _put_live(context, decision_id)
+
+
+def decide_promotion(cycle_id: int, snapshot_id: int, snapshot_evaluation_id: int, initial_evaluation_id: int) -> int:
+    """Judge the snapshot by the gates and write the decision with its evidence, once per cycle. Returns it."""
+    with StageContext(cycle_id, "decide_promotion") as context:
+        evidence = _evidence(context, snapshot_evaluation_id, initial_evaluation_id)
+        verdicts = judge(context.config.gates, evidence)
+        with context.session() as session:
+            earlier = session.execute(
+                select(t.Decision).where(t.Decision.cycle_id == cycle_id, t.Decision.snapshot_id == snapshot_id)
+            ).scalar_one_or_none()
+            if earlier is not None:
+                return earlier.id
+            decision = t.Decision(
+                cycle_id=cycle_id,
+                snapshot_id=snapshot_id,
+                decision="promote" if all(verdict.passed for verdict in verdicts) else "refuse",
+                reasons=[verdict.to_json() for verdict in verdicts],
+                evidence=evidence.to_json(),
+                decided_by=BY_GATES,
+            )
+            session.add(decision)
+            session.flush()
+            return decision.id
+
+
+def promote(cycle_id: int, decision_id: int) -> int | None:
+    """Put the decided snapshot live, or leave the live policy alone where it was refused. Returns the deployment."""
+    with StageContext(cycle_id, "promote") as context:
+        with context.session() as session:
+            if session.get_one(t.Decision, decision_id).decision == "refuse":
+                return None
+        return _put_live(context, decision_id)
+
+
+def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int | None:
+    """Let raters compare the snapshot, promoted or refused, with the initial policy. Returns the pairing.
+
+    These comparisons give the Elo and are never trained on. None where the weights are the same: a comparison would
+    tell nothing, and an earlier cycle's pairing stays in force.
+    """
+    with StageContext(cycle_id, "put_before_people") as context:
+        with context.session() as session:
+            if is_initial_policy(session, snapshot_id, initial_id):
+                return None
+        for artifact_id in (snapshot_id, initial_id):
+            _serve(context, artifact_id)
+        with context.session() as session:
+            snapshot, initial = policy(session, snapshot_id), policy(session, initial_id)
+            for pairing in active_pairings(session, "model_comparison"):
+                # What an operator opened stays until an operator ends it.
+                if pairing.cycle_id is not None and (pairing.a, pairing.b) != (snapshot, initial):
+                    end_pairing(session, pairing.id)
+            return open_pairing(session, "model_comparison", snapshot.id, initial.id, cycle_id).id
+
+
+def is_initial_policy(session: Session, snapshot_id: int, initial_id: int) -> bool:
+    """Whether a snapshot that was decided on has the initial policy's weights.
+
+    It has them where its KL was exactly 0: another training leaves files, and so a digest, of its own.
+    """
+    kl_nats = session.scalars(
+        select(t.Decision.evidence["kl_nats"].as_float())
+        .where(t.Decision.snapshot_id == snapshot_id)
+        .order_by(t.Decision.id.desc())
+        .limit(1)
+    ).first()
+    digests = {session.get_one(t.Artifact, artifact_id).digest for artifact_id in (snapshot_id, initial_id)}
+    return kl_nats == 0 or len(digests) == 1
+
+
+def refusal(decision_id: int) -> str | None:
+    """Why the snapshot was refused, in one line, or None where it was promoted."""
+    with database() as session:
+        decision = session.get_one(t.Decision, decision_id)
+        failed = [reason["reason"] for reason in decision.reasons if not reason["passed"]]
+    return "Promotion refused: " + "; ".join(failed) + "." if failed else None
+
+
+def _put_live(context: StageContext, decision_id: int) -> int:
+    with context.session() as session:
+        snapshot_id = session.get_one(t.Decision, decision_id).snapshot_id
+    # Loaded and verified before anything is written: a snapshot that cannot be served must not become live.
+    _serve(context, snapshot_id)
+    with context.session() as session:
+        deployed = session.scalars(select(t.Deployment).where(t.Deployment.decision_id == decision_id)).one_or_none()
+        if deployed is not None and deployed.ended_at is not None:
+            # Something else has gone live since, by hand or by a later cycle; a rerun must not undo that.
+            return deployed.id
+        deployed = deployed or deploy(session, snapshot_id, decision_id, context.cycle_id)
+        deployment_id = deployed.id
+    client = _client(context)
+    if client is not None:
+        client.promote(context.artifact(snapshot_id).digest)
+    return deployment_id
+
+
+def _serve(context: StageContext, artifact_id: int) -> None:
+    client = _client(context)
+    digest = context.artifact(artifact_id).digest
+    if client is not None:
+        client.load(digest)
+    else:
+        # Without a policy server (training on imported comparisons alone) the files must still be whole.
+        context.store.fetch(digest)
+
+
+def _client(context: StageContext) -> PolicyClient | None:
+    url = context.settings.policy_url
+    return PolicyClient(url, context.settings.admin_token) if url else None
+
+
+def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evaluation_id: int) -> Evidence:
+    snapshot = context.results(snapshot_evaluation_id)
+    gain, gain_ci = _paired_gain(context, snapshot_evaluation_id, initial_evaluation_id)
+    held_out = _preference_model_results(context, snapshot_evaluation_id)["held_out"]
+    ci = held_out.get("ci")
+    # An evaluation found from before these were measured doesn't have them.
+    ordinary = snapshot["by_kind"].get("helpful", {})
+    return Evidence(
+        pm_accuracy=held_out.get("accuracy"),
+        pm_accuracy_ci=(ci[0], ci[1]) if ci else None,
+        num_held_out=held_out.get("n", 0),
+        num_dialogues=held_out.get("dialogues"),
+        score_gain=gain,
+        score_gain_ci=gain_ci,
+        kl_nats=snapshot["kl_nats"],
+        duplicate_share=snapshot.get("collapse", {}).get("duplicates"),
+        refusal_share=ordinary.get("collapse", {}).get("refusals"),
+    )
+
+
+def _preference_model_results(context: StageContext, evaluation_id: int) -> dict[str, Any]:
+    with context.session() as session:
+        parent = session.execute(
+            select(t.Artifact)
+            .join(t.LineageEdge, t.LineageEdge.parent_id == t.Artifact.id)
+            .where(t.LineageEdge.child_id == evaluation_id, t.LineageEdge.role == "preference_model")
+        ).scalar_one()
+    return parent.results
+
+
+def _paired_gain(context: StageContext, one_id: int, other_id: int) -> tuple[float, tuple[float, float]]:
+    """Mean difference of scores over the same prompts, with its 95 % interval."""
+    one = {reply["prompt_id"]: reply["score"] for reply in replies(context.fetch(one_id))}
+    other = {reply["prompt_id"]: reply["score"] for reply in replies(context.fetch(other_id))}
+    differences = [score - other[prompt] for prompt, score in one.items() if prompt in other]
+    if not differences:
+        context.fail(f"Evaluations {one_id} and {other_id} have no prompt in common; the gain cannot be measured.")
+    mean, interval = mean_interval(differences)
+    return mean, interval

@@ -1,0 +1,117 @@
+"""The desk's pairing table: who meets whom in a task, how often, and what each pairing brought so far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from db import tables as t
+from orchestrator.conversations import contestants
+from orchestrator.conversations.contestants import ContestantError
+from orchestrator.people.queues import group_members
+from orchestrator.people.tasks import TASKS
+from orchestrator.store.deployments import POLICIES
+from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
+from orchestrator.web.pages.shell import go_to, text_of
+
+_OFFERED = 30
+"""Policies and preference models, the newest, among which the forms let choose; older ones by the command."""
+
+
+def add_contestants(router: APIRouter, desk: Desk) -> None:
+    """The routes of contestants and pairings."""
+
+    @router.get("/pairings")
+    def listing(request: Request) -> HTMLResponse:
+        """The pairing table and the contestants."""
+
+        def work(session: Session) -> dict[str, Any]:
+            return {
+                "figures": contestants.pairing_figures(session, ROWS),
+                "contestants": [one for one in contestants.contestants(session) if one.kind != "policy"],
+                "policies": _newest(session, POLICIES),
+                "preference_models": _newest(session, ("preference_model",)),
+                "groups": [group.name for group in group_members(session)],
+                "tasks": TASKS,
+                "max_k": contestants.MAX_K,
+            }
+
+        return desk.show(request, "pairings.html", work)
+
+    @router.post("/pairings")
+    async def open_pairing(request: Request) -> Response:
+        """Let two contestants meet in a task."""
+
+        def work(session: Session, form: FormData) -> None:
+            a, b = (contestants.get_contestant(session, text_of(form, side).strip()) for side in ("a", "b"))
+            weight = _number(text_of(form, "weight"))
+            contestants.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
+
+        await desk.act(request, work)
+        return go_to("/desk/pairings")
+
+    @router.post("/pairings/{pairing_id}/end")
+    async def end_pairing(pairing_id: Id, request: Request) -> Response:
+        """Let them meet no more."""
+        await desk.act(request, lambda session, form: contestants.end_pairing(session, pairing_id))
+        return go_to("/desk/pairings")
+
+    @router.post("/contestants")
+    async def add(request: Request) -> Response:
+        """Add a contestant that is not a plain policy."""
+
+        def work(session: Session, form: FormData) -> None:
+            kind, name = text_of(form, "kind"), text_of(form, "name").strip()
+            if kind == "best_of":
+                k = text_of(form, "k").strip()
+                if not k.isdecimal() or len(k) > 9:
+                    raise ContestantError(f"k is {k!r}; expected a whole number.")
+                policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
+                contestants.add_best_of(session, name, policy, judge, int(k))
+            elif kind == "endpoint":
+                contestants.add_endpoint(
+                    session,
+                    name,
+                    text_of(form, "url").strip(),
+                    text_of(form, "model"),
+                    text_of(form, "key_variable").strip() or None,
+                )
+            elif kind == "writer":
+                contestants.add_writer(session, name, text_of(form, "group"))
+            else:
+                raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
+
+        await desk.act(request, work)
+        return go_to("/desk/pairings")
+
+
+def _newest(session: Session, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Digests and what to call them, the newest first."""
+    rows = session.execute(
+        select(t.Artifact.digest, t.Artifact.kind, t.Cycle.number)
+        .outerjoin(t.Cycle, t.Cycle.id == t.Artifact.cycle_id)
+        .where(t.Artifact.kind.in_(kinds))
+        .order_by(t.Artifact.id.desc())
+        .limit(_OFFERED)
+    )
+    named: dict[str, str] = {}
+    for digest, kind, cycle in rows:
+        of = "" if cycle is None else f", cycle {cycle}"
+        named.setdefault(digest, f"{digest[7:19]} ({kind.replace('_', ' ')}{of})")
+    return list(named.items())
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text.strip() or "1")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ContestantError(f"The pairing's weight is {text!r}; expected a number above 0.")
+    return number

@@ -1,0 +1,90 @@
+"""The desk's page of work: groups of raters, and queues that say who may do what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from orchestrator.people import queues
+from orchestrator.people.queues import EVERYTHING, QueueError
+from orchestrator.people.tasks import TASKS
+from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
+from orchestrator.web.pages.shell import go_to, text_of
+
+
+def add_work(router: APIRouter, desk: Desk) -> None:
+    """The routes of queues and groups."""
+
+    @router.get("/work")
+    def listing(request: Request) -> HTMLResponse:
+        """Queues with what each brought towards its goal, and groups with their members."""
+
+        def work(session: Session) -> dict[str, Any]:
+            return {
+                "queues": queues.queue_figures(session, ROWS),
+                "groups": queues.group_members(session),
+                "offers": EVERYTHING,
+                "statuses": queues.STATUSES,
+                "tasks": TASKS,
+            }
+
+        return desk.show(request, "work.html", work)
+
+    @router.post("/queues")
+    async def open_queue(request: Request) -> Response:
+        """Open a queue of work."""
+
+        def work(session: Session, form: FormData) -> None:
+            task, _, question = text_of(form, "offer").partition(" ")
+            goal = text_of(form, "goal").strip()
+            queues.add_queue(
+                session,
+                task,
+                question,
+                group=text_of(form, "group") or None,
+                status=text_of(form, "status") or None,
+                weight=_whole(text_of(form, "weight").strip() or "1", "weight"),
+                goal=_whole(goal, "goal") if goal else None,
+            )
+
+        await desk.act(request, work)
+        return go_to("/desk/work")
+
+    @router.post("/queues/{queue_id}/close")
+    async def close_queue(queue_id: Id, request: Request) -> Response:
+        """Offer nothing from a queue any more."""
+        await desk.act(request, lambda session, form: queues.close_queue(session, queue_id))
+        return go_to("/desk/work")
+
+    @router.post("/groups")
+    async def add_group(request: Request) -> Response:
+        """Add an empty group."""
+        await desk.act(request, lambda session, form: queues.add_group(session, text_of(form, "name").strip()).id)
+        return go_to("/desk/work")
+
+    @router.post("/groups/join")
+    async def join(request: Request) -> Response:
+        """Put a rater into a group."""
+        await desk.act(
+            request,
+            lambda session, form: queues.join_group(session, text_of(form, "group"), text_of(form, "handle").strip()),
+        )
+        return go_to("/desk/work")
+
+    @router.post("/groups/leave")
+    async def leave(request: Request) -> Response:
+        """Take a rater out of a group."""
+        await desk.act(
+            request, lambda session, form: queues.leave_group(session, text_of(form, "group"), text_of(form, "handle"))
+        )
+        return go_to("/desk/work")
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise QueueError(f"The queue's {name} is {text!r}; expected a whole number.")
+    return int(text)

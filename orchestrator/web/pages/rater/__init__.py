@@ -1,0 +1,4 @@
+"""The pages that a rater sees.
+
+Read `routes.py` first.
+"""
