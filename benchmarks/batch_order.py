@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from models.chat import dialogue_files
 from models.jobs import pretrain, train_preference_model
 from models.runtime.job import Job
 from models.statistics.intervals import mean_interval
@@ -66,7 +67,7 @@ def main() -> None:
 
 def _initial_policy(home: Path) -> Path:
     (home / "text").mkdir()
-    with (home / "text" / pretrain.DIALOGUES_FILE).open("w", encoding="utf-8") as file:
+    with (home / "text" / dialogue_files.DIALOGUES_FILE).open("w", encoding="utf-8") as file:
         for dialogue in World(0).dialogues(WorldSection().num_dialogues):
             file.write(json.dumps({"messages": dialogue}) + "\n")
     out = home / "initial"

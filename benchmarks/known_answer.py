@@ -30,8 +30,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.chat.format import ChatFormat
 from models.chat.tokenizer import END, PAD, ROLES, SCORE, default_template, write_chat_files
-from models.jobs import train_policy
-from models.model_folders.saving import load_causal_lm, save_model
+from models.model_folders.loading import load_causal_lm
+from models.model_folders.saving import save_model
+from models.policy import training as training_module
 from models.policy.settings import PPOSettings
 from models.runtime.job import Job
 
@@ -164,15 +165,15 @@ def train(
     out: Path,
     settings: dict[str, Any],
     seed: int = 0,
-    change: Callable[[train_policy.PolicyTraining], None] | None = None,
-) -> train_policy.PolicyTraining:
+    change: Callable[[training_module.PolicyTraining], None] | None = None,
+) -> training_module.PolicyTraining:
     """Run PPO's own loop with the table as preference model; `change` may tamper with it before it starts."""
     out.mkdir(parents=True)
     inputs = {name: str(world / name) for name in ("initial", "prompts")} | {"preference_model": str(world / "initial")}
     job = Job({"job": "train_policy", "inputs": inputs, "settings": settings, "seed": seed, "device": "cpu"}, out)
     job.prepare_process()
     known = KnownReward(world / "initial")
-    training = train_policy.PolicyTraining(
+    training = training_module.PolicyTraining(
         job, PPOSettings(**(SETTINGS | settings)), known.chat, preference_model=known
     )
     if change is not None:

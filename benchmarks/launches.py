@@ -30,11 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from benchmarks.speed_world import Size, uneven
+from models.backbone.batches import chunk_cost, chunks_with_little_padding, right_padded
 from models.backbone.precision import EXACT, Filling, Precision, filling
 from models.policy.critic import Critic
-from models.policy.model import Policy, ReplyChunk, reply_chunks, selected_logps
+from models.policy.model import Policy, selected_logps
+from models.policy.reply_chunks import ReplyChunk, reply_chunks
 from models.policy.rollout import CHUNK_TOKENS_GPU
-from models.preference.order import chunk_cost, chunks_with_little_padding, right_padded
 from models.sampling import llama
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.static import Step

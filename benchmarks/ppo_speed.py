@@ -209,10 +209,10 @@ def worker(spec: dict[str, Any]) -> int:
 
     from benchmarks.speed_world import cpu_seconds
     from models.chat.format import ChatFormat
-    from models.jobs import train_policy
+    from models.policy import training as training_module
     from models.policy.settings import PPOSettings
     from models.runtime.job import Job
-    from models.sampling.draws import derive_seed
+    from models.runtime.random_numbers import derive_seed
     from models.sampling.engine import SamplingParams
 
     answers = os.fdopen(os.dup(1), "w")
@@ -257,7 +257,7 @@ def worker(spec: dict[str, Any]) -> int:
     chat = ChatFormat.load(folder / "initial")
     gc.collect()
     before = memory("VmRSS")
-    training = train_policy.PolicyTraining(job, settings, chat)
+    training = training_module.PolicyTraining(job, settings, chat)
     # Lengths are given, not drawn: no token ends a reply, and each request has a limit of its own.
     training.collector.engine.eos_id = -1
     training._sampling = lambda seed, count: [  # type: ignore[method-assign]

@@ -36,8 +36,9 @@ from benchmarks.memory import Memory
 from benchmarks.speed_world import Clock, Size, has_amx, measured_peaks, word_tokenizer
 from models.chat.format import ChatFormat
 from models.chat.tokenizer import write_chat_files
-from models.preference.comparison_set import TokenPair, common_prefix_length
+from models.preference.comparison_set import common_prefix_length
 from models.preference.order import dialogue_order, epoch_order
+from models.preference.pairs import TokenPair
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.runtime.job import Job

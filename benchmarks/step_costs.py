@@ -31,17 +31,17 @@ import torch
 
 from benchmarks.launches import LAUNCH_S, all_launches
 from benchmarks.speed_world import Clock, Peaks, Size, measured_peaks, uneven, write_world
+from models.backbone.batches import chunk_cost, chunks_with_little_padding
 from models.backbone.precision import Precision, computing_in
 from models.backbone.throughput import PEAKS
 from models.chat.format import ChatFormat
-from models.jobs import train_policy
+from models.policy import training as training_module
 from models.policy.rollout import CHUNK_TOKENS_GPU
 from models.policy.settings import PPOSettings
-from models.preference.comparison_set import TokenPair
 from models.preference.model import fresh_preference_model, pair_scores
-from models.preference.order import chunk_cost, chunks_with_little_padding
+from models.preference.pairs import TokenPair
 from models.runtime.job import Job
-from models.sampling.draws import derive_seed
+from models.runtime.random_numbers import derive_seed
 from models.sampling.engine import SamplingParams
 
 FLOAT = 4  # bytes
@@ -210,7 +210,7 @@ def ppo(
         iterations=3, prompts_per_iteration=replies, max_reply_tokens=max(lengths), epochs=EPOCHS,
         minibatch_replies=minibatch, learning_rate=1e-6, precision=precision,
     )  # fmt: skip
-    training = train_policy.PolicyTraining(job, settings, ChatFormat.load(folder / "initial"))
+    training = training_module.PolicyTraining(job, settings, ChatFormat.load(folder / "initial"))
     collector = training.collector
     collector.engine.eos_id = -1
     training._sampling = lambda seed, count: [  # type: ignore[method-assign]

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.policy.model import Policy, reply_chunks
-from models.policy.watch import RolloutSignals, Watch, WatchSettings, mean_and_error
+from models.policy.model import Policy
+from models.policy.reply_chunks import reply_chunks
+from models.policy.settings import WatchSettings
+from models.policy.watch import RolloutSignals, Watch, mean_and_error
 from models.sampling.engine import DecodeEngine, SamplingParams
 
 VOCABULARY = 256

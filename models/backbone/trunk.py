@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.backbone.causal_attention import causal_attention
 from models.backbone.llama_layer import by_hand, complex_angles, finish, queries_keys_values
-from models.sampling.llama import FIXED_ROTARY, rotated
+from models.backbone.rotary import FIXED_ROTARY, rotated
 
 
 def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) -> Tensor:

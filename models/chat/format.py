@@ -284,3 +284,18 @@ def _control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 def _encodable(text: str) -> str:
     """The text with lone surrogates replaced, which no tokenizer accepts ("\\ud800" in JSON is one)."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_same_chat(folder: Path, initial: Path, what: str) -> None:
+    """Refuse a model whose tokenizer or template is not the initial policy's, byte for byte.
+
+    Raises:
+        ChatFormatError: a file differs; `what` names the model.
+    """
+    for name in FILES:
+        mine, its = initial / name, folder / name
+        if mine.exists() and (not its.exists() or mine.read_bytes() != its.read_bytes()):
+            raise ChatFormatError(
+                f"{name} of the {what} {folder} differs from the initial policy's {initial}. "
+                "Train the preference model from this initial policy."
+            )

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.backbone.batches import chunks_by_length, right_padded
 from models.chat.format import ChatFormat, Message
 from models.detectors.scores import exposure_logit, mahalanobis, relative_mahalanobis
-from models.model_folders.saving import load_causal_lm, model_card, save_model
-from models.preference.order import chunks_by_length, right_padded
+from models.model_folders.loading import load_causal_lm
+from models.model_folders.saving import model_card, save_model
 
 SETTINGS_FILE = "detector.json"
 STATISTICS_FILE = "statistics.safetensors"

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.preference.comparison_set import ComparisonSetError, TokenPair, stream_lines, token_pair
+from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
 from models.preference.curves import confident_mistakes
 from models.preference.model import PreferenceModel, PreferenceModelError
+from models.preference.pairs import TokenPair
 from models.preference.report import ScoredPair, grouped, model_accuracy, score_pairs
-from models.runtime.job import Job, JobError, main, settings_from
+from models.runtime.job import Job, JobError, main
+from models.runtime.settings import settings_from
 
 NAME = "check_preference_model"
 

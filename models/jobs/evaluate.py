@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.chat.format import ChatFormat
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.inputs import load_preference_model, prompts_that_fit
 from models.policy.model import Policy
 from models.policy.ppo import best_of_n_kl
 from models.policy.prompts import KINDS, Prompt
 from models.policy.rollout import RolloutCollector
 from models.preference.model import PreferenceModel
-from models.runtime.job import Job, JobError, main, settings_from
-from models.sampling.draws import derive_seed
+from models.runtime.job import Job, JobError, main
+from models.runtime.random_numbers import derive_seed
+from models.runtime.settings import settings_from
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 from models.statistics.intervals import mean_interval_json
 from models.statistics.kl_law import expected_best_of

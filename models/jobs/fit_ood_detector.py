@@ -16,8 +16,9 @@ from typing import Any
 from models.chat.format import ChatFormat, ChatFormatError, Message
 from models.detectors.detector import save_detector
 from models.detectors.fitting import OodSettings, fit_detector
-from models.model_folders.saving import load_causal_lm
-from models.runtime.job import Job, JobError, main, settings_from
+from models.model_folders.loading import load_causal_lm
+from models.runtime.job import Job, JobError, main
+from models.runtime.settings import settings_from
 
 NAME = "fit_ood_detector"
 PROMPTS_FILE = "prompts.jsonl"

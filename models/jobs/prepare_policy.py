@@ -24,8 +24,10 @@ from transformers import (
 
 from models.chat.format import ChatFormat, ChatFormatError
 from models.chat.tokenizer import END, ROLES, complete_tokenizer, write_chat_files
-from models.model_folders.saving import embedding_table, load_causal_lm, model_card, save_model
-from models.runtime.job import Job, JobError, main, settings_from
+from models.model_folders.loading import embedding_table, load_causal_lm
+from models.model_folders.saving import model_card, save_model
+from models.runtime.job import Job, JobError, main
+from models.runtime.settings import settings_from
 
 # What a fresh control token means to a model that has never seen it: its embedding starts as the mean of
 # these words'. The pad and score tokens start as the mean of the whole vocabulary.

@@ -18,13 +18,12 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
-from models.chat.format import ChatFormat
+from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.model_folders.saving import save_model
-from models.policy.inputs import check_same_chat
-from models.preference.comparison_set import SPLITS, ComparisonSetError, TokenPair, TokenPairs, load_token_pairs
+from models.preference.comparison_set import SPLITS, ComparisonSetError, load_token_pairs
 from models.preference.model import PreferenceModel, fresh_preference_model, scalar_head
 from models.preference.order import shuffle_labels
-from models.preference.pairs import PairFile
+from models.preference.pairs import PairFile, TokenPair, TokenPairs
 from models.preference.report import held_out_report, score_pairs
 from models.preference.results import (
     card,
@@ -39,7 +38,8 @@ from models.preference.results import (
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.preference.twins import part_of
-from models.runtime.job import Job, JobError, main, settings_from
+from models.runtime.job import Job, JobError, main
+from models.runtime.settings import settings_from
 from models.statistics.scaling import learning_curve
 
 NAME = "train_preference_model"
@@ -57,7 +57,10 @@ def run(job: Job) -> None:
     initial = job.input("initial")
     chat = ChatFormat.load(initial)
     start = job.inputs.get("pmp", initial)
-    check_same_chat(start, initial, "pre-trained preference model")
+    try:
+        check_same_chat(start, initial, "pre-trained preference model")
+    except ChatFormatError as error:
+        raise JobError(str(error)) from error
     model = fresh_preference_model(start, chat, job.seed, job.device)
     base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))

@@ -20,10 +20,11 @@ from typing import Any
 
 from models.chat.format import ChatFormat, Message
 from models.chat.prompt_writing import Sieve, Verdict, message_key
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.prompts import KINDS, Kind
-from models.runtime.job import Job, JobError, main, settings_from
-from models.sampling.draws import derive_seed, permutation
+from models.runtime.job import Job, JobError, main
+from models.runtime.random_numbers import derive_seed, permutation
+from models.runtime.settings import settings_from
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
 NAME = "write_prompts"

@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedModel,
 )
@@ -24,36 +21,6 @@ from models.model_folders.probe_reply import write_fingerprint
 
 # Bars of transformers fill a job's log file with half-drawn lines.
 transformers_logging.disable_progress_bar()
-
-
-def load_causal_lm(
-    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """A language model in evaluation mode."""
-    return _placed(AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype), device)
-
-
-def load_sequence_classifier(
-    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """A trunk with one scalar head, in evaluation mode.
-
-    A folder of a language model gets a fresh head (drawn from torch's random state, so seed it before).
-    """
-    model = AutoModelForSequenceClassification.from_pretrained(str(folder), num_labels=1, dtype=dtype)
-    return _placed(model, device)
-
-
-def _placed(model: Any, device: torch.device | str) -> PreTrainedModel:
-    # transformers types `to` too narrowly, hence Any.
-    return model.to(device).eval()
-
-
-def embedding_table(model: PreTrainedModel) -> torch.Tensor:
-    """The input embeddings, (V, D); may have more rows than the tokenizer has ids."""
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, torch.Tensor)
-    return table
 
 
 def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, card: str) -> None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone.precision import Precision, computing_exactly, computing_in
 from models.backbone.trunk import states_at
-from models.policy.model import ReplyChunk
-
-CriticKind = Literal["shared", "detached", "separate", "preference_model"]
+from models.policy.reply_chunks import ReplyChunk
+from models.policy.settings import CriticKind
 
 
 def copy_to_train(trunk: Any) -> Any:

@@ -7,25 +7,10 @@ from typing import Any
 
 import torch
 
-from models.chat.format import FILES, ChatFormat
+from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.policy.prompts import Prompts, PromptSetError, load_prompts
 from models.preference.model import PreferenceModel, PreferenceModelError
 from models.runtime.job import JobError
-
-
-def check_same_chat(folder: Path, initial: Path, what: str) -> None:
-    """Refuse a model whose tokenizer or template is not the initial policy's, byte for byte.
-
-    Raises:
-        JobError: a file differs; `what` names the model.
-    """
-    for name in FILES:
-        mine, its = initial / name, folder / name
-        if mine.exists() and (not its.exists() or mine.read_bytes() != its.read_bytes()):
-            raise JobError(
-                f"{name} of the {what} {folder} differs from the initial policy's {initial}. "
-                "Train the preference model from this initial policy."
-            )
 
 
 def load_preference_model(folder: Path, initial: Path, device: torch.device) -> PreferenceModel:
@@ -34,10 +19,10 @@ def load_preference_model(folder: Path, initial: Path, device: torch.device) -> 
     Raises:
         JobError: they differ, or the folder holds no preference model.
     """
-    check_same_chat(folder, initial, "preference model")
     try:
+        check_same_chat(folder, initial, "preference model")
         return PreferenceModel.load(folder, device)
-    except PreferenceModelError as error:
+    except (ChatFormatError, PreferenceModelError) as error:
         raise JobError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.policy.critic import Critic
-from models.policy.model import Policy, ReplyChunk, selected_logps
+from models.policy.model import Policy, selected_logps
 from models.policy.ppo import (
     adapted_kl_coef,
     advantages_and_returns,
@@ -30,6 +30,7 @@ from models.policy.ppo import (
     value_losses,
     whiten,
 )
+from models.policy.reply_chunks import ReplyChunk
 from models.policy.rollout import Rollout, RolloutCollector
 from models.policy.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, VALUE_HEAD_RATE, PPOSettings
 from models.runtime.job import Job

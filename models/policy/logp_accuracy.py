@@ -15,15 +15,17 @@ from typing import Any
 
 import torch
 
+from models.backbone.batches import chunk_cost_of
 from models.backbone.precision import filling
 from models.chat.format import ChatFormat
-from models.policy.model import Policy, reply_chunks
+from models.policy.model import Policy
 from models.policy.prompts import KINDS
-from models.preference.comparison_set import TokenPair, read_manifest, stream_records, token_pair
+from models.policy.reply_chunks import reply_chunks
+from models.preference.comparison_set import read_manifest, stream_records, token_pair
 from models.preference.curves import accuracy_entry
 from models.preference.loss import ordered_rightly
 from models.preference.model import PreferenceModel
-from models.preference.order import chunk_cost_of
+from models.preference.pairs import TokenPair
 
 # Read for every pair that is wanted, since some are too long for the policy.
 CANDIDATES_PER_PAIR = 4

@@ -13,7 +13,8 @@ from typing import Any
 
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
 from models.policy.rollout import Rollout, RolloutCollector
-from models.policy.watch import RolloutSignals, Watch, WatchSettings, rollout_signals, twin_gap
+from models.policy.settings import WatchSettings
+from models.policy.watch import RolloutSignals, Watch, rollout_signals, twin_gap
 from models.preference.comparison_set import ComparisonSetError
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError

@@ -6,13 +6,11 @@ that nothing is ever computed on padding. models/policy/learning.py puts them to
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k3", "full"]
-KLPlacement = Literal["per_token", "per_reply", "loss"]
+from models.policy.settings import KLPlacement
 
 
 def token_rewards(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.chat.format import ChatFormat, ChatFormatError, Message
-from models.sampling.draws import derive_seed, permutation
+from models.runtime.random_numbers import derive_seed, permutation
 
 Kind = Literal["helpful", "harmless"]
 KINDS: tuple[Kind, ...] = ("helpful", "harmless")

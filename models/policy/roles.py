@@ -29,12 +29,12 @@ from models.backbone.adapters import (
     sharing,
     train_adapter,
 )
-from models.chat.format import ChatFormat
-from models.model_folders.saving import load_causal_lm, save_model
+from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
+from models.model_folders.loading import load_causal_lm
+from models.model_folders.saving import save_model
 from models.policy.critic import copy_to_train
-from models.policy.inputs import check_same_chat, load_preference_model
-from models.preference.model import PreferenceModel, scalar_head
-from models.preference_offset import stored_offset
+from models.policy.inputs import load_preference_model
+from models.preference.model import PreferenceModel, scalar_head, stored_offset
 from models.runtime.job import JobError
 
 
@@ -86,7 +86,10 @@ class Roles:
                 file=sys.stderr,
             )
             return load_preference_model(folder, self.initial, self.device)
-        check_same_chat(folder, self.initial, "preference model")
+        try:
+            check_same_chat(folder, self.initial, "preference model")
+        except ChatFormatError as error:
+            raise JobError(str(error)) from error
         return PreferenceModel(self._scorer(stored), ChatFormat.load(folder), stored_offset(folder))
 
     def _reason_to_hold_whole(self, stored: StoredAdapter | None) -> str | None:

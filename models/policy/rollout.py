@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.backbone.batches import chunk_cost_of
 from models.backbone.precision import Precision, filling
 from models.chat.format import ChatFormat
 from models.policy.critic import Critic
-from models.policy.model import Policy, ReplyChunk, reply_chunks
+from models.policy.model import Policy
 from models.policy.ppo import reply_kl
 from models.policy.prompts import Prompt
+from models.policy.reply_chunks import ReplyChunk, reply_chunks
 from models.preference.model import PreferenceModel
-from models.preference.order import chunk_cost_of
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
 # Tokens in one forward pass: on CPU larger tensors leave the cache, on a GPU they fill it.

@@ -5,15 +5,16 @@ Read next: `models/jobs/train_policy.py`, which follows them; docs/ppo.md says w
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from models.backbone.adapters import check_lora
-from models.backbone.precision import Precision
-from models.policy.critic import CriticKind
-from models.policy.ppo import KLEstimator, KLPlacement
-from models.policy.watch import WatchSettings
+from models.runtime.training_choices import Precision, check_lora
+
+CriticKind = Literal["shared", "detached", "separate", "preference_model"]
+KLEstimator = Literal["k1", "k3", "full"]
+KLPlacement = Literal["per_token", "per_reply", "loss"]
 
 ADAM_BETAS = (0.9, 0.95)
 # Larger than usual, as in the reference implementations of PPO: steps stay small where gradients are tiny.
@@ -21,6 +22,40 @@ ADAM_EPS = 1e-5
 MAX_GRADIENT_NORM = 1.0
 # The critic's own layers start from nothing while the trunk is already good, and may move faster.
 VALUE_HEAD_RATE = 10.0
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """The tripwires. 0 turns a wire off; numbers that are not finite always stop training.
+
+    "Start" is the run's first rollout, which the initial policy wrote. The defaults are wide: they stop runs that
+    are lost, not runs that could be better.
+    """
+
+    impossible_kl_errors: float = 4.0  # standard errors by which a KL may lie below 0, in a rollout or over ten
+    max_start_kl_nats: float = 0.05  # |KL| of the first rollout, per reply; policy and reference are equal there
+    max_first_ratio_error: float = 0.01  # |ratio - 1| of the first minibatch, before any step; else log-probs disagree
+    min_entropy_share: float = 0.1  # entropy per token over that of the start
+    max_length_factor: float = 5.0  # mean reply length over that of the start, or the other way round
+    max_repetition_rise: float = 0.5  # share of repeated 4-grams within replies, above the start's
+    max_duplicate_rise: float = 0.5  # share of replies that equal another one, above the start's
+    max_truncation_rise: float = 0.6  # share of replies cut off at the cap, above the start's
+    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in PM units
+    max_clip_fraction: float = 0.8  # share of tokens whose gradient was clipped away, mean over a rollout's steps
+    max_ratio_error: float = 1.0  # |mean ratio - 1| over a rollout's steps; its expectation is 0
+    patience: int = 2  # rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one
+
+    def __post_init__(self) -> None:
+        for name in (each.name for each in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; expected 0 (off) or a number above it.")
+        if self.min_entropy_share >= 1:
+            raise ValueError(f"min_entropy_share is {self.min_entropy_share:g}; expected a share below 1.")
+        if 0 < self.max_length_factor <= 1:
+            raise ValueError(f"max_length_factor is {self.max_length_factor:g}; expected a factor above 1, or 0 (off).")
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; expected at least 1.")
 
 
 @dataclass(frozen=True)

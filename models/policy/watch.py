@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from models.policy.rollout import Rollout
+from models.policy.settings import WatchSettings
 from models.statistics.intervals import student_quantile
 from models.statistics.reply_signals import duplicates, most_frequent, repeated_ngrams
 
@@ -25,40 +26,6 @@ KL_ROUNDING_NATS = 1e-3
 DRIFT_ROLLOUTS = 10
 # A twin gap counts as far as it exceeds its own noise: two standard errors.
 GAP_ERRORS = 2.0
-
-
-@dataclass(frozen=True)
-class WatchSettings:
-    """The tripwires. 0 turns a wire off; numbers that are not finite always stop training.
-
-    "Start" is the run's first rollout, which the initial policy wrote. The defaults are wide: they stop runs that
-    are lost, not runs that could be better.
-    """
-
-    impossible_kl_errors: float = 4.0  # standard errors by which a KL may lie below 0, in a rollout or over ten
-    max_start_kl_nats: float = 0.05  # |KL| of the first rollout, per reply; policy and reference are equal there
-    max_first_ratio_error: float = 0.01  # |ratio - 1| of the first minibatch, before any step; else log-probs disagree
-    min_entropy_share: float = 0.1  # entropy per token over that of the start
-    max_length_factor: float = 5.0  # mean reply length over that of the start, or the other way round
-    max_repetition_rise: float = 0.5  # share of repeated 4-grams within replies, above the start's
-    max_duplicate_rise: float = 0.5  # share of replies that equal another one, above the start's
-    max_truncation_rise: float = 0.6  # share of replies cut off at the cap, above the start's
-    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in PM units
-    max_clip_fraction: float = 0.8  # share of tokens whose gradient was clipped away, mean over a rollout's steps
-    max_ratio_error: float = 1.0  # |mean ratio - 1| over a rollout's steps; its expectation is 0
-    patience: int = 2  # rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{field.name} is {value}; expected 0 (off) or a number above it.")
-        if self.min_entropy_share >= 1:
-            raise ValueError(f"min_entropy_share is {self.min_entropy_share:g}; expected a share below 1.")
-        if 0 < self.max_length_factor <= 1:
-            raise ValueError(f"max_length_factor is {self.max_length_factor:g}; expected a factor above 1, or 0 (off).")
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}; expected at least 1.")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.model_folders.saving import load_causal_lm
-from models.preference.comparison_set import TokenPair
-from models.preference.order import right_padded
+from models.backbone.batches import right_padded
+from models.model_folders.loading import load_causal_lm
+from models.preference.pairs import TokenPair
 
 
 def frozen_output_layer(initial: Path, device: torch.device) -> nn.Module:

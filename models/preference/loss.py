@@ -5,11 +5,15 @@ Read next: `models/preference/training.py`, which minimises this loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.preference.pairs import TokenPair
+
+TIE_TARGET = 0.5  # neither side is the better one
 
 
 def preference_loss(
@@ -74,14 +78,13 @@ def ordered_rightly(gaps: Iterable[float]) -> list[float]:
     return [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
 
 
-def count_correct(gaps: Iterable[float]) -> float:
-    """How many pairs are ordered rightly, given score(better) − score(worse); a gap of 0 counts half."""
-    return sum(ordered_rightly(gaps))
+def soft_target(pair: TokenPair, by_strength: Sequence[float], unknown: float) -> float:
+    """Probability that the better side is the better one: by strength, `unknown` without one, 0.5 for a tie."""
+    if pair.tie is not None:
+        return TIE_TARGET
+    return unknown if pair.strength is None else by_strength[pair.strength - 1]
 
 
-def preference_probability(gaps: Tensor) -> Tensor:
-    """Predicted probability that the first reply wins, from score(first) − score(second) in nats.
-
-    Source: arXiv:2204.05862, equation 4.2.
-    """
-    return torch.sigmoid(gaps)
+def soft_targets(pairs: Sequence[TokenPair], by_strength: Sequence[float], unknown: float) -> Tensor:
+    """One target per pair, N, float32."""
+    return torch.tensor([soft_target(pair, by_strength, unknown) for pair in pairs], dtype=torch.float32)

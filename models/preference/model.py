@@ -6,6 +6,9 @@ Read next: `models/preference/training.py`.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from models.backbone.batches import chunk_cost_of, chunks_with_little_padding, right_padded
 from models.backbone.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
 from models.backbone.trunk import states_at
 from models.chat.format import ChatFormat, Message
-from models.preference.comparison_set import TokenPair
-from models.preference.order import chunk_cost_of, chunks_with_little_padding, right_padded
+from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
+from models.preference.pairs import TokenPair
 from models.preference.tree_states import can_pack, states_at_reads
 from models.preference.trees import Tree
-from models.preference_offset import stored_offset
 
 # Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
 # a GPU needs more to be busy, and training holds the activations of them all.
@@ -197,3 +200,40 @@ __all__ = [
     "pair_scores",
     "tree_scores",
 ]
+
+
+FILE = "reference.jsonl"
+
+
+def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> dict[str, Any]:
+    """Mean score over both sides of the reference pairs, with the SHA-256 of the set.
+
+    Pairs of more than `max_tokens` tokens are left out and counted.
+
+    Raises:
+        ComparisonSetError: no such file, a line of another shape, or no pair that fits.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        raise ComparisonSetError(f"{directory} has no {FILE}; expected a reference set.")
+    pairs = [token_pair(record, model.chat) for record in stream_lines(path)]
+    fitting = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= max_tokens]
+    if not fitting:
+        raise ComparisonSetError(f"None of the {len(pairs)} pairs of {path} has at most {max_tokens} tokens a side.")
+    better, worse = model.score_pairs(fitting)
+    return {
+        "offset": math.fsum([*better, *worse]) / (2 * len(fitting)),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "num_pairs": len(fitting),
+        "too_long": len(pairs) - len(fitting),
+    }
+
+
+def stored_offset(directory: Path) -> float | None:
+    """The offset that a preference model was published with; None where it had no reference set."""
+    path = directory / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    # Before there were reference sets, `offset` was a mean over a set that changed every week.
+    return float(results["offset"]) if results.get("reference") else None

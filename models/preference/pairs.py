@@ -1,4 +1,4 @@
-"""Preference pairs kept on disk, so that memory does not grow with a comparison set.
+"""Preference pairs as ids, and many of them kept on disk, so that memory does not grow with a comparison set.
 
 Read next: `models/preference/comparison_set.py`, which fills one for each split.
 """
@@ -11,14 +11,49 @@ import os
 import tempfile
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
-
-if TYPE_CHECKING:
-    from models.preference.comparison_set import TokenPair
+from typing import overload
 
 BUFFER_BYTES = 1 << 20
 IDS = ("prefix_ids", "better_ids", "worse_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair as ids: what both sides share, then each side up to its end-of-context id."""
+
+    id: str
+    source: str
+    question: str
+    prefix_ids: array[int]  # the longest common beginning; may reach into the replies
+    better_ids: array[int]  # what follows the prefix on the better side, at least the end-of-context id
+    worse_ids: array[int]
+    rater: str | None = None  # id of whoever chose; None where the record does not say
+    tranche: str | None = None  # what produced the replies; None where the record does not say
+    turn: int | None = None  # 1 for a reply to the opening message; None where the record does not say
+    dialogue: int | None = None  # names the dialogue: pairs that share it are likely to share their beginning
+    strength: int | None = None  # 1 (slightly) to 4 (much better); None where unknown
+    tie: str | None = None  # "tie" or "cant_tell" where the rater chose neither; the sides are then in no order
+
+    @property
+    def better_tokens(self) -> int:
+        """Tokens of the whole better side, prompt and end-of-context id included."""
+        return len(self.prefix_ids) + len(self.better_ids)
+
+    @property
+    def worse_tokens(self) -> int:
+        """Tokens of the whole worse side, prompt and end-of-context id included."""
+        return len(self.prefix_ids) + len(self.worse_ids)
+
+    @property
+    def length_difference(self) -> int:
+        """Tokens(better) − tokens(worse)."""
+        return len(self.better_ids) - len(self.worse_ids)
+
+    def swapped(self) -> TokenPair:
+        """The same pair with the other side better; only the shuffled-labels control asks for this."""
+        return replace(self, better_ids=self.worse_ids, worse_ids=self.better_ids)
 
 
 class PairFile(Sequence["TokenPair"]):
@@ -74,3 +109,11 @@ class PairFile(Sequence["TokenPair"]):
             position += count * ids.itemsize
         values |= zip(self._rest, json.loads(data[position:]), strict=True)
         return self._of(**values)  # type: ignore[arg-type]
+
+
+@dataclass
+class TokenPairs:
+    """All pairs of one split that fit, in the order of the shards, and how many did not fit."""
+
+    pairs: list[TokenPair] | PairFile = field(default_factory=list)
+    num_too_long: int = 0

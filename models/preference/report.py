@@ -23,8 +23,8 @@ from models.preference.loss import ordered_rightly
 from models.statistics.length_regression import length_log_odds, regress_out_length
 
 if TYPE_CHECKING:
-    from models.preference.comparison_set import TokenPair
     from models.preference.model import PreferenceModel
+    from models.preference.pairs import TokenPair
 
 Entry = TypeVar("Entry")
 

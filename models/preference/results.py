@@ -14,12 +14,12 @@ from typing import Any
 
 from models.backbone.adapters import Lora, adapted_names, learned_state
 from models.model_folders.saving import model_card
-from models.preference.comparison_set import ComparisonSetError, TokenPair
-from models.preference.model import PreferenceModel
+from models.preference.comparison_set import ComparisonSetError
+from models.preference.model import PreferenceModel, measure_offset
+from models.preference.pairs import TokenPair
 from models.preference.report import ScoredPair
 from models.preference.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, PreferenceModelSettings
 from models.preference.twins import cost_of_a_part, gaps_of
-from models.preference_offset import measure_offset
 from models.runtime.job import Job, JobError
 
 

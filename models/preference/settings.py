@@ -6,17 +6,21 @@ Read next: `models/jobs/train_preference_model.py`, which follows them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.backbone.adapters import check_lora
-from models.backbone.precision import Precision
 from models.preference.twins import Part, Twin
-from models.preference_targets import SOFT_TARGET_UNKNOWN, SOFT_TARGETS, check_targets
+from models.runtime.training_choices import Precision, check_lora
 
 ADAM_BETAS = (0.9, 0.98)
 ADAM_EPS = 1e-8
 MAX_GRADIENT_NORM = 1.0
+
+# The probability, by strength 1 to 4, that another rater would choose the same reply. A choice without strength counts
+# as certain, as all choices do with hard targets. Our own choice: the paper takes every comparison as certain [15].
+SOFT_TARGETS = (0.65, 0.80, 0.90, 0.97)
+SOFT_TARGET_UNKNOWN = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,17 @@ class PreferenceModelSettings:
         check_targets(self.soft_targets, self.soft_target_unknown)
         if self.part == "watcher" and self.twin == "off":
             raise ValueError("part is 'watcher' and twin is 'off'; a watcher needs twin = 'halves' or 'holdout'.")
+
+
+def check_targets(by_strength: Sequence[float], unknown: float) -> None:
+    """Refuse a mapping that is no mapping from strength to probability.
+
+    Raises:
+        ValueError: not four, outside 0.5 to 1, or a weaker strength with a higher probability.
+    """
+    if len(by_strength) != 4 or list(by_strength) != sorted(by_strength):
+        raise ValueError(f"soft_targets are {list(by_strength)}; expected four, for strengths 1 to 4, rising.")
+    if not all(0.5 <= target <= 1 for target in (*by_strength, unknown)):
+        raise ValueError(
+            f"soft_targets are {list(by_strength)} and {unknown} where unknown; expected probabilities from 0.5 to 1."
+        )

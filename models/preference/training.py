@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
+from models.backbone.batches import chunks_by_length
 from models.backbone.precision import computing_in, note_precision
 from models.chat.format import ChatFormat
-from models.preference.comparison_set import TokenPair
 from models.preference.language_loss import frozen_output_layer, good_sample_loss
-from models.preference.loss import preference_loss, question_weights
+from models.preference.loss import preference_loss, question_weights, soft_targets
 from models.preference.model import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, can_pack, pair_scores, tree_scores
-from models.preference.order import chunks_by_length, dialogue_order, epoch_order
+from models.preference.order import dialogue_order, epoch_order
+from models.preference.pairs import TokenPair
 from models.preference.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, PreferenceModelSettings
 from models.preference.tree_attention import TreeAttention
 from models.preference.trees import chunks_by_tokens, pair_trees
-from models.preference_targets import soft_targets
 from models.runtime.job import Job, JobError
 
 

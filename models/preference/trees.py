@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.preference.comparison_set import TokenPair, common_prefix_length
+from models.preference.comparison_set import common_prefix_length
+from models.preference.pairs import TokenPair
 
 # Spans shorter than this share an attention call with their neighbour: a call costs more than what it would leave out.
 MIN_SPAN_TOKENS = 16

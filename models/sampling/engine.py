@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from models.backbone.precision import DTYPES, Precision
+from models.runtime.random_numbers import uniforms
 from models.sampling import llama
-from models.sampling.draws import choose_tokens, uniforms
+from models.sampling.draws import choose_tokens
 from models.sampling.generic import GenericDecoder
 from models.sampling.llama import LlamaDecoder
 from models.sampling.static import StaticDecoder

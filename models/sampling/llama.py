@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone.adapters import low_rank
+from models.backbone.rotary import FIXED_ROTARY, rotated
 from models.sampling.in_place import place, refreshed, tensors
 
 # Below this size the cost of a step is launching operations, so projections that share an
@@ -31,9 +32,6 @@ _BLOCKS_OF_A_SIZE = 4
 
 # Tokens of prompts in one forward pass on CPU: the states of more leave the cache.
 _PREFILL_TOKENS_CPU = 1024
-
-# Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
-FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 class _Projection(NamedTuple):
@@ -483,12 +481,3 @@ def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int
             groups.append((first, end))
             first = end
     return groups
-
-
-def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (..., head_dim) states, the two halves of a head being the plane.
-
-    Source: Su et al. 2021, arXiv:2104.09864, in the half-split layout of Hugging Face checkpoints.
-    """
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin

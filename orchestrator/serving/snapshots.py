@@ -23,8 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models.chat.format import ChatFormat
+from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
-from models.model_folders.saving import load_causal_lm
 from models.sampling.engine import DecodeEngine
 from orchestrator.conversations.contestants import Served, served
 from orchestrator.errors import ArtifactError

@@ -24,7 +24,7 @@ from models.initial_policy.distillation import (
     targets_of,
 )
 from models.jobs import distill_student, make_distillation_set
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError
 from tests.models.conftest import LLAMA3, prepare, write_llama
 

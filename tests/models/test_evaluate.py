@@ -9,10 +9,11 @@ from marked_words import write_prompts, write_scorer
 
 from models.chat.format import ChatFormat
 from models.jobs import evaluate
-from models.model_folders.saving import load_causal_lm, save_model
+from models.model_folders.loading import load_causal_lm
+from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError
-from models.sampling.draws import derive_seed
+from models.runtime.random_numbers import derive_seed
 from models.sampling.engine import DecodeEngine, SamplingParams
 
 FORWARD_TOLERANCE = 1e-4

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from models.backbone import precision
+from models.backbone.batches import chunk_cost, right_padded
 from models.backbone.precision import EXACT, eighths, filling
 from models.chat.format import ChatFormat
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
-from models.policy.model import Policy, reply_chunks, selected_logps
+from models.policy.model import Policy, selected_logps
+from models.policy.reply_chunks import reply_chunks
 from models.preference import model as preference
 from models.preference.loss import preference_loss
 from models.preference.model import PreferenceModel, pair_scores
-from models.preference.order import chunk_cost, right_padded
 from tests.models.ppo_runs import metrics
 from tests.models.test_preference_trees import BATCH, PAD, small_model
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from models.chat.format import ChatFormat
+from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import FILE, TOKENS, FingerprintMismatch, check_fingerprint
-from models.model_folders.saving import load_causal_lm
 from models.sampling.engine import DecodeEngine
 
 

@@ -14,10 +14,11 @@ from models.backbone.precision import filling
 from models.backbone.throughput import peak_flops
 from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run as train_preference_model
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
 from models.policy.learning import PolicyLearner
-from models.policy.model import Policy, reply_chunks
+from models.policy.model import Policy
+from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS
 from models.preference.loss import preference_loss
 from models.preference.model import PreferenceModel, can_pack, pair_scores, tree_scores

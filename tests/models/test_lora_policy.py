@@ -23,12 +23,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from models.backbone import adapters
 from models.chat.format import ChatFormat
 from models.jobs import train_policy, train_preference_model
-from models.jobs.train_policy import PolicyTraining
-from models.model_folders.saving import load_causal_lm
-from models.policy.model import Policy, reply_chunks
+from models.model_folders.loading import load_causal_lm
+from models.policy.model import Policy
+from models.policy.reply_chunks import reply_chunks
 from models.policy.roles import Roles
 from models.policy.rollout import SAMPLER_BOUNDS
 from models.policy.settings import PPOSettings
+from models.policy.training import PolicyTraining
 from models.preference.model import PreferenceModel, end_scores
 from models.runtime.job import Job, JobError
 from models.sampling import llama as sampler_llama

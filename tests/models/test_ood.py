@@ -22,7 +22,8 @@ from models.detectors.fitting import (
     split_by_opening,
 )
 from models.jobs import fit_ood_detector
-from models.model_folders.saving import load_causal_lm, model_card, save_model
+from models.model_folders.loading import load_causal_lm
+from models.model_folders.saving import model_card, save_model
 from models.runtime.job import Job, JobError
 
 # Between batches of other shapes: that of float32 states, after the covariance was inverted.

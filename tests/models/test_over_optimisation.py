@@ -15,7 +15,7 @@ from preference_world import write_comparison_set
 
 from models.chat.format import ChatFormat
 from models.jobs import train_policy, train_preference_model
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
 

@@ -11,7 +11,7 @@ from preference_world import comparison, polite_comparisons, write_comparison_se
 from safetensors.torch import load_file
 
 from models.jobs import train_policy
-from models.policy.watch import WatchSettings
+from models.policy.settings import WatchSettings
 from models.runtime.job import Job, JobError
 from orchestrator.reports.stops import kept_iterations
 

@@ -14,9 +14,11 @@ from ppo_runs import metrics
 
 from models.chat.format import ChatFormat
 from models.jobs import train_policy
-from models.model_folders.saving import load_causal_lm
-from models.policy.model import Policy, reply_chunks
+from models.model_folders.loading import load_causal_lm
+from models.policy import training as training_module
+from models.policy.model import Policy
 from models.policy.ppo import token_rewards
+from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS, RolloutCollector
 from models.policy.settings import PPOSettings
 from models.sampling.engine import Completion, DecodeEngine
@@ -53,7 +55,7 @@ def test_every_sequence_that_a_model_reads_has_exactly_one_bos(tmp_path, prompts
     inputs = {"initial": str(policy), "preference_model": str(scorer), "prompts": str(prompts_dir)}
     job = train_policy.Job({"job": "train_policy", "inputs": inputs, "device": "cpu"}, tmp_path)
     settings = PPOSettings(prompts_per_iteration=8, minibatch_replies=8, max_reply_tokens=6)
-    training = train_policy.PolicyTraining(job, settings, chat)
+    training = training_module.PolicyTraining(job, settings, chat)
     read = []
     for model in (training.policy.model, training.collector.reference.model, training.collector.preference_model.model):
         model.base_model.register_forward_pre_hook(

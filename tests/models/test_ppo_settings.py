@@ -6,11 +6,12 @@ import pytest
 import torch
 from ppo_runs import metrics, results
 
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
 from models.policy.learning import PolicyLearner
-from models.policy.model import Policy, reply_chunks
+from models.policy.model import Policy
 from models.policy.ppo import adapted_kl_coef
+from models.policy.reply_chunks import reply_chunks
 from models.policy.settings import PPOSettings
 from models.runtime.job import JobError
 

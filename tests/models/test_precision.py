@@ -12,13 +12,14 @@ from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, Llam
 
 from models.backbone.precision import computing_in
 from models.chat.format import ChatFormat
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
-from models.policy.model import Policy, reply_chunks
+from models.policy.model import Policy
+from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS
-from models.preference.comparison_set import TokenPair
 from models.preference.loss import preference_loss
 from models.preference.model import PreferenceModel, pair_scores, tree_scores
+from models.preference.pairs import TokenPair
 from models.preference.trees import pair_trees
 from models.runtime.job import JobError
 from models.sampling import llama

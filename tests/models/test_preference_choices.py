@@ -13,7 +13,7 @@ import torch
 
 from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.preference.comparison_set import token_pair
 from models.preference.language_loss import frozen_output_layer, good_sample_loss
 from models.preference.model import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores

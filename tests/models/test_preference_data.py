@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.preference.comparison_set import (
-    ComparisonSetError,
-    TokenPair,
-    TokenPairs,
-    load_token_pairs,
-    read_manifest,
-    token_pair,
-)
-from models.preference.order import chunks_by_length, dialogue_order, epoch_order, shuffle_labels
-from models.preference.pairs import PairFile
+from models.backbone.batches import chunks_by_length
+from models.preference.comparison_set import ComparisonSetError, load_token_pairs, read_manifest, token_pair
+from models.preference.order import dialogue_order, epoch_order, shuffle_labels
+from models.preference.pairs import PairFile, TokenPair, TokenPairs
 
 END = 0
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from models.preference.loss import count_correct
+from models.preference.loss import ordered_rightly
 from models.preference.report import ScoredPair, held_out_report
 from models.statistics.length_regression import length_log_odds, regress_out_length
 
@@ -36,7 +36,7 @@ def test_regression_by_hand():
     regression = regress_out_length([2, 1, -1], [2, -1, -2])
     assert regression.score_per_token == pytest.approx(5 / 9)
     assert regression.residual_gaps == pytest.approx([8 / 9, 14 / 9, 1 / 9])
-    assert count_correct(regression.residual_gaps) == 3
+    assert sum(ordered_rightly(regression.residual_gaps)) == 3
 
 
 def test_a_model_that_measures_only_length_falls_to_one_half():
@@ -44,8 +44,8 @@ def test_a_model_that_measures_only_length_falls_to_one_half():
     regression = regress_out_length([0.1 * d for d in differences], differences)
     assert regression.score_per_token == pytest.approx(0.1)
     # "Longer wins" is right in 4 of 6; nothing is left of it: six ties are three right.
-    assert count_correct(differences) == 4
-    assert count_correct(regression.residual_gaps) == 3
+    assert sum(ordered_rightly(differences)) == 4
+    assert sum(ordered_rightly(regression.residual_gaps)) == 3
 
 
 def test_the_slope_does_not_see_the_labels():

@@ -18,9 +18,10 @@ from transformers import (
 
 from models.backbone.precision import Filling, exactly, thirty_seconds
 from models.preference import tree_attention, tree_states
-from models.preference.comparison_set import TokenPair, common_prefix_length, dialogue_number
+from models.preference.comparison_set import common_prefix_length, dialogue_number
 from models.preference.loss import preference_loss
 from models.preference.model import can_pack, end_scores, pair_scores, tree_scores
+from models.preference.pairs import TokenPair
 from models.preference.tree_states import _RMSNorm, _Rotation
 from models.preference.trees import Span, Tree, chunks_by_tokens, pair_trees, visibility
 

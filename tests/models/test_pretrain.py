@@ -16,9 +16,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from models.chat.format import ChatFormat
+from models.chat import dialogue_files
+from models.chat.format import ChatFormat, Message
+from models.initial_policy import pretraining
+from models.initial_policy.pretraining import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
 from models.jobs import pretrain
-from models.jobs.pretrain import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
 from models.runtime.job import Job, JobError, main
 from tests.models.conftest import prepare
 
@@ -169,9 +171,9 @@ def test_killed_run_ends_with_the_same_bytes(trained: Path, text_dir: Path, tmp_
 
 def test_copies_of_a_dialogue_fall_on_one_side(tmp_path: Path) -> None:
     chat_settings = PretrainSettings(held_out_fraction=0.5)
-    dialogues = pretrain.read_dialogues(write_dialogues(tmp_path, 40) / "dialogues.jsonl")
+    dialogues = dialogue_files.read_dialogues(write_dialogues(tmp_path, 40) / "dialogues.jsonl")
     chat = pretrain.write_chat_files(pretrain.train_tokenizer(["a"], 300), tmp_path / "chat")
-    train, held_out = pretrain.split_pieces(dialogues * 2, chat, chat_settings)
+    train, held_out = pretraining.split_pieces(dialogues * 2, chat, chat_settings)
     assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in held_out}
     assert len(train) + len(held_out) == 80
     assert min(len(train), len(held_out)) > 10
@@ -179,9 +181,9 @@ def test_copies_of_a_dialogue_fall_on_one_side(tmp_path: Path) -> None:
 
 def test_long_text_is_cut_into_pieces(tmp_path: Path) -> None:
     chat = pretrain.write_chat_files(pretrain.train_tokenizer(["a"], 300), tmp_path)
-    dialogues = [[pretrain.Message(role="assistant", content="x" * 23)]]
+    dialogues = [[Message(role="assistant", content="x" * 23)]]
     # <|assistant|>, 23 letters, <|end|>: 25 ids, so 10 + 10 + 5.
-    train, _ = pretrain.split_pieces(dialogues, chat, PretrainSettings(max_tokens=10, held_out_fraction=0))
+    train, _ = pretraining.split_pieces(dialogues, chat, PretrainSettings(max_tokens=10, held_out_fraction=0))
     assert [len(ids) for ids in train] == [10, 10, 5]
 
 

@@ -14,7 +14,8 @@ from typing import Literal
 import pytest
 import torch
 
-from models.runtime.job import Job, JobError, settings_from
+from models.runtime.job import Job, JobError
+from models.runtime.settings import settings_from
 
 FAULTS = """
 import resource, torch

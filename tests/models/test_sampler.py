@@ -16,9 +16,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from models.sampling import draws
+from models.runtime import random_numbers
+from models.runtime.random_numbers import derive_seed, permutation, uniforms
 from models.sampling import llama as sampler_llama
-from models.sampling.draws import choose_tokens, derive_seed, permutation, uniforms
+from models.sampling.draws import choose_tokens
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.generic import GenericDecoder
 from models.sampling.llama import LlamaDecoder
@@ -297,7 +298,7 @@ def splitmix_uniform(seed, position):
 
 def test_mixing_is_that_of_splitmix64():
     # First output of the published generator with seed 1234567: its state after one golden step, mixed.
-    first = draws._mix(np.array([1234567], dtype=np.uint64) + draws._GOLDEN)
+    first = random_numbers._mix(np.array([1234567], dtype=np.uint64) + random_numbers._GOLDEN)
     assert int(first[0]) == 6457827717110365317
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from models.chat.format import ChatFormat
 from models.jobs import train_policy
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.learning import PolicyLearner
 from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
 from models.runtime.job import Job

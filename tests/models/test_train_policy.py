@@ -13,10 +13,11 @@ from ppo_runs import metrics, results
 from safetensors.torch import load_file
 
 from models.chat.format import ChatFormat
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.policy.critic import ValueHead
-from models.policy.model import Policy, reply_chunks, selected_logps
+from models.policy.model import Policy, selected_logps
 from models.policy.prompts import Prompt, PromptSetError, PromptStream, load_prompts
+from models.policy.reply_chunks import reply_chunks
 from models.preference.model import PreferenceModel
 from models.runtime.job import JobError
 from models.sampling.engine import DecodeEngine, SamplingParams

@@ -20,11 +20,12 @@ from transformers import AutoModelForSequenceClassification
 
 from models.chat.format import ChatFormat
 from models.jobs.train_preference_model import run
-from models.preference.comparison_set import TokenPair
 from models.preference.model import PreferenceModel, PreferenceModelError, fresh_preference_model, pair_scores
+from models.preference.pairs import TokenPair
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training, rate_factor
-from models.runtime.job import Job, JobError, settings_from
+from models.runtime.job import Job, JobError
+from models.runtime.settings import settings_from
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 SETTINGS = {"batch_pairs": 16, "learning_rate": 2e-3}

@@ -9,10 +9,10 @@ import torch
 
 from models.policy.prompts import Prompt
 from models.policy.rollout import Rollout
+from models.policy.settings import WatchSettings
 from models.policy.watch import (
     RolloutSignals,
     Watch,
-    WatchSettings,
     impossible_below,
     mean_and_error,
     rollout_signals,

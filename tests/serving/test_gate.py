@@ -22,7 +22,7 @@ from db import tables as t
 from models.chat.format import ChatFormat, Message
 from models.detectors.detector import save_detector
 from models.detectors.fitting import OodSettings, fit_detector
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.instance.ports import free_port
 from orchestrator.serving.far_requests import GateConfig

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from db import tables as t
 from models.chat.format import ChatFormat, Message
 from models.jobs import prepare_policy
-from models.model_folders.saving import load_causal_lm
+from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
 from orchestrator.store.artifacts import ArtifactStore

@@ -68,7 +68,7 @@ def test_a_mistake_ends_with_status_2(tmp_path: Path) -> None:
 def test_the_initial_policy_reaches_30_to_60_percent_and_beats_its_own_longest_replies(tmp_path: Path) -> None:
     """The model that the demo pretrains, in one thread; always refusing is worth at most 0.3 (test_world.py)."""
     from models.chat.format import ChatFormat
-    from models.model_folders.saving import load_causal_lm
+    from models.model_folders.loading import load_causal_lm
     from models.sampling.engine import DecodeEngine, SamplingParams
 
     config = load_config(EXAMPLE, [], DemoConfig)

@@ -1,0 +1,367 @@
+"""The loop of PPO: sample, score, learn, measure, keep what a restart needs.
+
+`models/jobs/train_policy.py` is the process around it. Sampling is in `rollout.py`, learning in `learning.py`, the
+maths in `ppo.py`, the tripwires in `watch.py`, settings in `settings.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backbone.adapters import learned_state, restore
+from models.backbone.precision import note_precision
+from models.backbone.throughput import Stopwatch, learning_operations, peak_flops
+from models.chat.format import ChatFormat
+from models.model_folders.loading import embedding_table
+from models.model_folders.saving import model_card
+from models.policy.critic import Critic
+from models.policy.inputs import prompts_that_fit
+from models.policy.learning import PolicyLearner
+from models.policy.model import Policy
+from models.policy.monitor import PolicyMonitor
+from models.policy.prompts import KINDS, PromptSetError, PromptStream
+from models.policy.reply_chunks import ReplyChunk
+from models.policy.roles import Roles
+from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
+from models.policy.settings import PPOSettings, choices
+from models.policy.snapshots import SnapshotKeeper
+from models.preference.model import PreferenceModel
+from models.runtime.job import Job, JobError
+from models.runtime.random_numbers import derive_seed, permutation
+from models.sampling.engine import DecodeEngine, SamplingParams
+
+# Purposes of random numbers, so that no two of them share a stream.
+_SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
+
+
+CARD = (
+    "A policy trained with PPO against a preference model, starting from the initial policy. "
+    "`kl_nats` is its distance from the initial policy per reply, on training prompts."
+)
+
+
+class PolicyTraining:
+    """The PPO loop: sample, score, learn; resumable after any iteration that was checkpointed."""
+
+    def __init__(
+        self, job: Job, settings: PPOSettings, chat: ChatFormat, preference_model: PreferenceModel | None = None
+    ) -> None:
+        """Load everything; `preference_model` is the input's where not given."""
+        self.job, self.settings, self.chat = job, settings, chat
+        note_precision(settings.precision, job.device)
+        self.roles = Roles(job.input("initial"), settings, job.seed, job.device)
+        model, reference = self.roles.policy, self.roles.reference
+        self.policy = Policy(model, settings.precision)
+        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
+        self.num_too_long = found.num_too_long
+        try:
+            self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
+        except PromptSetError as error:
+            raise JobError(str(error)) from error
+        slots = settings.prompts_per_iteration
+        engine = DecodeEngine(model, chat.eos_id, slots, longest, settings.precision)
+        # All at once: a resumed job must meet the same memory layout as one that was never killed.
+        engine.reserve(longest)
+        if preference_model is None:
+            preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
+        preference_model.precision = settings.precision
+        read_reference = Policy(reference, settings.precision)
+        self.collector = RolloutCollector(self.policy, read_reference, preference_model, chat, engine, job.device)
+        known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))
+        if known < sayable:
+            raise JobError(
+                f"The preference model knows {known} ids, the policy can say {sayable}. "
+                "Train the preference model from this initial policy."
+            )
+        from_pm = settings.critic == "preference_model"
+        trunk = preference_model.model.base_model if from_pm else reference.base_model
+        to_train = self.roles.trunk_to_train
+        self.critic = Critic(settings.critic, trunk, job.seed, settings.precision, to_train=to_train)
+        self.monitor = PolicyMonitor(
+            job,
+            self.collector,
+            settings.watch,
+            logp_every=settings.logp_every,
+            logp_pairs=settings.logp_pairs,
+            load=self.roles.preference_model,
+        )
+        self.learner = PolicyLearner(job, settings, self.policy, self.critic, self.collector, self._minibatches)
+        self.sampler_gap = 0.0  # largest of the run
+        self.stopwatch = Stopwatch()
+        self.curve: list[dict[str, float]] = []
+        self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
+        self.good = self._weights()
+        self.stopped: str | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Train, then measure the final policy once more on the first iteration's prompts.
+
+        1. sample a reply to each prompt of the iteration, score it, read its log-probs;
+        2. stop where a wire is tripped (a KL beyond the limit, numbers that are not finite, and those of
+           models/policy/watch.py), going back to the last weights with which no wire was;
+        3. learn from the rollout for `epochs` passes.
+        """
+        settings, started_s = self.settings, time.monotonic()
+        first = self._resume()
+        for iteration in range(first, settings.iterations):
+            began_s = time.monotonic()
+            self.job.progress(iteration, settings.iterations, "ppo")
+            rollout, first_chunks = self._rollout(iteration)
+            self.stopped = self._reason_to_stop(rollout, iteration)
+            if self.stopped:
+                self._log_stop(rollout, iteration)
+                restore(self.policy.model, self.good)
+                break
+            if self.monitor.calm:
+                self.good = self._weights()
+            summary = self._note(rollout)
+            if self.monitor.calm:
+                self.snapshots.offer(self.curve[-1], self._write_snapshot)
+            watched = self.monitor.metrics(iteration, iteration * settings.prompts_per_iteration)
+            with self.stopwatch.phase("learn"):
+                learned = self.learner.learn(iteration, rollout, first_chunks)
+            if learned is None:
+                self.stopped = f"the loss was not finite in iteration {iteration + 1}"
+            else:
+                self.stopped = self.monitor.learning(learned, iteration)
+            self.job.log(
+                iteration + 1,
+                **summary,
+                **watched,
+                **(learned or {}),
+                **self._speed(rollout, time.monotonic() - began_s),
+                episode=(iteration + 1) * settings.prompts_per_iteration,
+                **({"stopped": self.stopped} if self.stopped else {}),
+            )
+            if self.stopped:
+                restore(self.policy.model, self.good)
+                break
+            if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
+                self._checkpoint(iteration + 1)
+        self.job.progress(settings.iterations, settings.iterations, "measure")
+        results = self._measure_final()
+        self.job.facts["train_seconds"] = round(time.monotonic() - started_s, 3)
+        # Said here too: results.json leaves this folder for the store, and with it the end of the run.
+        self.job.facts |= {name: results[name] for name in ("samples", "kl_nats", "score_end", "stopped")}
+        return results
+
+    # One iteration
+
+    def _rollout(self, iteration: int) -> tuple[Rollout, list[list[ReplyChunk]]]:
+        """Replies with everything known about them, and the layout in which the first epoch reads them.
+
+        Old log-probs are read in exactly that layout, so that the ratio of the first minibatch is exactly 1.
+        """
+        size = self.settings.prompts_per_iteration
+        prompts = self.stream.batch(iteration * size, size)
+        rollout_seed = derive_seed(self.job.seed, _SAMPLE, iteration)
+        collector = self.collector
+        collector.engine.sync()
+        with self.stopwatch.phase("sample"):
+            completions = collector.sample(prompts, self._sampling(rollout_seed, size))
+        with self.stopwatch.phase("score"):
+            texts = collector.texts(completions)
+            scores = collector.scores(prompts, texts)
+        width = max(len(completion.ids) for completion in completions)
+        chunks = [collector.chunks(completions, rows, width) for rows in self._minibatches(iteration, 0, size)]
+        flat = [chunk for minibatch in chunks for chunk in minibatch]
+        if iteration == 0:
+            # Before it has learned anything the critic expects the mean score of the first replies.
+            self.critic.expect(math.fsum(scores) / len(scores))
+        with self.stopwatch.phase("read"):
+            rollout = collector.measure(prompts, completions, texts, scores, flat, self.critic)
+            self._check_sampler(rollout)
+        return rollout, chunks
+
+    def _check_sampler(self, rollout: Rollout) -> None:
+        """Keep the largest gap between the sampler's log-probs and those read again, and say where it is too large.
+
+        Learning always uses the latter, so that a gap makes replies a little off-policy and nothing else wrong.
+        """
+        gap = float(rollout.sampler_gaps.max())
+        bound = SAMPLER_BOUNDS[self.settings.precision]
+        if gap > bound >= self.sampler_gap:
+            print(
+                f"note: the sampler's log-probs lie up to {gap:.2g} nats from those read again, expected at most "
+                f"{bound:g}; learning uses the ones read again.",
+                file=sys.stderr,
+            )
+        self.sampler_gap = max(self.sampler_gap, gap)
+
+    def _sampling(self, seed: int, count: int) -> list[SamplingParams]:
+        settings = self.settings
+        return [
+            SamplingParams(settings.max_reply_tokens, settings.temperature, seed=derive_seed(seed, i))
+            for i in range(count)
+        ]
+
+    def _minibatches(self, iteration: int, epoch: int, size: int) -> Iterator[list[int]]:
+        order = permutation(derive_seed(self.job.seed, _SHUFFLE, iteration, epoch), size).tolist()
+        for start in range(0, size, self.settings.minibatch_replies):
+            yield order[start : start + self.settings.minibatch_replies]
+
+    def _speed(self, rollout: Rollout, seconds: float) -> dict[str, float]:
+        """Speed of one iteration, under names that TRL's users know where it has them."""
+        parts = self.stopwatch.lap()
+        tokens = int(rollout.reply_tokens.sum())
+        read = tokens + sum(len(completion.prompt_ids) for completion in rollout.completions)
+        numbers = {
+            "eps": round(len(rollout.completions) / seconds, 1),
+            "perf/tokens_per_s": round(tokens / seconds, 1),
+            "perf/learn_tokens_per_s": round(self.settings.epochs * read / parts["learn"], 1),
+            **{f"perf/{name}_s": round(parts[name], 4) for name in ("sample", "score", "read", "learn")},
+        }
+        peak = peak_flops(self.job.device, self.settings.precision)
+        if peak is not None:
+            operations = learning_operations(self.policy.model)
+            if self.critic.trunk is not None:
+                operations += learning_operations(self.critic.trunk)
+            numbers["perf/mfu"] = operations * self.settings.epochs * read / parts["learn"] / peak
+            self.job.facts["peak_flops"] = peak
+        return numbers
+
+    # Watching and stopping
+
+    def _reason_to_stop(self, rollout: Rollout, iteration: int, *, last: bool = False) -> str | None:
+        kl = float(rollout.kl_nats.mean())
+        if not math.isfinite(kl) or not bool(torch.isfinite(rollout.scores).all()):
+            return f"log-probs or scores were not finite in iteration {iteration + 1}"
+        limit = self.settings.max_kl_nats
+        if limit is not None and kl > limit:
+            return f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
+        return self.monitor.rollout(rollout, iteration, last=last)
+
+    def _log_stop(self, rollout: Rollout, iteration: int) -> None:
+        """The line of a rollout that is not learned from: its numbers, and why training stops there."""
+        numbers = self._summary(rollout)
+        if math.isfinite(numbers["objective/kl"]) and math.isfinite(numbers["objective/scores"]):
+            numbers |= self.monitor.watch.metrics(self.monitor.look(rollout))
+        self.job.log(iteration + 1, **numbers, stopped=self.stopped)
+
+    def _summary(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the replies of a rollout, under the names that TRL's users know."""
+        kl, score = float(rollout.kl_nats.mean()), float(rollout.scores.mean())
+        numbers = {
+            "objective/kl": kl,
+            "objective/scores": score,
+            "objective/non_score_reward": -self.learner.kl_coef * kl,
+            "objective/rlhf_reward": score - self.learner.kl_coef * kl,
+            "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
+            "reply_tokens": float(rollout.reply_tokens.float().mean()),
+            "truncated": sum(rollout.truncated) / len(rollout.truncated),
+            "sampler/logratio_max": float(rollout.sampler_gaps.max()),
+            "sampler/logratio_mean": float(rollout.sampler_gaps.mean()),
+            "val/num_eos_tokens": len(rollout.truncated) - sum(rollout.truncated),
+        }
+        for kind in KINDS:
+            rows = [i for i, prompt in enumerate(rollout.prompts) if prompt.kind == kind]
+            if rows:
+                numbers[f"objective/scores_{kind}"] = float(rollout.scores[rows].mean())
+        return numbers
+
+    def _note(self, rollout: Rollout) -> dict[str, float]:
+        summary = self._summary(rollout)
+        self.curve.append(
+            {
+                "samples": len(self.curve) * self.settings.prompts_per_iteration,
+                "kl_nats": summary["objective/kl"],
+                "score": summary["objective/scores"],
+                # The one this rollout is learned from with: it may follow the KL.
+                "kl_coef": self.learner.kl_coef,
+                "entropy": summary["objective/entropy"],
+                "reply_tokens": summary["reply_tokens"],
+            }
+            | self.monitor.curve_point()
+        )
+        return summary
+
+    def _measure_final(self) -> dict[str, Any]:
+        """Results: the final policy on the first iteration's prompts, with fresh random numbers."""
+        size = self.settings.prompts_per_iteration
+        prompts = self.stream.batch(0, size)
+        collector = self.collector
+        collector.engine.sync()
+        completions = collector.sample(prompts, self._sampling(derive_seed(self.job.seed, _MEASURE), size))
+        texts = collector.texts(completions)
+        rollout = collector.measure(prompts, completions, texts, collector.scores(prompts, texts))
+        if self.stopped:
+            self.monitor.look(rollout)
+        else:
+            self.stopped = self._reason_to_stop(rollout, self.settings.iterations, last=True)
+            if self.stopped:
+                self._log_stop(rollout, self.settings.iterations)
+                restore(self.policy.model, self.good)
+                return self._measure_final()
+        summary = self._summary(rollout)
+        return (
+            {
+                "optimiser_steps": self.learner.optimiser_steps,
+                "samples": self.settings.prompts_per_iteration * len(self.curve),
+                "kl_nats": summary["objective/kl"],
+                "score_start": self.curve[0]["score"] if self.curve else None,
+                "score_end": summary["objective/scores"],
+                "entropy": summary["objective/entropy"],
+                "reply_tokens": summary["reply_tokens"],
+                "truncated": summary["truncated"],
+                "stopped": self.stopped,
+                "kl_coef_end": self.learner.kl_coef,
+                "sampler_logratio_max": self.sampler_gap,
+                "settings": asdict(self.settings),
+                "choices": choices(self.settings),
+                "prompts_too_long": self.num_too_long,
+                "harmless_share": self.stream.harmless_share,
+                "curve": self.curve,
+            }
+            | self.roles.results()
+            | self.monitor.results(self.settings.prompts_per_iteration * len(self.curve))
+        )
+
+    def _write_snapshot(self, folder: Path, point: Mapping[str, Any]) -> None:
+        """The policy as the newest point of the curve measured it."""
+        card = model_card("Policy snapshot", CARD, point, tags=("ppo",))
+        self.roles.save_policy(folder, self.chat, card)
+
+    # Resume
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in learned_state(self.policy.model).items()}
+
+    def _checkpoint(self, iteration: int) -> None:
+        self.job.save_checkpoint(
+            iteration,
+            {
+                "policy": learned_state(self.policy.model),
+                "critic": learned_state(self.critic),
+                **self.learner.state,
+                "sampler_gap": self.sampler_gap,
+                "good": self.good,
+                "curve": self.curve,
+                "snapshots": self.snapshots.state_dict(),
+                "monitor": self.monitor.state,
+            },
+        )
+        self.snapshots.settle()
+
+    def _resume(self) -> int:
+        saved = self.job.load_checkpoint()
+        if saved is None:
+            self.snapshots.settle()
+            return 0
+        iteration, state = saved
+        self.snapshots.load_state_dict(state["snapshots"])
+        restore(self.policy.model, state["policy"])
+        restore(self.critic, state["critic"])
+        self.learner.restore(state)
+        self.good, self.curve = state["good"], state["curve"]
+        self.sampler_gap = state["sampler_gap"]
+        self.monitor.restore(state["monitor"])
+        return iteration
