@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session  # noqa: E402
 from stand_in import StandIn  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
 

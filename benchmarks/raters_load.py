@@ -41,8 +41,8 @@ from sqlalchemy.orm import Session  # noqa: E402
 
 from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
 from orchestrator.instance.ports import free_port  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
 from orchestrator.people.tasks import INSTRUCTIONS, TASKS  # noqa: E402
 from orchestrator.store.artifacts import ArtifactStore  # noqa: E402

@@ -22,7 +22,7 @@ from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access, notices  # noqa: E402
 from orchestrator.people.raters import create_rater  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
     from orchestrator.instance.up import Instance
 
 # Read when torch, tokenizers and transformers are first imported, which happens in the tests' modules.
@@ -48,7 +48,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """One server for the whole run."""
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
 
     with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=QUICK) as server:
         yield server

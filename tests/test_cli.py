@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from db.session import make_engine
 from orchestrator import cli
 from orchestrator.database import as_operators_error
-from orchestrator.instance.training_jobs import PROJECT_ROOT
+from orchestrator.settings import PROJECT_ROOT
 
 
 def test_help_names_every_command(capsys):

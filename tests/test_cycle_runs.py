@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.session import make_engine
 from orchestrator.cycles.runs import Progress
-from orchestrator.stages.context import fresh_name
+from orchestrator.instance.training_jobs import fresh_name
 from tests.db.rows import add_cycle
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.split import is_held_out, split_key
 from orchestrator.config import ComparisonsSection
-from orchestrator.data import comparison_set, freeze
+from orchestrator.data import comparison_set, freeze, named_files, pair_set
 from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.store import ledger
@@ -446,19 +446,19 @@ def test_orientation_pairs_are_records_with_the_chosen_side_better(tmp_path: Pat
     line = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "question": "harmless"}
     file.write_text(json.dumps(line))
     (tmp_path / "out").mkdir()
-    assert freeze.write_orientation_pairs(file, tmp_path / "out") == {"num_pairs": 1, "file": "pairs.jsonl"}
+    assert pair_set.write_orientation_pairs(file, tmp_path / "out") == {"num_pairs": 1, "file": "pairs.jsonl"}
     (record,) = [json.loads(text) for text in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
     assert record["prompt"] == [{"role": "user", "content": "Hi"}]
     assert (record["better"][-1]["content"], record["worse"][-1]["content"]) == ("Hello.", "Go away.")
     assert record["question"] == "harmless"
     file.write_text('{"prompt": "Hi", "chosen": "same", "rejected": "same"}')
     with pytest.raises(ConfigError, match="line 1 is no orientation pair"):
-        freeze.write_orientation_pairs(file, tmp_path / "out")
+        pair_set.write_orientation_pairs(file, tmp_path / "out")
 
 
 def test_a_file_digest_is_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert freeze.file_digest(tmp_path / "x").startswith("ba7816bf8f01cfea")  # SHA-256("abc"), FIPS 180-2
+    assert named_files.file_digest(tmp_path / "x").startswith("ba7816bf8f01cfea")  # SHA-256("abc"), FIPS 180-2
     with pytest.raises(ConfigError, match="can't be read"):
-        freeze.file_digest(tmp_path / "y")
+        named_files.file_digest(tmp_path / "y")
     assert ledger.fingerprint("k", {"a": 1}, {}) != ledger.fingerprint("k", {"a": 2}, {})

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import parse_config
+from orchestrator.data.named_files import write_prompts
 from orchestrator.errors import ConfigError
-from orchestrator.stages.detectors import detector_rows, write_prompts
+from orchestrator.reports.detectors import detector_rows
 
 
 def read(folder: Path) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import load_config, parse_config
-from orchestrator.distillation import PROMPT, parse_prompt, write_prompt
+from orchestrator.data.named_files import PROMPT, parse_prompt, write_prompt
 from orchestrator.errors import ConfigError
 
 

@@ -17,17 +17,16 @@ import psycopg2
 import pytest
 from sqlalchemy import create_engine, text
 
-from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance import postgres as postgres_module
-from orchestrator.instance.postgres import ROOT_RUNS_AS
+from orchestrator.instance.postgres import ROOT_RUNS_AS, EmbeddedPostgres
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 20.0
 OWNER = """
 import sys, time
 from pathlib import Path
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
 
 server = EmbeddedPostgres(Path(sys.argv[1]), settings={"fsync": "off"}).start()
 print(server.port, server.pid, flush=True)

@@ -17,9 +17,8 @@ from db import tables as t
 from db.migrate import upgrade
 from db.session import make_engine
 from orchestrator.data import freeze as dataset
-from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.errors import CycleError
-from orchestrator.instance.postgres import _binary
+from orchestrator.instance.postgres import EmbeddedPostgres, _binary
 from tests.db.rows import add_artifact, add_comparison, add_cycle, close
 
 WRITERS = 8

@@ -31,7 +31,7 @@ LATE = {"peft": ("models/backbone/adapters.py", "_peft")}
 # another module.
 WITHOUT_TORCH = ["orchestrator.cli", "orchestrator.web.app", "orchestrator.stages", "db.tables"]
 # The demo alone may know the small world; everything else takes its requests and replies from people.
-WORLD_DOOR = ("orchestrator/world/", "orchestrator/commands/demo", "orchestrator/demo")
+WORLD_DOOR = ("orchestrator/world/", "orchestrator/commands/running/demo")
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:

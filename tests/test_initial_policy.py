@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from orchestrator.data.named_files import write_text
 from orchestrator.errors import ConfigError
-from orchestrator.stages.initial_policy import write_text
 from orchestrator.stages.named_inputs import linear_layers
 
 DIALOGUE = "\n\nHuman: a\n\nAssistant: b"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import settings
 from orchestrator.errors import JobFailed, JobRefused
 from orchestrator.instance import training_jobs
 
@@ -100,7 +101,7 @@ def test_the_job_dies_with_the_process_that_started_it(job_module, tmp_path):
         signal.pause()
         """
     )
-    root = training_jobs.PROJECT_ROOT
+    root = settings.PROJECT_ROOT
     parent = subprocess.Popen(
         [
             sys.executable,

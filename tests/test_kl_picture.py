@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.reports.pictures.kl_law import best_of_rows, kl_law, law_numbers, law_rows
+from orchestrator.judging.kl_law import law_numbers
+from orchestrator.reports.kl_law import best_of_rows, law_rows
+from orchestrator.reports.pictures.kl_law import kl_law
 
 TOLERANCE = 1e-6
 

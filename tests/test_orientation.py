@@ -10,8 +10,8 @@ import pytest
 
 from models.statistics.intervals import wilson
 from orchestrator.config import OrientationSection, load_config
-from orchestrator.data.freeze import write_orientation_pairs
-from orchestrator.judging.orientation import SHIPPED, orientation_pairs, wrong_signs
+from orchestrator.data.pair_set import SHIPPED, orientation_pairs, write_orientation_pairs
+from orchestrator.judging.orientation import wrong_signs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

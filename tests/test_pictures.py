@@ -11,18 +11,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.reports.cycle import to_markdown
-from orchestrator.reports.pictures.catalogue import (
-    PICTURES,
+from orchestrator.reports.cycle_text import to_markdown
+from orchestrator.reports.pictures.catalogue import PICTURES, draw_all
+from orchestrator.reports.pictures.ppo_course import ppo_course
+from orchestrator.reports.pictures.preference_model import (
     accuracy_by_group,
     accuracy_by_threshold,
-    draw_all,
     policy_scores,
     reliability,
     scaling,
     score_histograms,
 )
-from orchestrator.reports.pictures.ppo_course import ppo_course
 
 pytest.importorskip("torch")
 

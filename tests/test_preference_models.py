@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.judging.forecasts import matrix_lines, mix_matrix, scaling, scaling_rows
+from orchestrator.judging.forecasts import mix_matrix, scaling
 from orchestrator.reports.pictures.catalogue import draw_all
+from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from tests.db.rows import add_artifact, add_cycle
 
 

@@ -179,7 +179,8 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     assert model.results["num_train"] + watcher.results["num_train"] == counts["num_train"]
     assert watcher.results["twin"]["num_production"] == model.results["num_train"]
 
-    from orchestrator.reports.cycle import cycle_numbers, to_markdown
+    from orchestrator.reports.cycle import cycle_numbers
+    from orchestrator.reports.cycle_text import to_markdown
 
     numbers = cycle_numbers(cycle_id)
     assert numbers["preference_model"]["num_train"] == model.results["num_train"]

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.reports.cycle import stage_times, to_markdown
+from orchestrator.reports.cycle import stage_times
+from orchestrator.reports.cycle_text import to_markdown
 from tests.db.rows import add_cycle
 
 BEGAN = datetime(2026, 1, 5, tzinfo=UTC)

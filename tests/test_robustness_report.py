@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from orchestrator.config import parse_config
-from orchestrator.judging.robustness import gap_opens, gap_picture, past_best, to_markdown, two_way, with_halves
-from orchestrator.reports.pictures.catalogue import png
+from orchestrator.judging.robustness import gap_opens, past_best, two_way
+from orchestrator.reports.pictures.robustness import gap_picture
+from orchestrator.reports.pictures.style import png
+from orchestrator.reports.robustness import to_markdown
+from orchestrator.stages.robustness import with_halves
 from tests.test_kl_picture import curve
 
 TOLERANCE = 1e-9

@@ -14,9 +14,10 @@ from orchestrator.config import parse_config
 from orchestrator.conversations.contestants import get_contestant, open_pairing, served
 from orchestrator.judging.standings import _cycles
 from orchestrator.stages.context import StageContext
-from orchestrator.stages.snapshots import described, publish_snapshots, snapshots_of
+from orchestrator.stages.snapshots import publish_snapshots
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.store.ledger import described, snapshots_of
 from orchestrator.store.lineage import lineage
 from tests.db.rows import add_cycle
 

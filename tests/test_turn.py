@@ -21,8 +21,8 @@ from flows.running import InProcess, Outcome
 from orchestrator.cli import main
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.data.importing import ImportRequest, import_file
+from orchestrator.data.pair_set import SHIPPED
 from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed
-from orchestrator.judging.orientation import SHIPPED
 from orchestrator.reports.cycle import cycle_numbers
 from orchestrator.stages import context as stage_module
 from orchestrator.store.artifacts import ArtifactStore

@@ -1,6 +1,6 @@
 """What a cycle's report says about a run that was watched."""
 
-from orchestrator.reports.cycle import _rows, to_markdown
+from orchestrator.reports.cycle_text import _rows, to_markdown
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 
 COLLAPSE = {

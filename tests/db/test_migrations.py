@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from db.migrate import current_revision, downgrade, newest_revision, upgrade
 from db.session import make_engine
 from db.tables import Base
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISIONS = sorted(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("0*.py"))

@@ -18,7 +18,7 @@ from stand_in import StandIn, reply_of
 
 from db import tables as t
 from orchestrator.conversations.contestants import open_pairing, policy
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
 
 Database = Callable[[], Session]
