@@ -19,7 +19,8 @@ SOURCE_CONFIDENCE = 0.999
 
 # English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them. Nobody
 # chose it for this model, which may know another language or nothing yet; so it has to be as sure as a source. 9 of 40
-# and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were (docs/log.md).
+# and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were
+# (docs/log/preference-model.md, "Orientation pairs for everybody").
 SHIPPED = Path(__file__).parent.parent / "data" / "orientation.jsonl"
 SHIPPED_CONFIDENCE = 0.999
 
