@@ -32,6 +32,7 @@ MENTION = re.compile(r"docs/log/(?!README)[\w-]+\.md")
 # close, and a quoted string may end.
 CITATION = re.compile(r"docs/log/([\w-]+)\.md(?:\]\([^)]*\))?,\s+\"([^\"]+)\"")
 LONGEST_LINE = 120
+DECISION_PARTS = ["Context", "Decision", "What it costs", "Measured", "Consequences", "Where"]
 
 
 def flowing(text: str) -> str:
@@ -93,6 +94,32 @@ def test_what_is_cited_of_the_log_exists():
             assert heading in headings.get(name, ()), f'{where}: docs/log/{name}.md has no entry "{heading}"'
         cited += len(citations)
     assert cited >= 10, "the citations are no longer found"
+
+
+def records() -> list[Path]:
+    return sorted(path for path in DECISIONS.glob("*.md") if path.name != "README.md")
+
+
+@pytest.mark.parametrize("path", records(), ids=lambda path: path.stem)
+def test_a_decision_says_why_what_at_what_cost_and_where(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith(f"# {path.name[:4]}: ")
+    assert re.fullmatch(r"Decided \d{4}-\d{2}-\d{2}\.", lines[2])
+    assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == DECISION_PARTS
+    cited = re.findall(r"`((?:orchestrator|models|db|flows|migrations|benchmarks)/[\w./]*)`", path.read_text())
+    assert cited
+    assert [name for name in cited if not (ROOT / name).exists()] == []
+
+
+def test_decisions_are_numbered_and_listed():
+    assert [path.name[:4] for path in records()] == [f"{number:04}" for number in range(1, len(records()) + 1)]
+    expected = []
+    for path in records():
+        title, _, decided = path.read_text().splitlines()[:3]
+        day = decided.removeprefix("Decided ").removesuffix(".")
+        expected.append(f"- {day}: [{title.removeprefix('# ')}]({path.name})")
+    index = (DECISIONS / "README.md").read_text().splitlines()
+    assert [line for line in index if line.startswith("- ")] == expected
 
 
 def test_no_line_of_log_and_decisions_is_long():
