@@ -181,10 +181,8 @@ def write_pairs(file: Path, out: Path, question: str | None = None) -> Counter[s
     return left_out
 
 
-# English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them. Nobody
-# chose it for this model, which may know another language or nothing yet; so it has to be as sure as a source. 9 of 40
-# and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were (docs/log.md).
-SHIPPED = Path(__file__).parent.parent / "data" / "orientation.jsonl"
+# English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them.
+SHIPPED = Path(__file__).with_name("orientation.jsonl")
 
 
 def orientation_pairs(section: OrientationSection) -> Path | None:

@@ -15,6 +15,9 @@ from models.statistics.intervals import share_interval
 # are turned round lies below it as surely as the others lie above.
 SOURCE_CONFIDENCE = 0.999
 
+# Nobody chose the shipped pairs for this model, which may know another language or nothing yet; so it has to be as sure
+# as a source. 9 of 40 and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were
+# (docs/log/preference-model.md, "Orientation pairs for everybody").
 SHIPPED_CONFIDENCE = 0.999
 
 
