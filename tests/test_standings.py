@@ -6,7 +6,6 @@ import json
 import math
 
 import pytest
-from running import add_artifact
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,6 +14,7 @@ from orchestrator import cli
 from orchestrator.judging.standings import elo_tables, games
 from orchestrator.people.withdrawal import withdraw
 from tests.db.rows import add_comparison
+from tests.running import add_artifact
 
 ELO_OF_3_TO_1 = 400 * math.log10(3)  # odds of 3 to 1: 190.8
 

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from marked_words import write_prompts, write_scorer
 
 from models.chat.format import ChatFormat
 from models.jobs import evaluate
@@ -15,6 +14,7 @@ from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError
 from models.runtime.random_numbers import derive_seed
 from models.sampling.engine import DecodeEngine, SamplingParams
+from tests.models.marked_words import write_prompts, write_scorer
 
 FORWARD_TOLERANCE = 1e-4
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_sampler import llama, qwen2
 from torch import nn
 
 from models.backbone.batches import chunks_with_little_padding
 from models.backbone.causal_attention import MAX_TOKENS, QUERIES, causal_attention
 from models.backbone.llama_layer import by_hand
 from models.backbone.trunk import states_at
+from tests.models.test_sampler import llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 

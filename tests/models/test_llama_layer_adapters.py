@@ -7,8 +7,6 @@ import gc
 
 import pytest
 import torch
-from test_preference_trees import BATCH, GRADIENT_TOLERANCE, PAD, SCORE_TOLERANCE, scores_by_tree, small_model
-from test_sampler import llama, qwen2
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone import adapters
@@ -16,6 +14,15 @@ from models.backbone.llama_layer import by_hand
 from models.backbone.trunk import states_at
 from models.preference.loss import preference_loss
 from models.preference.model import pair_scores
+from tests.models.test_preference_trees import (
+    BATCH,
+    GRADIENT_TOLERANCE,
+    PAD,
+    SCORE_TOLERANCE,
+    scores_by_tree,
+    small_model,
+)
+from tests.models.test_sampler import llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 # Less peaked than the sampler's models, with which float32 itself is further from float64 than that.

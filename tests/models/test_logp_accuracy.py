@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from preference_world import comparison, polite_comparisons, write_comparison_set
 
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps
 from models.policy.model import Policy
+from tests.models.preference_world import comparison, polite_comparisons, write_comparison_set
 
 FORWARD_TOLERANCE = 1e-4
 

@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from marked_words import is_marked
 from peft import PeftModel
-from ppo_runs import metrics, ppo_job, results, run_ppo
 from safetensors.torch import load_file, save_file
-from test_lora_preference_model import MERGE_TOLERANCE, changed_layers, files
-from test_sampler import gpt2, llama, neox, qwen2
-from test_train_policy import LARGER, share_of_marked_tokens
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from models.backbone import adapters
@@ -36,7 +31,12 @@ from models.sampling import llama as sampler_llama
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.generic import GenericDecoder
 from models.sampling.llama import LlamaDecoder
+from tests.models.marked_words import is_marked
+from tests.models.ppo_runs import metrics, ppo_job, results, run_ppo
 from tests.models.preference_world import write_comparison_set
+from tests.models.test_lora_preference_model import MERGE_TOLERANCE, changed_layers, files
+from tests.models.test_sampler import gpt2, llama, neox, qwen2
+from tests.models.test_train_policy import LARGER, share_of_marked_tokens
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 CRITICS = ("shared", "detached", "separate", "preference_model")

@@ -10,14 +10,14 @@ import random
 
 import pytest
 import torch
-from marked_words import write_prompts
-from preference_world import write_comparison_set
 
 from models.chat.format import ChatFormat
 from models.jobs import train_policy, train_preference_model
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
+from tests.models.marked_words import write_prompts
+from tests.models.preference_world import write_comparison_set
 
 REPLY_TOKENS = 8
 PM = {"batch_pairs": 16, "learning_rate": 2e-3}

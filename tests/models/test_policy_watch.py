@@ -6,14 +6,14 @@ from dataclasses import fields
 
 import pytest
 import torch
-from marked_words import write_prompts, write_scorer
-from preference_world import comparison, polite_comparisons, write_comparison_set
 from safetensors.torch import load_file
 
 from models.jobs import train_policy
 from models.policy.settings import WatchSettings
 from models.runtime.job import Job, JobError
 from orchestrator.reports.stops import kept_iterations
+from tests.models.marked_words import write_prompts, write_scorer
+from tests.models.preference_world import comparison, polite_comparisons, write_comparison_set
 
 TWIN = {"iterations": 10, "watch": {"max_twin_gap": 0.2}, "prompts_per_iteration": 32}
 QUICK = {"learning_rate": 3e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}

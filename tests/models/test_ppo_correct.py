@@ -9,8 +9,6 @@ import json
 import pytest
 import torch
 from conftest import LLAMA3, prepare, write_llama
-from marked_words import write_scorer
-from ppo_runs import metrics
 
 from models.chat.format import ChatFormat
 from models.jobs import train_policy
@@ -22,6 +20,8 @@ from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS, RolloutCollector
 from models.policy.settings import PPOSettings
 from models.sampling.engine import Completion, DecodeEngine
+from tests.models.marked_words import write_scorer
+from tests.models.ppo_runs import metrics
 
 TIMES = ("eps", "perf/")
 

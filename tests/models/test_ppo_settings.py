@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_runs import metrics, results
 
 from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
@@ -14,6 +13,7 @@ from models.policy.ppo import adapted_kl_coef
 from models.policy.reply_chunks import reply_chunks
 from models.policy.settings import PPOSettings
 from models.runtime.job import JobError
+from tests.models.ppo_runs import metrics, results
 
 CRITICS = ("shared", "detached", "separate", "preference_model")
 ROUNDING = 1e-6

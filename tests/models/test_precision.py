@@ -5,8 +5,6 @@ from array import array
 
 import pytest
 import torch
-from marked_words import write_scorer
-from ppo_runs import metrics, results
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
@@ -24,6 +22,8 @@ from models.preference.trees import pair_trees
 from models.runtime.job import JobError
 from models.sampling import llama
 from models.sampling.engine import DecodeEngine, SamplingParams
+from tests.models.marked_words import write_scorer
+from tests.models.ppo_runs import metrics, results
 
 CPU = torch.device("cpu")
 # A bfloat16 has 8 significant bits: a rounding is off by at most 1 part in 256, and errors of a few layers add up.

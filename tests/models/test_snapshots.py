@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from marked_words import write_prompts, write_scorer
 from safetensors.torch import load_file
 
 from models.chat.format import ChatFormat
@@ -14,6 +13,7 @@ from models.model_folders.loading import load_causal_lm
 from models.policy.learning import PolicyLearner
 from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
 from models.runtime.job import Job
+from tests.models.marked_words import write_prompts, write_scorer
 
 SETTINGS = {"learning_rate": 2e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
 ITERATIONS = 12

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from marked_words import marked_share, write_scorer
-from ppo_runs import metrics, results
 from safetensors.torch import load_file
 
 from models.chat.format import ChatFormat
@@ -21,6 +19,8 @@ from models.policy.reply_chunks import reply_chunks
 from models.preference.model import PreferenceModel
 from models.runtime.job import JobError
 from models.sampling.engine import DecodeEngine, SamplingParams
+from tests.models.marked_words import marked_share, write_scorer
+from tests.models.ppo_runs import metrics, results
 
 ROUNDING = 1e-5
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_preference_trees import BATCH, NO_LIMIT, SINGLES, dialogue, pair
 
 from models.preference import tree_attention
 from models.preference.tree_attention import TreeAttention
 from models.preference.trees import Tree, pair_trees, visibility
+from tests.models.test_preference_trees import BATCH, NO_LIMIT, SINGLES, dialogue, pair
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest

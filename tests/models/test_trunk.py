@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_sampler import GENERIC, llama, qwen2
 
 from models.backbone.trunk import computes_itself, states_at
+from tests.models.test_sampler import GENERIC, llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 OWN = {

@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from running import add_artifact, running
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
-from tiny_policies import ADMIN_TOKEN, Policies, Serve, Served, put_live, write_policy
 
 from orchestrator.serving.app import PolicyServerConfig, create_app
 from orchestrator.serving.snapshots import SnapshotLimits
 from orchestrator.store.artifacts import ArtifactStore
+from tests.running import add_artifact, running
+from tests.serving.tiny_policies import ADMIN_TOKEN, Policies, Serve, Served, put_live, write_policy
 
 
 @pytest.fixture(scope="session")

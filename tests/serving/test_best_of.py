@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import add_artifact
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tiny_policies import HELLO, Policies, Serve, Served, code_of, write_policy
 
 from db import tables as t
 from models.chat.format import ChatFormat
@@ -19,6 +17,8 @@ from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.sampling.engine import SamplingParams
 from orchestrator.conversations import contestants
+from tests.running import add_artifact
+from tests.serving.tiny_policies import HELLO, Policies, Serve, Served, code_of, write_policy
 
 Database = Callable[[], Session]
 K = 4

@@ -10,11 +10,11 @@ import openai
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
-from tiny_policies import ADMIN_TOKEN, Serve, Served, code_of
 
 from orchestrator import cli
 from orchestrator.commands.running.serve_policy import is_loopback
 from orchestrator.serving import callers, keys
+from tests.serving.tiny_policies import ADMIN_TOKEN, Serve, Served, code_of
 
 Database = Callable[[], Session]
 CHAT = {"model": "policy-live", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -163,8 +163,8 @@ def test_a_policy_that_is_not_what_was_saved_does_not_become_live(
     import json
     import shutil
 
-    from running import add_artifact
-    from tiny_policies import put_live
+    from tests.running import add_artifact
+    from tests.serving.tiny_policies import put_live
 
     folder = tmp_path / "other"
     shutil.copytree(policies.store.fetch(policies.digests[1]), folder)

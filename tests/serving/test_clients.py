@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_policies import HELLO, Served
+
+from tests.serving.tiny_policies import HELLO, Served
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import torch
 from fastapi.routing import APIRoute
-from running import add_artifact
 from sqlalchemy.orm import Session
-from tiny_policies import CONTEXT, HELLO, Policies, Serve, Served, code_of
 
 from models.sampling.engine import SamplingParams
 from orchestrator.serving.app import PolicyServerConfig, create_app
 from orchestrator.serving.snapshots import SnapshotLimits
+from tests.running import add_artifact
+from tests.serving.tiny_policies import CONTEXT, HELLO, Policies, Serve, Served, code_of
 
 Database = Callable[[], Session]
 

@@ -14,12 +14,12 @@ import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from running import add_artifact, running
 from sqlalchemy.orm import Session
-from tiny_policies import HELLO, Policies, Serve, Served, code_of, put_live
 
 from models.sampling.engine import SamplingParams
 from orchestrator.serving import keys
+from tests.running import add_artifact, running
+from tests.serving.tiny_policies import HELLO, Policies, Serve, Served, code_of, put_live
 
 Database = Callable[[], Session]
 

@@ -12,11 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running import add_artifact
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from test_processes import ended, start, wait_until_live
-from tiny_policies import Policies, Serve, Served, code_of
 
 from db import tables as t
 from models.chat.format import ChatFormat, Message
@@ -26,6 +23,9 @@ from models.model_folders.loading import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.instance.ports import free_port
 from orchestrator.serving.far_requests import GateConfig
+from tests.running import add_artifact
+from tests.serving.test_processes import ended, start, wait_until_live
+from tests.serving.tiny_policies import Policies, Serve, Served, code_of
 
 NEAR, FAR = "hello 3", "]]]]{{{{####"
 Guarded = Callable[[str], AbstractContextManager[Served]]

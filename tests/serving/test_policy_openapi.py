@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from openapi import try_every_operation
-from tiny_policies import ADMIN_TOKEN, Served
+
+from tests.openapi import try_every_operation
+from tests.serving.tiny_policies import ADMIN_TOKEN, Served
 
 
 def test_no_request_is_a_fault_of_the_server(served: Served, live: str) -> None:

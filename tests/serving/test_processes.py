@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from running import add_cycle, deploy
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tiny_policies import Policies
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
 from orchestrator.conversations.contestants import open_pairing, policy
 from orchestrator.instance.ports import free_port
+from tests.running import add_cycle, deploy
+from tests.serving.tiny_policies import Policies
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUM_RATERS = 6

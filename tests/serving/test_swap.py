@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tiny_policies import ADMIN_TOKEN, CONTEXT, HELLO, Policies, Serve, Served, code_of, put_live
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
 from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
 from orchestrator.store.artifacts import ArtifactStore
+from tests.serving.tiny_policies import ADMIN_TOKEN, CONTEXT, HELLO, Policies, Serve, Served, code_of, put_live
 
 Database = Callable[[], Session]
 

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import torch
 from fastapi import FastAPI
-from running import deploy
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,6 +25,7 @@ from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
 from orchestrator.store.artifacts import ArtifactStore
+from tests.running import deploy
 
 CONTEXT = 512
 ADMIN_TOKEN = "admin-secret"

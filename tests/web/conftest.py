@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from browsing import Browser
-from running import add_artifact, deploy, running
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
-from stand_in import StandIn
 
 from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
+from tests.running import add_artifact, deploy, running
+from tests.web.browsing import Browser
+from tests.web.stand_in import StandIn
 
 ADMIN_TOKEN = "the admin's token"
 

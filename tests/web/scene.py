@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import httpx
-from rating import ask, ok, pair_of
-from running import add_artifact
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,6 +10,8 @@ from db import tables as t
 from orchestrator.conversations import contestants
 from orchestrator.people import access, notices, queues
 from orchestrator.people.raters import create_rater
+from tests.running import add_artifact
+from tests.web.rating import ask, ok, pair_of
 
 DESK = {
     "raters": "/desk",

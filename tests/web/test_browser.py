@@ -6,7 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from in_chromium import (
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Route, expect
+from sqlalchemy import func, select
+
+from db import tables as t
+from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.people.tasks import INSTRUCTIONS, TASKS
+from orchestrator.web.app import FeedbackConfig, create_app
+from tests.running import add_artifact, running
+from tests.web.in_chromium import (
     PHONE,
     Database,
     begin,
@@ -18,15 +26,7 @@ from in_chromium import (
     serious_barriers,
     write,
 )
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Route, expect
-from running import add_artifact, running
-from sqlalchemy import func, select
-from stand_in import StandIn
-
-from db import tables as t
-from orchestrator.conversations.contestants import open_pairing, policy
-from orchestrator.people.tasks import INSTRUCTIONS, TASKS
-from orchestrator.web.app import FeedbackConfig, create_app
+from tests.web.stand_in import StandIn
 
 __all__ = ["chromium", "link", "new_context"]  # fixtures
 

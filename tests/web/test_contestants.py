@@ -13,15 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import Browser, forms
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from rating import ask, code_of, ok, pair_of
-from running import add_artifact, deploy, running
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from stand_in import StandIn
-from test_sampling import candidates, events
 
 from db import tables as t
 from orchestrator import cli
@@ -36,6 +31,11 @@ from orchestrator.stages.promotion import put_before_people
 from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.db.rows import add_cycle
+from tests.running import add_artifact, deploy, running
+from tests.web.browsing import Browser, forms
+from tests.web.rating import ask, code_of, ok, pair_of
+from tests.web.stand_in import StandIn
+from tests.web.test_sampling import candidates, events
 
 Database = Callable[[], Session]
 

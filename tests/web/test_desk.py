@@ -8,9 +8,6 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from browsing import Browser, forms
-from rating import ask, ok, pair_of
-from running import add_artifact, running
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -21,6 +18,9 @@ from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
 from tests.db.rows import add_comparison
+from tests.running import add_artifact, running
+from tests.web.browsing import Browser, forms
+from tests.web.rating import ask, ok, pair_of
 
 Database = Callable[[], Session]
 
@@ -71,7 +71,7 @@ def test_the_desk_is_closed_to_everybody_else(feedback_url: str, database: Datab
 
 
 def test_every_route_of_the_desk_is_tried_above(config: FeedbackConfig) -> None:
-    from test_who_may import _routes
+    from tests.web.test_who_may import _routes
 
     paths = {
         (method, re.sub(r"\{\w+\}", "1", route.path))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from in_chromium import PHONE, begin, choose, chromium, join, link, new_context, serious_barriers, write
 from playwright.sync_api import BrowserContext, Page, expect
-from scene import DESK, set_scene, work_a_while
 from sqlalchemy.orm import Session
 
 from db import tables as t
@@ -16,6 +14,8 @@ from orchestrator.people import access, notices
 from orchestrator.people.queues import add_group, join_group
 from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig
+from tests.web.in_chromium import PHONE, begin, choose, chromium, join, link, new_context, serious_barriers, write
+from tests.web.scene import DESK, set_scene, work_a_while
 
 Database = Callable[[], Session]
 __all__ = ["chromium", "link", "new_context"]  # fixtures

@@ -9,16 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
-from rating import ask, code_of, ok, pair_of
-from running import add_artifact, add_cycle, deploy
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from stand_in import StandIn, reply_of
 
 from db import tables as t
 from db.split import split_key
 from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
 from orchestrator.people.raters import set_status
+from tests.running import add_artifact, add_cycle, deploy
+from tests.web.rating import ask, code_of, ok, pair_of
+from tests.web.stand_in import StandIn, reply_of
 
 Database = Callable[[], Session]
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 
 import pytest
-from browsing import Browser, forms
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,6 +13,7 @@ from db import tables as t
 from orchestrator import cli
 from orchestrator.people import access
 from orchestrator.people.raters import create_rater
+from tests.web.browsing import Browser, forms
 
 Database = Callable[[], Session]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import httpx
-from openapi import try_every_operation
-from rating import ask, ok, pair_of
+
+from tests.openapi import try_every_operation
+from tests.web.rating import ask, ok, pair_of
 
 
 def test_no_request_is_a_fault_of_the_server(rater: httpx.Client) -> None:

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browsing import Browser, pair_id_of
-from running import add_artifact, deploy
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
-from stand_in import StandIn
 
 from db import tables as t
 from orchestrator.config import ComparisonsSection
@@ -25,6 +22,9 @@ from orchestrator.people.raters import create_rater, set_status
 from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.web.pages.markdown import render_markdown
 from tests.db.rows import add_cycle
+from tests.running import add_artifact, deploy
+from tests.web.browsing import Browser, pair_id_of
+from tests.web.stand_in import StandIn
 
 Database = Callable[[], Session]
 

@@ -6,9 +6,6 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from browsing import Browser
-from rating import ask, ok, pair_of
-from running import add_artifact
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
@@ -16,6 +13,9 @@ from orchestrator.conversations import contestants
 from orchestrator.people import access, queues
 from orchestrator.people.queues import EVERYTHING, QueueError
 from orchestrator.people.raters import RaterIdentity, create_rater, set_status
+from tests.running import add_artifact
+from tests.web.browsing import Browser
+from tests.web.rating import ask, ok, pair_of
 
 
 def _rater(session: Session, handle: str) -> RaterIdentity:

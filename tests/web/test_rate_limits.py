@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
-from browsing import Browser
-from rating import code_of
-from running import running
 from sqlalchemy.orm import Session
 
 from orchestrator.people import access
 from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
+from tests.running import running
+from tests.web.browsing import Browser
+from tests.web.rating import code_of
 
 
 def test_a_rater_has_so_many_requests_and_the_others_theirs(

@@ -10,16 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
-from rating import ask, code_of, ok, pair_of
-from running import add_artifact, running
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from stand_in import StandIn, reply_of
 
 from db import tables as t
 from orchestrator.conversations.contestants import open_pairing, policy
 from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
+from tests.running import add_artifact, running
+from tests.web.rating import ask, code_of, ok, pair_of
+from tests.web.stand_in import StandIn, reply_of
 
 Database = Callable[[], Session]
 

@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from browsing import Browser
 from fastapi.routing import APIRoute
-from rating import ask, pair_of
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from stand_in import StandIn
 
 from db import tables as t
 from orchestrator.conversations import contestants
@@ -25,6 +22,9 @@ from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.serving.keys import create_key
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import desk_cookie
+from tests.web.browsing import Browser
+from tests.web.rating import ask, pair_of
+from tests.web.stand_in import StandIn
 
 Database = Callable[[], Session]
 
