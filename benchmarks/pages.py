@@ -27,8 +27,8 @@ from db.migrate import upgrade  # noqa: E402
 from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
+from tests.orchestrator.web.stand_in import StandIn  # noqa: E402
 from tests.running import add_artifact, deploy, running  # noqa: E402
-from tests.web.stand_in import StandIn  # noqa: E402
 
 # The browser writes the entry a moment after the paint itself.
 FIRST_PAINT = """() => new Promise((resolve) => {

@@ -51,7 +51,7 @@ STUB = """
 import sys
 sys.path[:0] = {paths!r}
 import uvicorn
-from tests.web.stand_in import StandIn
+from tests.orchestrator.web.stand_in import StandIn
 uvicorn.run(StandIn().app(), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
 """
 START_TIMEOUT_S = 60.0

@@ -23,9 +23,9 @@ from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access, notices  # noqa: E402
 from orchestrator.people.raters import create_rater  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
+from tests.orchestrator.web import stand_in  # noqa: E402
+from tests.orchestrator.web.scene import DESK, set_scene, work_a_while  # noqa: E402
 from tests.running import add_artifact, deploy, running  # noqa: E402
-from tests.web import stand_in  # noqa: E402
-from tests.web.scene import DESK, set_scene, work_a_while  # noqa: E402
 
 REPLIES = (
     "Here is a plan for the weekend:\n\n1. **Saturday morning:** walk along the river, about two hours.\n2. **Saturday "

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.paths import PROJECT_ROOT
+
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
     from sqlalchemy import Engine
@@ -31,7 +33,6 @@ for _name in [name for name in os.environ if name.startswith("ORCHESTRATOR_") an
     del os.environ[_name]
 os.environ.pop("DATABASE_URL", None)
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count(1)
 
 # A crash of the machine may lose the tests' data: they are quicker without waiting for the disk.
