@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ import pytest
 from tests.paths import PROJECT_ROOT
 
 OWN = ("db", "flows", "migrations", "models", "orchestrator", "tests")
+WHOLE_PATH = re.compile(
+    r"(?<![\w/.])((?:benchmarks|db|docs|examples|flows|migrations|models|orchestrator|tests)/[a-z0-9_/]+\.(?:py|md|toml))\b"
+)
+BARE_NAME = re.compile(r"`([a-z_]+(?:/[a-z_]+)*\.py)`")
 LEARNING = {"torch", "transformers", "tokenizers", "safetensors"}
 
 # For each package: which of our packages it may import.
@@ -244,3 +249,14 @@ def dragged_in(modules: list[str], unwanted: set[str]) -> list[str]:
     )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
+
+
+def test_every_file_that_code_names_exists() -> None:
+    """Whole paths anywhere, and bare names in backticks as files beside the one that names them."""
+    wrong = []
+    for path in [path for package in ("benchmarks", *ARROWS) for path in files(package)]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            named = [PROJECT_ROOT / name for name in WHOLE_PATH.findall(line)]
+            named += [path.parent / name for name in BARE_NAME.findall(line) if not (PROJECT_ROOT / name).exists()]
+            wrong += [f"{path.relative_to(PROJECT_ROOT)}:{number} {name}" for name in named if not name.exists()]
+    assert wrong == []
