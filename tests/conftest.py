@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.skipped import (  # noqa: F401 - pytest finds its hooks by their names here
+    pytest_collectreport,
+    pytest_deselected,
+    pytest_runtest_logreport,
+)
+
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
     from sqlalchemy import Engine
