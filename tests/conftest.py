@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.paths import PROJECT_ROOT
 from tests.skipped import (  # noqa: F401 - pytest finds its hooks by their names here
     pytest_collectreport,
     pytest_deselected,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
     from orchestrator.instance.up import Instance
 
 # Read when torch, tokenizers and transformers are first imported, which happens in the tests' modules.
@@ -38,7 +39,6 @@ for _name in [name for name in os.environ if name.startswith("ORCHESTRATOR_") an
     del os.environ[_name]
 os.environ.pop("DATABASE_URL", None)
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count(1)
 
 # A crash of the machine may lose the tests' data: they are quicker without waiting for the disk.
@@ -55,7 +55,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """One server for the whole run."""
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
 
     with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=QUICK) as server:
         yield server

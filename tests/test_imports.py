@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import PROJECT_ROOT
+
 OWN = ("db", "flows", "migrations", "models", "orchestrator", "tests")
 LEARNING = {"torch", "transformers", "tokenizers", "safetensors"}
 
@@ -31,7 +32,7 @@ LATE = {"peft": ("models/backbone/adapters.py", "_peft")}
 # another module.
 WITHOUT_TORCH = ["orchestrator.cli", "orchestrator.web.app", "orchestrator.stages", "db.tables"]
 # The demo alone may know the small world; everything else takes its requests and replies from people.
-WORLD_DOOR = ("orchestrator/world/", "orchestrator/commands/demo", "orchestrator/demo")
+WORLD_DOOR = ("orchestrator/world/", "orchestrator/commands/running/demo")
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,13 +56,13 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    return sorted((PROJECT_ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("package", sorted(ARROWS))
 def test_package_imports_only_what_its_arrows_allow(package: str) -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for path in files(package)
         for line, module in imported(path)
         if module.split(".")[0] in OWN and module.split(".")[0] not in ARROWS[package]
@@ -72,7 +73,7 @@ def test_package_imports_only_what_its_arrows_allow(package: str) -> None:
 def test_models_need_torch_and_transformers_alone() -> None:
     allowed = MODELS_MAY_USE | {"models", "__future__"} | set(sys.stdlib_module_names)
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for path in files("models")
         for line, module in imported(path)
         if module.split(".")[0] not in allowed | set(LATE)
@@ -83,7 +84,7 @@ def test_models_need_torch_and_transformers_alone() -> None:
 @pytest.mark.parametrize("extra", sorted(LATE))
 def test_what_is_optional_is_imported_late_and_in_one_place(extra: str) -> None:
     everywhere = {
-        (path.relative_to(ROOT).as_posix(), line)
+        (path.relative_to(PROJECT_ROOT).as_posix(), line)
         for package in ("models", "orchestrator", "flows", "db")
         for path in files(package)
         for line, module in imported(path)
@@ -92,7 +93,7 @@ def test_what_is_optional_is_imported_late_and_in_one_place(extra: str) -> None:
     place, name = LATE[extra]
     (function,) = (
         node
-        for node in ast.parse((ROOT / place).read_text(encoding="utf-8")).body
+        for node in ast.parse((PROJECT_ROOT / place).read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name == name
     )
     assert {path for path, _ in everywhere} == {place}
@@ -102,7 +103,7 @@ def test_what_is_optional_is_imported_late_and_in_one_place(extra: str) -> None:
 @pytest.mark.parametrize("package", ["db", "flows", "migrations"])
 def test_package_knows_no_torch(package: str) -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for path in files(package)
         for line, module in imported(path)
         if module.split(".")[0] in LEARNING
@@ -114,7 +115,7 @@ def test_models_read_nothing_from_the_environment() -> None:
     """Setting a variable before transformers is imported is allowed, reading one is not."""
     readers = {"os.environ.get", "os.getenv", "os.environ.items", "os.environ.copy", "os.environ.pop"}
     wrong = [
-        f"{path.relative_to(ROOT)}:{node.lineno} reads {ast.unparse(node)}"
+        f"{path.relative_to(PROJECT_ROOT)}:{node.lineno} reads {ast.unparse(node)}"
         for path in files("models")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.Attribute) and ast.unparse(node) in readers)
@@ -129,12 +130,12 @@ def test_models_read_nothing_from_the_environment() -> None:
 
 def test_nobody_but_the_demo_knows_the_world() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for package in ("orchestrator", "flows", "models", "db", "migrations")
         for path in files(package)
         for line, module in imported(path)
         if module.startswith("orchestrator.world")
-        if not path.relative_to(ROOT).as_posix().startswith(WORLD_DOOR)
+        if not path.relative_to(PROJECT_ROOT).as_posix().startswith(WORLD_DOOR)
     ]
     assert wrong == []
 
@@ -146,6 +147,8 @@ def test_starts_without_torch(module: str) -> None:
         f"import importlib, json, sys; importlib.import_module({module!r}); "
         f"print(json.dumps(sorted(set(sys.modules) & {LEARNING | {'prefect'}!r})))"
     )
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import PROJECT_ROOT
 from tests.skipped import summary
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SUITE = """
 import pytest
 

@@ -67,7 +67,7 @@ def _layer_class() -> type[nn.Module]:
     """peft's layer for nn.Linear, adding to the base's product in its place.
 
     peft's own forward makes three more tensors of that size, which in a preference model's step left 110 MB of holes in
-    the heap (docs/log.md).
+    the heap (docs/log/adapters.md, "Adapters (LoRA): one base for all roles").
     """
 
     class Adapted(_peft().tuners.lora.Linear):  # type: ignore[misc]

@@ -15,7 +15,8 @@ from models.backbone.precision import EXACT, Filling
 from models.backbone.throughput import product_parameters
 
 # What one more chunk costs, in tokens that could be computed instead. CPU: 4.9 ms beside 73 µs a token, forward and
-# backward, whatever the size of the model, since weights and their gradients are read once a chunk (docs/log.md).
+# backward, whatever the size of the model, since weights and their gradients are read once a chunk
+# (docs/log/speed.md, "Speed, second round: a layer's gradients by hand").
 CHUNK_COST_CPU = 64
 
 

@@ -94,4 +94,7 @@ def slow_bfloat16(device: torch.device | str) -> str | None:
     """Why bfloat16 will not be faster here, as a note for people; None where the hardware is made for it."""
     if torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported():
         return None
-    return "note: this CPU has no AMX; bfloat16 was slower than float32 on such a one (docs/log.md)."
+    return (
+        "note: this CPU has no AMX; bfloat16 was slower than float32 on such a one "
+        '(docs/log/speed.md, "bfloat16 in both trainers").'
+    )

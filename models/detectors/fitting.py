@@ -28,7 +28,8 @@ FEW_LAYERS = 6
 # Layers that a choice looks at, spread evenly: hidden states of all layers of a large model would not fit in memory.
 MAX_CANDIDATES = 8
 FOLDS = 5
-# Fewer examples choose no layer: by ten the choice was worse than the rule, by a hundred as good (docs/log.md).
+# Fewer examples choose no layer: by ten the choice was worse than the rule, by a hundred as good
+# (docs/log/detectors.md, "Detectors of far requests").
 MIN_EXAMPLES_TO_CHOOSE = 30
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")

@@ -33,7 +33,9 @@ class PretrainSettings:
     num_heads: int = 4
     vocab_size: int = 1024
     max_tokens: int = 256  # context length; longer dialogues are cut into pieces
-    batch_tokens: int = 1024  # per optimiser step; at little text the number of steps counts (docs/log.md)
+    # Per optimiser step; at little text the number of steps counts
+    # (docs/log/initial-policy.md, "Pretraining the small model: batches, step size, optimiser").
+    batch_tokens: int = 1024
     learning_rate: float = 6e-3  # for the small default; a model of twice the width wants about half
     weight_decay: float = 0.1
     warmup_fraction: float = 0.05

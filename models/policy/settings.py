@@ -64,8 +64,8 @@ class PPOSettings:
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
     coefficient is fixed, sampling is at temperature 1, the critic is a head on the policy's trunk, advantages are
-    whitened over each rollout, and losses are means over reply tokens. docs/ppo.md has the choices, docs/log.md
-    what each of them did.
+    whitened over each rollout, and losses are means over reply tokens. docs/ppo.md has the choices; what each of
+    them did is in docs/log/ppo.md, "PPO's open choices, with their noise".
     """
 
     learning_rate: float = 1e-4

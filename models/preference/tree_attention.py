@@ -3,8 +3,9 @@
 A tree is cut into spans: its longest path, which is causal, and the branches that hang on it, which see the path up to
 their fork and themselves (`Tree.spans`). In float32 on CPU the queries of a span meet just the keys that they may see,
 some hundred at a time, in plain products whose weights are kept for the backward; with heads of 32 that is twice as
-fast as PyTorch's fused kernel (docs/log.md). Other formats go through that kernel, span by span. On a GPU, where a
-call costs more than the padding that it avoids, trees are gathered into the rows of one call.
+fast as PyTorch's fused kernel (docs/log/trees.md, "Attention of trees as plain products"). Other formats go through
+that kernel, span by span. On a GPU, where a call costs more than the padding that it avoids, trees are gathered into
+the rows of one call.
 Read next: `models/preference/tree_states.py`, `models/backbone/causal_attention.py`.
 """
 

@@ -1,7 +1,7 @@
 """Decoding for the Llama and Qwen2 families with weights read straight from the Hugging Face model.
 
 One forward without module calls, masks only where needed, and a key-value cache whose rows are
-requests; `tests/models/test_sampler.py` holds it against the plain Hugging Face forward.
+requests; `tests/models/sampling/test_engine.py` holds it against the plain Hugging Face forward.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from models.sampling.in_place import place, refreshed, tensors
 _JOIN_BELOW_PARAMETERS = 50_000_000
 
 # Cached keys and values lie in blocks of so many positions, each block whole in memory: a product with part of a longer
-# buffer took 2 to 4 times as long on CPU (docs/log.md). Later blocks are larger, so that there are few of them.
+# buffer took 2 to 4 times as long on CPU (docs/log/sampler.md, "Speed of the sampler"). Later blocks are larger, so
+# that there are few of them.
 _FIRST_BLOCK_CPU = 32
 _FIRST_BLOCK_GPU = 512
 _BLOCKS_OF_A_SIZE = 4
@@ -447,7 +448,8 @@ def _zeros(count: int, like: Tensor) -> Tensor:
     """A cache's memory, (count,). Zeros, not empty: masked columns are still multiplied, and NaN x 0 is NaN.
 
     On CPU in large pages where the system has them: a step reads and writes the keys of every row, which lie some
-    kilobytes from each other, and looking up small pages took a twelfth of it (docs/log.md).
+    kilobytes from each other, and looking up small pages took a twelfth of it
+    (docs/log/sampler.md, "Speed of the sampler, second round").
     """
     if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return like.new_zeros(count)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 
 from db import tables as t
-from orchestrator.cycles.record import database
+from orchestrator.database import database
 from orchestrator.instance.training_jobs import is_running
 
 State = Literal["running", "ended", "died"]
