@@ -90,7 +90,7 @@ def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
         "",
         "- Kept: the last good weights, those after iteration 5, are the snapshot `sha256:ab`, evaluated and gated "
         "like any other.",
-        f"- Next: {WIRE_ADVICE['entropy']} More in docs/operations.md, “PPO is watched”.",
+        f"- Next: {WIRE_ADVICE['entropy']} More in docs/guides/when-it-stops.md, “PPO is watched”.",
         "",
     ]
     # A snapshot from before there were wires names none.
@@ -156,7 +156,7 @@ def test_a_refusal_says_whether_people_compare_the_snapshot():
 
 
 def test_every_wire_and_every_gate_has_an_advice():
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs" / "guides" / "when-it-stops.md").read_text()
     table = page[page.index("| wire (`stopped_by`)") : page.index("Wires that stopped nothing")]
     first_cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
     documented = {wire for cell in first_cells for wire in re.findall(r"`(\w+)`", cell)}
