@@ -152,3 +152,14 @@ def test_starts_without_torch(module: str) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == []
+
+
+def test_tests_import_helpers_and_never_other_tests() -> None:
+    """What several files of tests need stands in a module of its own: importing tests runs or hides them twice."""
+    wrong = [
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
+        for path in files("tests")
+        for line, module in imported(path)
+        if any(part == "conftest" or part.startswith("test_") for part in module.split("."))
+    ]
+    assert wrong == []
