@@ -37,7 +37,7 @@ def processes_of(home: Path) -> dict[int, str]:
         except OSError:
             continue
         if command and os.fsencode(str(home)) in told:
-            found[int(entry.name)] = command.replace(b"\0", b" ").decode()
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
 
 

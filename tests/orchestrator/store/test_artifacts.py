@@ -22,18 +22,14 @@ from tests.folders import contents
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    """A store of each kind: used in place, and downloaded from.
-
-    The one on S3 is tested where `AWS_ENDPOINT_URL` names a server to test on, and s3fs is installed.
-    """
-    url = f"file://{tmp_path / 'the store'}" if request.param == "file" else f"memory://{uuid.uuid4().hex}/artifacts"
-    if request.param == "s3":
-        if "AWS_ENDPOINT_URL" not in os.environ:
-            pytest.skip("AWS_ENDPOINT_URL names no server to test on")
-        pytest.importorskip("s3fs")
-        bucket = f"test-{uuid.uuid4().hex}"
-        fsspec.filesystem("s3").mkdir(bucket)
-        url = f"s3://{bucket}/artifacts"
+    """A store of each kind: used in place, and downloaded from."""
+    match request.param:
+        case "file":
+            url = f"file://{tmp_path / 'the store'}"
+        case "memory":
+            url = f"memory://{uuid.uuid4().hex}/artifacts"
+        case "s3":
+            url = f"s3://{request.getfixturevalue('bucket')}/artifacts"
     return ArtifactStore(url, tmp_path / "cache")
 
 
