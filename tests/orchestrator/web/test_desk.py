@@ -20,6 +20,7 @@ from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_c
 from tests.db.rows import add_comparison
 from tests.orchestrator.web.browsing import Browser, forms
 from tests.orchestrator.web.rating import ask, ok, pair_of
+from tests.orchestrator.web.routes import routes_of
 from tests.running import add_artifact, running
 
 Database = Callable[[], Session]
@@ -71,11 +72,9 @@ def test_the_desk_is_closed_to_everybody_else(feedback_url: str, database: Datab
 
 
 def test_every_route_of_the_desk_is_tried_above(config: FeedbackConfig) -> None:
-    from tests.orchestrator.web.test_who_may import _routes
-
     paths = {
         (method, re.sub(r"\{\w+\}", "1", route.path))
-        for route in _routes(create_app(config).routes)
+        for route in routes_of(create_app(config).routes)
         for method in route.methods or set()
         if route.path.startswith("/desk") and method != "HEAD" and "sign-in" not in route.path
     }
