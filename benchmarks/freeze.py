@@ -29,7 +29,7 @@ from db.migrate import upgrade
 from db.session import make_engine
 from orchestrator.config import ComparisonsSection
 from orchestrator.data import freeze as dataset
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.store.artifacts import ArtifactStore
 
 MAX_COST = 3.0  # times the bare COPY

@@ -8,7 +8,7 @@ run's random numbers. Exits with 1 where one ends farther than 0.02 nats.
 Among all policies the one that maximises E[reward] - kl_coef * KL is pi*(y|x) proportional to
 pi_0(y|x) * exp(r(x, y) / kl_coef), and with eleven tokens it can be written down by enumeration. The job that trains is
 the product's own (`PolicyTraining`); the table stands in for the preference model. Used by
-tests/models/test_ppo_known_answer.py and benchmarks/ppo_ablations.py.
+tests/models/policy/test_ppo_known_answer.py and benchmarks/ppo_ablations.py.
 
 Source: Korbak et al. 2022, arXiv:2205.11275, §3 (the optimum as a posterior).
 """

@@ -32,7 +32,7 @@ from models.detectors.detector import DetectorKind, hidden_states, score_states
 from models.detectors.fitting import OodSettings, fit_statistics, opening, split_by_opening, validation_auroc
 from models.detectors.scores import auroc
 from models.model_folders.loading import load_causal_lm
-from orchestrator.stages.initial_policy import write_text
+from orchestrator.data.named_files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINING = (

@@ -17,18 +17,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web")]
+sys.path[:0] = [str(ROOT)]
 
 from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
-from running import add_artifact, deploy, running  # noqa: E402
 from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
-from stand_in import StandIn  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
+from tests.orchestrator.web.stand_in import StandIn  # noqa: E402
+from tests.running import add_artifact, deploy, running  # noqa: E402
 
 # The browser writes the entry a moment after the paint itself.
 FIRST_PAINT = """() => new Promise((resolve) => {

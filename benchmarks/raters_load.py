@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import httpx  # noqa: E402
 from sqlalchemy import create_engine, select  # noqa: E402
@@ -41,8 +41,8 @@ from sqlalchemy.orm import Session  # noqa: E402
 
 from db import tables as t  # noqa: E402
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
 from orchestrator.instance.ports import free_port  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
 from orchestrator.people.tasks import INSTRUCTIONS, TASKS  # noqa: E402
 from orchestrator.store.artifacts import ArtifactStore  # noqa: E402
@@ -51,7 +51,7 @@ STUB = """
 import sys
 sys.path[:0] = {paths!r}
 import uvicorn
-from stand_in import StandIn
+from tests.orchestrator.web.stand_in import StandIn
 uvicorn.run(StandIn().app(), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
 """
 START_TIMEOUT_S = 60.0
@@ -224,7 +224,7 @@ def services(postgres: EmbeddedPostgres, home: Path, *, policy: bool) -> Iterato
 
 def sign_in(url: str, raters: int, *, policy: bool) -> list[str]:
     """Raters who have agreed to the instructions, with a session each; their cookies."""
-    from running import add_artifact, deploy
+    from tests.running import add_artifact, deploy
 
     engine = create_engine(url)
     cookies = []

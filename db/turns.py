@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, bindparam, exists, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from db import tables as t
+from db import turns
 
 DIALOGUES = t.Base.metadata.tables["dialogues"]
 MESSAGES = t.Base.metadata.tables["messages"]
@@ -133,3 +134,10 @@ COMPLETE = (
     .returning(CANDIDATES.c.text)
 )
 STORED_TEXT = select(CANDIDATES.c.text).where(CANDIDATES.c.id == bindparam("candidate_id"))
+
+
+def prompt_of(session: Session, message_id: int) -> list[dict[str, str]]:
+    """The messages from the opening to this one, with the dialogue's system message before them if it has one."""
+    rows = session.execute(turns.PATH, {"message_id": message_id}).all()
+    system = [{"role": "system", "content": rows[0].system}] if rows[0].system is not None else []
+    return system + [{"role": row.role, "content": row.content} for row in reversed(rows)]

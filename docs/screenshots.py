@@ -12,20 +12,20 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "web")]
+sys.path[:0] = [str(ROOT)]
 
-import stand_in  # noqa: E402
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright  # noqa: E402
-from running import add_artifact, deploy, running  # noqa: E402
-from scene import DESK, set_scene, work_a_while  # noqa: E402
 from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 
 from db.migrate import upgrade  # noqa: E402
-from orchestrator.embedded import EmbeddedPostgres  # noqa: E402
+from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access, notices  # noqa: E402
 from orchestrator.people.raters import create_rater  # noqa: E402
 from orchestrator.web.app import FeedbackConfig, create_app  # noqa: E402
+from tests.orchestrator.web import stand_in  # noqa: E402
+from tests.orchestrator.web.scene import DESK, set_scene, work_a_while  # noqa: E402
+from tests.running import add_artifact, deploy, running  # noqa: E402
 
 REPLIES = (
     "Here is a plan for the weekend:\n\n1. **Saturday morning:** walk along the river, about two hours.\n2. **Saturday "

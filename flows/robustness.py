@@ -19,7 +19,7 @@ from flows.command_line import config_options, exit_status, printing
 from flows.running import OnPools, Runner, cycle_run_name
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.judging import robustness as experiment
+from orchestrator.stages import robustness as experiment
 
 
 @flow(name="robustness", flow_run_name=cycle_run_name)

@@ -1,14 +1,19 @@
-"""What the database says when a command can't use it, as an error in one line.
+"""A transaction on the instance's database, and what it says when it can't be used, as an error in one line.
 
 SQLAlchemy's errors are known by their names: it need not be imported to see that an error is none of its.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchestratorError, ServiceUnavailable
 from orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 def as_operators_error(error: Exception) -> OrchestratorError | None:
@@ -29,3 +34,19 @@ def no_answer(error: Any, url: str) -> ServiceUnavailable:
     return ServiceUnavailable(
         f"The database at {place} does not answer ({reason.rstrip('.')}). Start it, or check DATABASE_URL."
     )
+
+
+@contextmanager
+def database() -> Iterator[Session]:
+    """A transaction on the instance's database."""
+    # Every command imports this module, and most start without SQLAlchemy.
+    from sqlalchemy.orm import Session
+
+    from db.session import make_engine
+
+    engine = make_engine(Settings.from_env().require_database_url())
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        engine.dispose()

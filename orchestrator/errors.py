@@ -45,3 +45,14 @@ class CycleError(OrchestratorError):
 
 class ServiceUnavailable(OrchestratorError):
     """A service does not answer; names its address."""
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status; the message says what was found, what was expected and what to do."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from orchestrator import running_instance
 from orchestrator.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 GateAction = Literal["log", "flag", "refuse"]
 """What becomes of a request that is far from what the policy was trained to answer."""
@@ -145,3 +149,23 @@ def normalised_database_url(url: str) -> str:
 
 def _url(value: str | None) -> str | None:
     return value.rstrip("/") if value else None
+
+
+@cache
+def code_revision() -> str | None:
+    """The revision of this code: of the git checkout it runs from, or `ORCHESTRATOR_REVISION` in an image."""
+    named = os.environ.get("ORCHESTRATOR_REVISION")
+    if named or not (PROJECT_ROOT / ".git").exists():
+        return named
+    run = subprocess.run(
+        ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or None
+
+
+def flow_run_id() -> str | None:
+    """The Prefect flow run in whose process the stage runs; Prefect sets it for its workers' children."""
+    return os.environ.get("PREFECT__FLOW_RUN_ID")

@@ -8,18 +8,26 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.paths import PROJECT_ROOT
+from tests.skipped import (  # noqa: F401 - pytest finds its hooks by their names here
+    pytest_collectreport,
+    pytest_deselected,
+    pytest_runtest_logreport,
+)
+
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
     from orchestrator.instance.up import Instance
 
 # Read when torch, tokenizers and transformers are first imported, which happens in the tests' modules.
@@ -31,7 +39,6 @@ for _name in [name for name in os.environ if name.startswith("ORCHESTRATOR_") an
     del os.environ[_name]
 os.environ.pop("DATABASE_URL", None)
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count(1)
 
 # A crash of the machine may lose the tests' data: they are quicker without waiting for the disk.
@@ -48,7 +55,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """One server for the whole run."""
-    from orchestrator.embedded import EmbeddedPostgres
+    from orchestrator.instance.postgres import EmbeddedPostgres
 
     with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=QUICK) as server:
         yield server
@@ -111,6 +118,37 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set ORCHESTRATOR_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The address of an S3 server of the run's own, which keeps its objects in memory."""
+    # Here because these imports take a second that most tests need not wait for.
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    # Port 0: the server that listens chooses it.
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    # fsspec keeps the file system that was made for this server.
+    S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket on the run's S3 server, to which the environment leads while the test runs."""
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = f"test-{uuid.uuid4().hex}"
+    S3FileSystem().mkdir(name)
+    return name
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-LOG = ROOT / "docs" / "log"
-DECISIONS = ROOT / "docs" / "decisions"
+from tests.paths import PROJECT_ROOT
+
+LOG = PROJECT_ROOT / "docs" / "log"
+DECISIONS = PROJECT_ROOT / "docs" / "decisions"
 
 TEXTS = [
     path
@@ -22,7 +23,7 @@ TEXTS = [
             for folder in ("benchmarks", "db", "flows", "migrations", "models", "orchestrator", "tests")
         ),
     )
-    for path in sorted(ROOT.glob(pattern))
+    for path in sorted(PROJECT_ROOT.glob(pattern))
     if path != Path(__file__).resolve()
 ]
 
@@ -84,7 +85,7 @@ def test_what_is_cited_of_the_log_exists():
     cited = 0
     for path in TEXTS:
         text = flowing(path.read_text())
-        where = path.relative_to(ROOT)
+        where = path.relative_to(PROJECT_ROOT)
         assert not re.search(r"(?<!_)\blog\.md", text), f"{where}: the log is a folder, docs/log/"
         citations = CITATION.findall(text)
         assert len(citations) == len(MENTION.findall(text)), (
@@ -108,7 +109,7 @@ def test_a_decision_says_why_what_at_what_cost_and_where(path):
     assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == DECISION_PARTS
     cited = re.findall(r"`((?:orchestrator|models|db|flows|migrations|benchmarks)/[\w./]*)`", path.read_text())
     assert cited
-    assert [name for name in cited if not (ROOT / name).exists()] == []
+    assert [name for name in cited if not (PROJECT_ROOT / name).exists()] == []
 
 
 def test_decisions_are_numbered_and_listed():
@@ -125,4 +126,4 @@ def test_decisions_are_numbered_and_listed():
 def test_no_line_of_log_and_decisions_is_long():
     for path in [*LOG.glob("*.md"), *DECISIONS.glob("*.md")]:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            assert len(line) <= LONGEST_LINE, f"{path.relative_to(ROOT)}:{number} has {len(line)} characters"
+            assert len(line) <= LONGEST_LINE, f"{path.relative_to(PROJECT_ROOT)}:{number} has {len(line)} characters"

@@ -2,8 +2,9 @@
 
 Small models spend a third of a training step on what stands between the matrix products, and each pass over memory
 there counts. By hand it is half the passes, and a third less memory than autograd would keep. Equal to the modules'
-own forward and backward within rounding (tests/models/test_trunk.py, test_llama_layer.py, test_preference_trees.py).
-Read next: `models/backbone/trunk.py`, `models/preference/tree_states.py`, `models/backbone/adapters.py`.
+own forward and backward within rounding (tests/models/backbone/test_trunk.py, test_llama_layer.py,
+test_preference_trees.py). Read next: `models/backbone/trunk.py`, `models/preference/tree_states.py`,
+`models/backbone/adapters.py`.
 
 Both functions take the RMS norm before their products apart: with h = x · s, s = 1/√(mean x² + ε), and the norm's
 weights w, the product is h (W · w)ᵀ. So w meets the matrix and never the tokens:

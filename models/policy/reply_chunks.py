@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models.backbone.batches import CHUNK_COST_CPU, chunks_with_little_padding, right_padded
 from models.backbone.precision import EXACT, Filling
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

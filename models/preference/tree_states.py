@@ -2,7 +2,7 @@
 
 All tokens of all trees stand in one line for everything that works token by token; attention looks inside each tree.
 The last layer computes queries, output and MLP only where a score is read. The gradients are those of the plain
-computation of every sequence by itself (tests/models/test_preference_trees.py, per architecture).
+computation of every sequence by itself (tests/models/preference/test_trees.py, per architecture).
 Read next: `models/preference/model.py`, `models/preference/tree_attention.py`.
 """
 

@@ -1,7 +1,7 @@
 """Decoding for the Llama and Qwen2 families with weights read straight from the Hugging Face model.
 
 One forward without module calls, masks only where needed, and a key-value cache whose rows are
-requests; `tests/models/test_sampler.py` holds it against the plain Hugging Face forward.
+requests; `tests/models/sampling/test_engine.py` holds it against the plain Hugging Face forward.
 """
 
 import contextlib

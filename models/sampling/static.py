@@ -4,7 +4,7 @@ A step is some hundred small operations, each about 5 µs to launch, while a GPU
 (`python -m benchmarks.launches`). A graph launches them all at once, but only for the shapes and the memory that it was
 recorded with. So rows and cached positions are rounded up to few sizes, everything a step reads lies in tensors that
 stay, and a step neither waits for the GPU nor asks it for a number. On a CPU the same steps run as they are, which
-tests/models/test_sampler_static.py holds against `LlamaDecoder.decode`.
+tests/models/sampling/test_static.py holds against `LlamaDecoder.decode`.
 """
 
 from __future__ import annotations

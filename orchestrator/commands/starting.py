@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
-from orchestrator.commands.running.worker import become
 from orchestrator.config import load_config
-from orchestrator.settings import Settings
+from orchestrator.instance.prefect_api import prefect_environment
+from orchestrator.settings import PROJECT_ROOT, Settings
 
 
 def configure_start(parser: argparse.ArgumentParser, config: str) -> None:
@@ -40,3 +42,16 @@ def become_inline(module: str, args: argparse.Namespace, more: list[str] | None 
     for override in args.set:
         words += ["--set", override]
     become(module, [*words, *(more or []), *(["--fresh"] if args.fresh else [])])
+
+
+def become(module: str, words: list[str]) -> NoReturn:
+    """Replace this process by `python -m module`, which is found from any directory.
+
+    It has the same settings of Prefect as what `orchestrator up` starts, those apart that the environment sets.
+    """
+    for name, value in prefect_environment(Settings.from_env().home).items():
+        os.environ.setdefault(name, value)
+    paths = filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])

@@ -12,7 +12,7 @@ from db import turns
 from db.split import split_key
 from orchestrator.conversations.contestants import drawable
 from orchestrator.conversations.schemas import AddMessage, BeginDialogue
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.people.queues import offers
 from orchestrator.people.raters import RaterIdentity, rater_by_token
 from orchestrator.people.tasks import TASKS, Question

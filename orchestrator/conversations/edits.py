@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db import turns
 from orchestrator.conversations.dialogues import continue_with, ended, not_yours
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import INSTRUCTIONS, SIDES, TASKS, Side
 

@@ -15,11 +15,12 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db import turns
+from db.turns import prompt_of
 from orchestrator.config import ServingSection
 from orchestrator.conversations.contestants import ActivePairing, Contestant, Kind, drawable
 from orchestrator.conversations.dialogues import continue_with, ended, no_policy_live, not_yours
 from orchestrator.conversations.schemas import AskForPair, Compare, Compared, ComparisonGiven, PairOut, ReplyOut
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import INSTRUCTIONS, SIDES, TASKS, Question, Side, TaskName, continues_from
 from orchestrator.store.deployments import LiveDeployment
@@ -140,13 +141,6 @@ def read_pair(session: Session, rater: RaterIdentity, pair_id: int) -> PairRow:
         _given(rows[0].Comparison),
         [] if complete else prompt_of(session, pair.parent_id),
     )
-
-
-def prompt_of(session: Session, message_id: int) -> list[dict[str, str]]:
-    """The messages from the opening to this one, with the dialogue's system message before them if it has one."""
-    rows = session.execute(turns.PATH, {"message_id": message_id}).all()
-    system = [{"role": "system", "content": rows[0].system}] if rows[0].system is not None else []
-    return system + [{"role": row.role, "content": row.content} for row in reversed(rows)]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.conversations.pairs import Sampled, complete_candidates, prompt_of
-from orchestrator.http_shared.asgi import ApiError
+from db.turns import prompt_of
+from orchestrator.conversations.pairs import Sampled, complete_candidates
+from orchestrator.errors import ApiError
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import Question, TaskName
 

@@ -6,8 +6,6 @@ configuration goes on with it, from the same cut-off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -15,11 +13,10 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from db.session import make_engine
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.database import database
 from orchestrator.errors import CycleError
-from orchestrator.settings import Settings
-from orchestrator.stages.context import code_revision
+from orchestrator.settings import code_revision
 
 
 class Fresh(NamedTuple):
@@ -40,17 +37,6 @@ class OtherCycle(NamedTuple):
     number: int
     said: str
     """Which it is, since when it is open, and in which keys it differs: a sentence without its full stop."""
-
-
-@contextmanager
-def database() -> Iterator[Session]:
-    """A transaction on the instance's database."""
-    engine = make_engine(Settings.from_env().require_database_url())
-    try:
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
 
 
 def stored(config: CycleConfig) -> dict[str, Any]:

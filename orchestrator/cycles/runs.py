@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import select
 
 from db import tables as t
-from orchestrator.cycles.record import database
+from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, FlowRunState, PrefectApi
-from orchestrator.stages.context import fresh_name
+from orchestrator.instance.training_jobs import fresh_name
 
 DEPLOYMENT = "cycle/weekly"
 POLL_S = 0.5

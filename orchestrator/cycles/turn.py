@@ -11,7 +11,8 @@ from sqlalchemy import select, text
 from db import tables as t
 from db.session import make_engine
 from orchestrator.config import CycleConfig
-from orchestrator.cycles.record import anything_live, database, fresh_comparisons, open_cycle_id
+from orchestrator.cycles.record import anything_live, fresh_comparisons, open_cycle_id
+from orchestrator.database import database
 from orchestrator.errors import CycleError
 from orchestrator.settings import Settings
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, func, select, text
 from sqlalchemy.orm import Session
@@ -17,8 +15,10 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.config import ComparisonsSection
 from orchestrator.data.comparison_set import build_comparison_set, oriented
+from orchestrator.data.named_files import file_digest
+from orchestrator.data.pair_set import write_orientation_pairs
 from orchestrator.data.prompt_set import build_prompt_set
-from orchestrator.errors import ConfigError, CycleError, ImportFileError
+from orchestrator.errors import CycleError
 
 __all__ = [
     "build_comparison_set",
@@ -105,53 +105,3 @@ def previous_comparison_set(session: Session, freeze_id: int, section: Compariso
         return None
     frozen = session.get(t.Freeze, found.settings["freeze_id"])
     return found if frozen is not None and freeze_digest(frozen) == found.settings["freeze"] else None
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file that the configuration names.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{file} can't be read ({error.strerror}); the configuration names it.") from None
-
-
-def write_orientation_pairs(file: Path, out: Path) -> dict[str, Any]:
-    """Write `pairs.jsonl` for the orientation check: records as in a comparison set, from prompt/chosen/rejected.
-
-    Raises:
-        ConfigError: a line is no comparison of two different replies, or there is none.
-    """
-    from orchestrator.data.formats import detect, make_parser
-    from orchestrator.data.formats.reading import RecordFile
-    from orchestrator.data.formats.records import Refused, load_object
-
-    num_pairs = 0
-    with (out / "pairs.jsonl").open("w", encoding="utf-8") as lines, RecordFile(file) as records:
-        for raw in records:
-            where = f"{file}, line {raw.line}"
-            try:
-                record = load_object(raw.text)
-                for item in make_parser(detect(record, where), file)(record):
-                    if isinstance(item, Refused):
-                        raise item
-                    num_pairs += 1
-                    pair = oriented(
-                        id=f"{file.name}:{raw.line}",
-                        source="orientation",
-                        question=item.question or "helpful",
-                        side=item.side,
-                        prompt=list(item.prompt),
-                        a=list(item.a.messages()),
-                        b=list(item.b.messages()),
-                    )
-                    lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
-            except (Refused, ImportFileError) as error:
-                raise ConfigError(f"{where} is no orientation pair: {error}. Correct the file.") from None
-    if num_pairs == 0:
-        raise ConfigError(f"{file} holds no pairs; the orientation check needs at least one.")
-    return {"num_pairs": num_pairs, "file": file.name}

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from db.split import is_held_out, split_key
+from orchestrator.config import OrientationSection
+from orchestrator.data.check import name_of
+from orchestrator.data.comparison_set import oriented
 from orchestrator.data.formats import detect, make_parser
 from orchestrator.data.formats.reading import RecordFile
 from orchestrator.data.formats.records import ImportedComparison, Refused, load_object
@@ -94,3 +97,96 @@ def comparisons_in(record: dict[str, Any], where: str, file: Path) -> Iterator[I
         return
     except ImportFileError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def write_orientation_pairs(file: Path, out: Path) -> dict[str, Any]:
+    """Write `pairs.jsonl` for the orientation check: records as in a comparison set, from prompt/chosen/rejected.
+
+    Raises:
+        ConfigError: a line is no comparison of two different replies, or there is none.
+    """
+    from orchestrator.data.formats import detect, make_parser
+    from orchestrator.data.formats.reading import RecordFile
+    from orchestrator.data.formats.records import Refused, load_object
+
+    num_pairs = 0
+    with (out / "pairs.jsonl").open("w", encoding="utf-8") as lines, RecordFile(file) as records:
+        for raw in records:
+            where = f"{file}, line {raw.line}"
+            try:
+                record = load_object(raw.text)
+                for item in make_parser(detect(record, where), file)(record):
+                    if isinstance(item, Refused):
+                        raise item
+                    num_pairs += 1
+                    pair = oriented(
+                        id=f"{file.name}:{raw.line}",
+                        source="orientation",
+                        question=item.question or "helpful",
+                        side=item.side,
+                        prompt=list(item.prompt),
+                        a=list(item.a.messages()),
+                        b=list(item.b.messages()),
+                    )
+                    lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+            except (Refused, ImportFileError) as error:
+                raise ConfigError(f"{where} is no orientation pair: {error}. Correct the file.") from None
+    if num_pairs == 0:
+        raise ConfigError(f"{file} holds no pairs; the orientation check needs at least one.")
+    return {"num_pairs": num_pairs, "file": file.name}
+
+
+def write_pairs(file: Path, out: Path, question: str | None = None) -> Counter[str]:
+    """Append the decided comparisons of a file to pairs.jsonl, the file as their source; counts what was left out.
+
+    Raises:
+        ImportFileError: the file is in no known format, or holds no pair.
+    """
+    left_out: Counter[str] = Counter()
+    folder = file.absolute().parent.name.lower()
+    default = question or ("harmless" if "harmless" in folder else "helpful")
+    parser, num_pairs = None, 0
+    with out.open("a", encoding="utf-8") as lines, RecordFile(file) as records:
+        for raw in records:
+            try:
+                record = load_object(raw.text)
+                if parser is None:
+                    parser = make_parser(detect(record, f"{file}, line {raw.line}"), file)
+                items = list(parser(record))
+            except Refused as refused:
+                items = [refused]
+            for number, item in enumerate(items):
+                if isinstance(item, Refused):
+                    left_out[item.reason] += 1
+                elif item.side == "none":
+                    left_out["none_" + (item.reason or "tie")] += 1
+                else:
+                    num_pairs += 1
+                    pair = oriented(
+                        id=f"{name_of(file)}:{raw.line}" + (f":{number}" if len(items) > 1 else ""),
+                        source=name_of(file),
+                        question=item.question or default,
+                        side=item.side,
+                        prompt=list(item.prompt),
+                        a=list(item.a.messages()),
+                        b=list(item.b.messages()),
+                    )
+                    # Benchmarks ask many raters about one prompt: those comparisons are not independent.
+                    opening = next((message["content"] for message in item.prompt if message["role"] == "user"), None)
+                    if opening is not None:
+                        pair["split_key"] = split_key(opening)
+                    lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+    if num_pairs == 0:
+        raise ImportFileError(f"{file} holds no pair of which one side is better; expected comparisons.")
+    return left_out
+
+
+# English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them.
+SHIPPED = Path(__file__).with_name("orientation.jsonl")
+
+
+def orientation_pairs(section: OrientationSection) -> Path | None:
+    """The pairs to check with: the configuration's own, else the shipped ones, or None where those are off."""
+    if section.file is not None:
+        return Path(section.file)
+    return SHIPPED if section.shipped else None

@@ -13,39 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import PMPSection
-from orchestrator.data.freeze import file_digest
 from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
 from orchestrator.errors import ConfigError
-from orchestrator.stages.context import StageContext, build, run_job_stage
 
 GOOD, BAD = "GOOD: ", "BAD: "
 SOURCE = "pmp"
-
-
-def pretrained_trunk(context: StageContext, initial_id: int, *, fresh: bool) -> int:
-    """The preference model whose trunk was trained on the ranked answers of `[pmp]`; its artifact."""
-    section = context.config.pmp
-    files = [Path(name) for name in section.files]
-    pairs_id = build(
-        context,
-        "pmp_pairs",
-        {
-            "files": [file_digest(file) for file in files],
-            "pairs": section.pairs,
-            "held_out_fraction": section.held_out_fraction,
-        },
-        {},
-        lambda out: write_pmp_pairs(files, section, out),
-        fresh=fresh,
-    )
-    return run_job_stage(
-        context,
-        kind="pmp_model",
-        job="train_preference_model",
-        inputs={"initial": initial_id, "comparisons": pairs_id},
-        settings=section.model_dump(exclude={"files", "pairs", "held_out_fraction"}),
-        fresh=fresh,
-    )
 
 
 def write_pmp_pairs(files: list[Path], section: PMPSection, out: Path) -> dict[str, Any]:

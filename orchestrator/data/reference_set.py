@@ -13,46 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
-from db import tables as t
-from orchestrator.data import freeze
+from orchestrator.data import pair_set
 from orchestrator.errors import CycleError
-from orchestrator.stages.context import StageContext, build
 
 FILE = "reference.jsonl"
-
-
-def reference_set(context: StageContext, comparison_set_id: int) -> int:
-    """The project's reference set: that of `reference.file`, else the one found in the ledger, else chosen now.
-
-    What of a set was erased can't be read any more; then the next cycle chooses another, and says so by its digest.
-    """
-    section = context.config.reference
-    if section.file is not None:
-        file = Path(section.file)
-        settings: dict[str, Any] = {"file": freeze.file_digest(file)}
-        return build(context, "reference_set", settings, {}, lambda out: _from_file(file, out))
-    settings = {"project": context.config.name, "pairs": section.pairs}
-    query = (
-        select(t.Artifact.id)
-        .where(t.Artifact.kind == "reference_set", t.Artifact.settings == settings)
-        .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))
-        .order_by(t.Artifact.id)
-        .limit(1)
-    )
-    with context.session() as session:
-        found = session.scalars(query).first()
-    if found is not None:
-        return found
-    inputs = {"comparisons": comparison_set_id}
-    return build(
-        context,
-        "reference_set",
-        settings,
-        inputs,
-        lambda out: choose(context.fetch(comparison_set_id), section.pairs, out),
-    )
 
 
 def choose(comparisons: Path, pairs: int, out: Path) -> dict[str, Any]:
@@ -85,8 +49,8 @@ def _place(record: dict[str, Any]) -> str:
     return hashlib.sha256(f"reference/{texts}".encode()).hexdigest()
 
 
-def _from_file(file: Path, out: Path) -> dict[str, Any]:
-    pairs = freeze.write_orientation_pairs(file, out)
+def reference_set_from_file(file: Path, out: Path) -> dict[str, Any]:
+    pairs = pair_set.write_orientation_pairs(file, out)
     (out / "pairs.jsonl").rename(out / FILE)
     return pairs
 

@@ -18,18 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import ConfigError
-
-
-class ApiError(Exception):
-    """A refusal with its HTTP status; the message says what was found, what was expected and what to do."""
-
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.retry_after_s = retry_after_s
+from orchestrator.errors import ApiError, ConfigError
 
 
 def error_body(status: int, code: str, message: str) -> dict[str, Any]:

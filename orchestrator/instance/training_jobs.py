@@ -21,8 +21,8 @@ from typing import Any
 
 from orchestrator.errors import JobFailed, JobRefused
 from orchestrator.instance.processes import LAUNCHER
+from orchestrator.settings import PROJECT_ROOT
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 LOG_TAIL_LINES = 15
 
 
@@ -150,3 +150,8 @@ def _failure(name: str, status: int, work: Path) -> JobFailed:
         f"Job {name} {how}. Run the cycle again to continue from its last checkpoint. "
         f"The end of its log ({log}):\n{tail}"
     )
+
+
+def fresh_name(fingerprint: str, cycle_id: int | None) -> str:
+    """Name of the work directory of a stage that is to find nothing."""
+    return f"{fingerprint}-fresh-{'experiment' if cycle_id is None else cycle_id}"

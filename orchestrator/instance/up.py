@@ -23,15 +23,14 @@ from sqlalchemy.exc import OperationalError
 from db.migrate import upgrade
 from orchestrator import running_instance
 from orchestrator.database import no_answer
-from orchestrator.embedded import EmbeddedPostgres
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance.ports import free_port, is_free
+from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.instance.prefect_api import prefect_environment
 from orchestrator.instance.processes import Child, Supervisor
 from orchestrator.running_instance import InstanceFile
-from orchestrator.settings import normalised_database_url
+from orchestrator.settings import PROJECT_ROOT, normalised_database_url
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PREFECT_START_TIMEOUT_S = 120.0
 SERVICE_START_TIMEOUT_S = 120.0
 POOLS = ("cpu", "gpu")

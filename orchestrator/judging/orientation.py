@@ -7,29 +7,18 @@ PPO follow the opposite of what people want. Pure: numbers in, sentences for the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from models.statistics.intervals import share_interval
-from orchestrator.config import OrientationSection
 
 # A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels
 # are turned round lies below it as surely as the others lie above.
 SOURCE_CONFIDENCE = 0.999
 
-# English common sense: 20 helpful and 20 harmless pairs, the better reply being the longer in half of them. Nobody
-# chose it for this model, which may know another language or nothing yet; so it has to be as sure as a source. 9 of 40
-# and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were
+# Nobody chose the shipped pairs for this model, which may know another language or nothing yet; so it has to be as sure
+# as a source. 9 of 40 and 2 of 20 are below one half, 10 and 3 are not; at 95 % a tenth of honest small models were
 # (docs/log/preference-model.md, "Orientation pairs for everybody").
-SHIPPED = Path(__file__).parent.parent / "data" / "orientation.jsonl"
 SHIPPED_CONFIDENCE = 0.999
-
-
-def orientation_pairs(section: OrientationSection) -> Path | None:
-    """The pairs to check with: the configuration's own, else the shipped ones, or None where those are off."""
-    if section.file is not None:
-        return Path(section.file)
-    return SHIPPED if section.shipped else None
 
 
 def wrong_signs(

@@ -16,8 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.errors import OrchestratorError
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError, OrchestratorError
 from orchestrator.people.raters import RaterIdentity, token_digest
 
 SESSION_LIFETIME = timedelta(days=30)

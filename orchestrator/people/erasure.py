@@ -19,8 +19,8 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from db.turns import prompt_of
 from models.chat.prompt_writing import message_key
-from orchestrator.conversations.pairs import prompt_of
 from orchestrator.people.raters import RaterError, get_rater
 from orchestrator.people.withdrawal import withdraw
 from orchestrator.store.artifacts import ArtifactStore

@@ -23,7 +23,8 @@ from starlette.concurrency import run_in_threadpool
 from db.session import make_engine
 from models.chat.format import ChatFormatError, Message
 from models.sampling.engine import SamplingParams
-from orchestrator.http_shared.asgi import ApiError, BodyLimit, add_error_handlers, error_body
+from orchestrator.errors import ApiError
+from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers, error_body
 from orchestrator.http_shared.metrics import CountRequests, Metrics
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread, Reply

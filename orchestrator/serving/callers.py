@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.http_shared.limits import RateLimit
 from orchestrator.people.raters import token_digest
 from orchestrator.serving.keys import service_key

@@ -13,8 +13,7 @@ from sqlalchemy import Engine
 
 from models.chat.format import ChatFormatError, Message
 from models.detectors.detector import OodDetector, OodDetectorError
-from orchestrator.errors import ArtifactError
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.names import full_digest
 from orchestrator.settings import GateAction
 from orchestrator.store.artifacts import ArtifactStore

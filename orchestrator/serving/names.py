@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.store.deployments import digests_of
 
 logger = logging.getLogger(__name__)

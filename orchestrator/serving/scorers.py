@@ -16,8 +16,7 @@ from sqlalchemy import Engine
 
 from models.chat.format import Message
 from models.preference.model import PreferenceModel
-from orchestrator.errors import ArtifactError
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.names import full_digest
 from orchestrator.store.artifacts import ArtifactStore
 

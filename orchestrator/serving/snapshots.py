@@ -27,8 +27,7 @@ from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
 from models.sampling.engine import DecodeEngine
 from orchestrator.conversations.contestants import Served, served
-from orchestrator.errors import ArtifactError
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
 from orchestrator.serving.scorers import Scorers

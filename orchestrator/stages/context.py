@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -20,8 +17,8 @@ from db import tables as t
 from db.session import make_engine
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import CycleError
-from orchestrator.instance.training_jobs import PROJECT_ROOT, run_job
-from orchestrator.settings import Settings
+from orchestrator.instance.training_jobs import fresh_name, run_job
+from orchestrator.settings import Settings, code_revision, flow_run_id
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
@@ -63,7 +60,7 @@ class StageContext:
             if cycle is None:
                 raise CycleError(f"There is no cycle with id {self.cycle_id}.")
             self.config = parse_config(cycle.config, f"the configuration of cycle {cycle.number}")
-            stage = t.Stage(cycle_id=self.cycle_id, name=self.name, flow_run_id=_flow_run_id())
+            stage = t.Stage(cycle_id=self.cycle_id, name=self.name, flow_run_id=flow_run_id())
             session.add(stage)
             session.flush()
             self._stage_id = stage.id
@@ -231,11 +228,6 @@ def work_directory(context: StageContext, fingerprint: str, fresh: bool) -> Path
     return context.settings.home / "work" / name
 
 
-def fresh_name(fingerprint: str, cycle_id: int | None) -> str:
-    """Name of the work directory of a stage that is to find nothing."""
-    return f"{fingerprint}-fresh-{'experiment' if cycle_id is None else cycle_id}"
-
-
 def _publish(
     context: StageContext,
     kind: str,
@@ -260,23 +252,3 @@ def _publish(
         )
         context.built(artifact.id, fingerprint, found=False)
         return artifact.id
-
-
-@cache
-def code_revision() -> str | None:
-    """The revision of this code: of the git checkout it runs from, or `ORCHESTRATOR_REVISION` in an image."""
-    named = os.environ.get("ORCHESTRATOR_REVISION")
-    if named or not (PROJECT_ROOT / ".git").exists():
-        return named
-    run = subprocess.run(
-        ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return run.stdout.strip() or None
-
-
-def _flow_run_id() -> str | None:
-    """The Prefect flow run in whose process the stage runs; Prefect sets it for its workers' children."""
-    return os.environ.get("PREFECT__FLOW_RUN_ID")

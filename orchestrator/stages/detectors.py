@@ -5,16 +5,11 @@ The job is `models/jobs/fit_ood_detector.py`; `serve-policy --gate DIGEST` puts 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from db import tables as t
 from orchestrator.config import CycleConfig, InitialPolicySection, OodSection
-from orchestrator.data.freeze import file_digest
-from orchestrator.errors import ConfigError
+from orchestrator.data.named_files import file_digest, write_prompts
 from orchestrator.stages.context import StageContext, build, run_job_stage
 from orchestrator.store import ledger
 
@@ -55,48 +50,6 @@ def fit_by_hand(
         return context.artifact(_fit(context, section, policy_id, prompts_id, fresh))
 
 
-def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Rows of the cycle report: what the detector that the cycle fitted is worth, and how it comes before the policies.
-
-    `found` are the results of the job with the artifact's `digest`; None where the cycle fitted none.
-    """
-    if found is None:
-        return []
-    alarms = found["false_alarms"]
-    rows = [
-        (
-            "Detector of far requests",
-            f"{found['kind']} on layer {found['layer']}; {_share(alarms)} of unseen prompts of home lie beyond its "
-            f"threshold (n = {alarms['n']})",
-        )
-    ]
-    if "others" in found:
-        others = found["others"]
-        rows.append(
-            (
-                "… prompts of the other kind",
-                f"{_share(others)} beyond it (n = {others['n']}); AUROC {others['auroc']:.3f}, of the length alone "
-                f"{others['length_auroc']:.3f}",
-            )
-        )
-    if "examples" in found:
-        told = found["examples"]
-        auroc = told["auroc_by_layer"].get(str(found["layer"]))
-        rows.append(
-            (
-                "… examples",
-                f"{'AUROC not measured' if auroc is None else f'AUROC {auroc:.3f}'}, of the length alone "
-                f"{told['length_auroc']:.3f}",
-            )
-        )
-    return [*rows, ("… before the policies", f"`orchestrator serve-policy --gate {found['digest']}`")]
-
-
-def _share(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci"]
-    return f"{numbers['share']:.1%} [{low:.1%}, {high:.1%}]"
-
-
 def _fit(context: StageContext, section: OodSection, policy_id: int, prompts_id: int, fresh: bool) -> int:
     inputs = {"policy": policy_id, "prompts": prompts_id}
     if section.examples_file is not None:
@@ -122,50 +75,3 @@ def _prompts_of_file(context: StageContext, file: Path, kind: str, fresh: bool) 
     """The prompts of a file as an artifact, so that lineage knows them."""
     settings = {"file": file_digest(file), "kind": kind}
     return build(context, "ood_prompts", settings, {}, lambda out: write_prompts(file, kind, out), fresh=fresh)
-
-
-def write_prompts(file: Path, kind: str, out: Path) -> dict[str, Any]:
-    """Write `prompts.jsonl` from a file: .txt has a prompt a line, JSONL has {prompt} or {messages}, and maybe {kind}.
-
-    Raises:
-        ConfigError: a line is no prompt, or there is none.
-    """
-    seen: set[str] = set()
-    with (out / "prompts.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for found, messages in _read(file, kind):
-            canonical = json.dumps([found, messages], sort_keys=True)
-            digest = hashlib.sha256(canonical.encode()).hexdigest()
-            if digest not in seen:
-                seen.add(digest)
-                record = {"id": digest, "kind": found, "messages": messages}
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if not seen:
-        raise ConfigError(f"{file} holds no prompts; expected one a line.")
-    return {"num_prompts": len(seen), "file": file.name}
-
-
-def _read(file: Path, kind: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    try:
-        opened = file.open(encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(f"{file} can't be read ({error.strerror}).") from None
-    with opened:
-        for number, line in enumerate(opened, start=1):
-            text = line.strip()
-            if not text:
-                continue
-            if file.suffix != ".jsonl":
-                yield kind, [{"role": "user", "content": text}]
-                continue
-            try:
-                record = json.loads(text)
-                given = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
-                messages = [{"role": str(item["role"]), "content": str(item["content"])} for item in given]
-                if messages[-1]["role"] != "user":
-                    raise ValueError("the last message is not the user's")
-                yield str(record.get("kind", kind)), messages
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError(
-                    f"{file}, line {number} is no prompt ({type(error).__name__}: {error}); expected "
-                    '{"prompt": "..."} or {"messages": [..., {"role": "user", "content": "..."}]}.'
-                ) from None

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
 import shutil
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from orchestrator.config import InitialPolicySection, PretrainSection
-from orchestrator.data.formats.reading import check_named_gzip
-from orchestrator.data.freeze import file_digest
-from orchestrator.errors import ConfigError, ImportFileError
-from orchestrator.stages.context import StageContext, build, run_job_stage
+from orchestrator.config import DistillSection, InitialPolicySection, PretrainSection
+from orchestrator.data import named_files
+from orchestrator.data.named_files import PROMPT, file_digest, write_prompt, write_text
+from orchestrator.errors import ConfigError
+from orchestrator.stages import initial_policy
+from orchestrator.stages.context import Occasion, StageContext, build, run_job_stage
 
 
 def from_hugging_face(context: StageContext, section: InitialPolicySection, *, fresh: bool) -> int:
@@ -113,90 +110,73 @@ def _folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text(files: list[Path], out: Path) -> dict[str, Any]:
-    seen: set[bytes] = set()
-    num_texts = num_repeats = 0
-    with (out / "dialogues.jsonl").open("w", encoding="utf-8") as target:
-        for file in files:
-            for record in _records(file):
-                line = json.dumps(record, ensure_ascii=False)
-                key = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                if key in seen:
-                    num_repeats += 1
-                    continue
-                seen.add(key)
-                target.write(line + "\n")
-                num_texts += 1
-    if num_texts == 0:
-        raise ConfigError(f"initial_policy.pretrain.files hold no text: {', '.join(map(str, files))}.")
-    return {"num_texts": num_texts, "num_repeats": num_repeats}
+def prepare_initial_policy(cycle_id: Occasion, *, fresh: bool = False) -> int:
+    """The frozen start of every policy: pretrained here, or a Hugging Face model made ready; and distilled where asked.
 
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """Texts of a file: plain text in pieces, JSONL by record; of a comparison both sides alike."""
-    from orchestrator.data.formats.hh import split_messages
-
-    name = file.name.removesuffix(".gz")
-    with _opened(file) as lines:
-        if not name.endswith(".jsonl"):
-            yield from _paragraphs(lines)
-            return
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{file}, line {number}: not JSON ({error}); expected an object per line.") from None
-            if not isinstance(record, dict):
-                raise ConfigError(f"{file}, line {number}: found {type(record).__name__}; expected an object per line.")
-            if "messages" in record:
-                yield {"messages": record["messages"]}
-            elif "text" in record:
-                yield {"text": record["text"]}
-            elif "chosen" in record and "rejected" in record:
-                for side in ("chosen", "rejected"):
-                    if not (isinstance(record[side], str) and (messages := split_messages(record[side]))):
-                        raise ConfigError(
-                            f"{file}, line {number}: {side} is no dialogue; expected one text of turns after "
-                            "'\\n\\nHuman:' and '\\n\\nAssistant:'."
-                        )
-                    yield {"messages": messages}
-            else:
-                raise ConfigError(
-                    f"{file}, line {number}: found keys {sorted(record)}; "
-                    "expected messages, text, or chosen and rejected."
-                )
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[IO[str]]:
-    """The file as UTF-8 text, unpacked where its name says that it is gzip.
-
-    Raises:
-        ConfigError: it can't be read to its end as what its name says.
+    Returns its artifact.
     """
-    try:
-        if file.suffix == ".gz":
-            with file.open("rb") as raw:
-                check_named_gzip(file, raw.read(2))
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
-            yield lines
-    except ImportFileError as error:
-        raise ConfigError(f"{error} The configuration names it.") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} can't be read ({error}); the configuration names it. Fetch it again.") from None
+    with StageContext(cycle_id, "prepare_initial_policy") as context:
+        section = context.config.initial_policy
+        if section.pretrain is None:
+            prepared_id = initial_policy.from_hugging_face(context, section, fresh=fresh)
+        else:
+            prepared_id = initial_policy.pretrained(context, section.pretrain, fresh=fresh)
+        if section.distill is None:
+            return prepared_id
+        return distilled(context, section, prepared_id, fresh=fresh)
 
 
-PARAGRAPH_CHARACTERS = 2000
+def distilled(context: StageContext, section: InitialPolicySection, student_id: int, *, fresh: bool) -> int:
+    """Train the prepared student on what the teacher says after the prompt. Returns the initial policy's artifact."""
+    from orchestrator.stages import initial_policy
+
+    distill = section.distill
+    assert distill is not None
+    if distill.teacher is None:
+        teacher_id = student_id
+    else:
+        source = InitialPolicySection(path=distill.teacher, revision=distill.teacher_revision)
+        teacher_id = initial_policy.from_hugging_face(context, source, fresh=fresh)
+    file = Path(distill.prompt_file) if distill.prompt_file is not None else PROMPT
+    prompt_id = build(
+        context,
+        "distillation_prompt",
+        {"file": file_digest(file), "name": file.stem},
+        {},
+        lambda out: write_prompt(file, out),
+        fresh=fresh,
+    )
+    files = [Path(name) for name in distill.files]
+    text_id = build(
+        context,
+        "text",
+        {"files": [file_digest(name) for name in files]},
+        {},
+        lambda out: named_files.write_text(files, out),
+        fresh=fresh,
+    )
+    set_id = run_job_stage(
+        context,
+        kind="distillation_set",
+        job="make_distillation_set",
+        inputs={"teacher": teacher_id, "prompt": prompt_id, "text": text_id},
+        settings=distill.model_dump(include={"tokens", "max_tokens", "held_out_texts", "threads"}),
+        fresh=fresh,
+    )
+    return run_job_stage(
+        context,
+        kind="initial_policy",
+        job="distill_student",
+        inputs={"student": student_id, "distillation_set": set_id},
+        settings=distill.model_dump(include={"learning_rate_multiple", "batch_texts", "epochs", "precision", "threads"})
+        | {"reference_learning_rate": _reference_rate(section, distill)},
+        fresh=fresh,
+    )
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    held = ""
-    for line in lines:
-        held += line
-        if len(held) >= PARAGRAPH_CHARACTERS:
-            yield {"text": held}
-            held = ""
-    if held.strip():
-        yield {"text": held}
+def _reference_rate(section: InitialPolicySection, distill: DistillSection) -> float:
+    """The learning rate that multiples are of: the model's own in pretraining. The configuration has one of the two."""
+    if distill.reference_learning_rate is not None:
+        return distill.reference_learning_rate
+    assert section.pretrain is not None
+    return section.pretrain.learning_rate

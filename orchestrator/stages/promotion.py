@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.conversations.contestants import active_pairings, end_pairing, open_pairing, policy
-from orchestrator.cycles.record import database
+from orchestrator.database import database
 from orchestrator.judging.evaluations import mean_interval, replies
 from orchestrator.judging.gates import Evidence, judge
 from orchestrator.stages.context import StageContext

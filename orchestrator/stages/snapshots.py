@@ -6,13 +6,8 @@ The run's artifact holds their folders (`ppo.snapshots`; models/policy/snapshots
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
-from db import tables as t
-from orchestrator.stages.context import StageContext, code_revision
+from orchestrator.settings import code_revision
+from orchestrator.stages.context import StageContext
 from orchestrator.store import ledger
 from orchestrator.store.ledger import RUN
 
@@ -45,18 +40,3 @@ def publish_snapshots(context: StageContext, run_id: int) -> list[int]:
                 )
         ids.append(found.id)
     return ids
-
-
-def snapshots_of(session: Session, run_id: int) -> list[t.Artifact]:
-    """The snapshots of a run, by the samples that PPO had learned from."""
-    rows = session.scalars(
-        select(t.Artifact)
-        .join(t.LineageEdge, t.LineageEdge.child_id == t.Artifact.id)
-        .where(t.LineageEdge.parent_id == run_id, t.LineageEdge.role == RUN, t.Artifact.kind == "snapshot")
-    )
-    return sorted(rows, key=lambda artifact: int(artifact.results["samples"]))
-
-
-def described(artifact: t.Artifact) -> dict[str, Any]:
-    """A snapshot as a report lists it."""
-    return {"digest": artifact.digest} | {key: artifact.results[key] for key in ("samples", "kl_nats", "score")}

@@ -216,3 +216,18 @@ def named_or_newest(
     if last is None:
         raise ArtifactError(nothing)
     return last
+
+
+def snapshots_of(session: Session, run_id: int) -> list[t.Artifact]:
+    """The snapshots of a run, by the samples that PPO had learned from."""
+    rows = session.scalars(
+        select(t.Artifact)
+        .join(t.LineageEdge, t.LineageEdge.child_id == t.Artifact.id)
+        .where(t.LineageEdge.parent_id == run_id, t.LineageEdge.role == RUN, t.Artifact.kind == "snapshot")
+    )
+    return sorted(rows, key=lambda artifact: int(artifact.results["samples"]))
+
+
+def described(artifact: t.Artifact) -> dict[str, Any]:
+    """A snapshot as a report lists it."""
+    return {"digest": artifact.digest} | {key: artifact.results[key] for key in ("samples", "kl_nats", "score")}

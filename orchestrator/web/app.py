@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from orchestrator.conversations import dialogues, pairs, schemas
-from orchestrator.http_shared.asgi import ApiError, BodyLimit, add_error_handlers
+from orchestrator.errors import ApiError
+from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
 from orchestrator.http_shared.metrics import CountRequests, Metrics
 from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.store.deployments import live_deployment

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from orchestrator.conversations.pairs import CandidateRow, Endpoint, PairRow, Sampled
 from orchestrator.conversations.schemas import PairOut
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.people.tasks import Side
 from orchestrator.web.policy_client import OutsideRequest, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
 

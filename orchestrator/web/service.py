@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from db.session import make_engine
 from orchestrator import settings
 from orchestrator.conversations import dialogues, pairs
-from orchestrator.http_shared.asgi import ApiError, error_body
+from orchestrator.errors import ApiError
+from orchestrator.http_shared.asgi import error_body
 from orchestrator.http_shared.limits import RateLimit
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.web.pair_sampling import PairSampling, Sampler, StoreUnavailable

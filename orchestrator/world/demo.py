@@ -18,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator import database
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles import record
 from orchestrator.cycles.runs import Progress, follow, start_cycle
@@ -219,7 +220,7 @@ class Demo:
     def _rater_tokens(self) -> list[str]:
         """A token for each synthetic rater; tokens are not stored, so every start of the demo gives new ones."""
         tokens = []
-        with record.database() as session:
+        with database.database() as session:
             known = set(session.scalars(select(t.Rater.handle).where(t.Rater.kind == "synthetic")))
             for number in range(1, self.config.raters.num_raters + 1):
                 handle = f"synthetic-{number:02d}"
@@ -280,14 +281,14 @@ def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, wa
 
 def how_the_newest_ended() -> str:
     """The newest cycle's state and note, for a person."""
-    with record.database() as session:
+    with database.database() as session:
         newest = session.scalars(select(t.Cycle).order_by(t.Cycle.number.desc()).limit(1)).one()
         return f"cycle {newest.number} is {newest.state}" + (f": {newest.note}" if newest.note else "")
 
 
 def ended_cycles() -> list[EndedCycle]:
     """Cycles that trained and ended with a decision, oldest first."""
-    with record.database() as session:
+    with database.database() as session:
         rows = session.execute(
             select(t.Cycle.id, t.Cycle.number, t.Decision.snapshot_id)
             .join(t.Decision, t.Decision.cycle_id == t.Cycle.id)
@@ -310,20 +311,20 @@ def initial_of(session: Session, snapshot_id: int) -> int:
 
 def num_model_comparisons(cycle: EndedCycle) -> int:
     """Comparisons of the cycle's snapshot with the initial policy, ties included."""
-    with record.database() as session:
+    with database.database() as session:
         digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
         return sum({game.first, game.second} == digests for game in standings.games(session))
 
 
 def is_initial_policy_of(cycle: EndedCycle) -> bool:
     """Whether the cycle's snapshot has the initial policy's weights, so that raters don't compare the two."""
-    with record.database() as session:
+    with database.database() as session:
         return is_initial_policy(session, cycle.snapshot_id, cycle.initial_id)
 
 
 def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:
     """The cycle's Elo as it was recorded, or None."""
-    with record.database() as session:
+    with database.database() as session:
         found = session.scalars(
             select(t.Evaluation.numbers)
             .where(t.Evaluation.cycle_id == cycle.id, t.Evaluation.kind == "elo")

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.cycles.record import database
+from orchestrator.database import database
 from orchestrator.judging.evaluations import replies
 from orchestrator.reports.cycle import stage_times
 from orchestrator.settings import Settings

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -18,10 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from db.migrate import current_revision, downgrade, newest_revision, upgrade
 from db.session import make_engine
 from db.tables import Base
-from orchestrator.embedded import EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
+from tests.paths import PROJECT_ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-REVISIONS = sorted(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("0*.py"))
+REVISIONS = sorted(path.name[:4] for path in (PROJECT_ROOT / "migrations" / "versions").glob("0*.py"))
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_down_undoes_each_migration_and_up_brings_it_back(empty_url: str) -> Non
 
 def test_processes_and_threads_at_once_migrate_once(empty_url: str) -> None:
     command = [sys.executable, "-c", "import sys; from db.migrate import upgrade; upgrade(sys.argv[1])", empty_url]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) for _ in range(2)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, cwd=PROJECT_ROOT) for _ in range(2)]
     errors = []
 
     def migrate() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.instance.up import Instance
+from tests.paths import PROJECT_ROOT
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MIN_COMPARISONS = 40
 Orchestrator = Callable[..., str]
 CONFIG = f"""

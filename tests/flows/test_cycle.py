@@ -19,7 +19,7 @@ from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.conftest import Orchestrator, begin, run_command, write_comparisons
 from tests.flows.kills import digests, flows_of, job_of, run_and_kill, stages_done
-from tests.test_up import wait_for
+from tests.orchestrator.instance.test_up import wait_for
 
 # What a whole cycle makes, each exactly once; the initial policy was made in week 0.
 ONCE = {

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.instance.up import Instance
-from orchestrator.judging.robustness import KIND
-from orchestrator.reports.pictures.distillation import distillation_numbers, distillation_rows
-from orchestrator.stages.detectors import detector_rows
+from orchestrator.reports.detectors import detector_rows
+from orchestrator.reports.distillation import distillation_numbers, distillation_rows
+from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
 from tests.flows.conftest import Orchestrator, write_comparisons
 from tests.flows.kills import stages_done

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from marked_words import write_scorer
-from ppo_runs import metrics, results
 
 from models.backbone.precision import filling
 from models.backbone.throughput import peak_flops
@@ -25,8 +23,10 @@ from models.preference.model import PreferenceModel, can_pack, pair_scores, tree
 from models.preference.trees import pair_trees
 from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
+from tests.models.marked_words import write_scorer
+from tests.models.ppo_runs import metrics, results
+from tests.models.preference.test_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
 from tests.models.preference_world import polite_comparisons, write_comparison_set
-from tests.models.test_preference_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
 
 pytestmark = pytest.mark.gpu
 

@@ -116,7 +116,7 @@ def _list(args: argparse.Namespace) -> int:
     from sqlalchemy import select
 
     from db import tables as t
-    from orchestrator.cycles.record import database
+    from orchestrator.database import database
 
     with database() as session:
         cycles: list[dict[str, Any]] = [
@@ -145,8 +145,9 @@ def _show(args: argparse.Namespace) -> int:
     from sqlalchemy import select
 
     from db import tables as t
-    from orchestrator.cycles.record import database
-    from orchestrator.reports.cycle import cycle_numbers, to_markdown
+    from orchestrator.database import database
+    from orchestrator.reports.cycle import cycle_numbers
+    from orchestrator.reports.cycle_text import to_markdown
     from orchestrator.store.ledger import cycle_not_reproducible
 
     with database() as session:
@@ -177,7 +178,7 @@ def _pictures(cycle_id: int) -> Path | None:
     from sqlalchemy import select
 
     from db import tables as t
-    from orchestrator.cycles.record import database
+    from orchestrator.database import database
     from orchestrator.store.artifacts import ArtifactStore
 
     with database() as session:
@@ -197,7 +198,7 @@ def _pictures(cycle_id: int) -> Path | None:
 
 
 def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
-    from orchestrator.cycles.record import database
+    from orchestrator.database import database
     from orchestrator.reports.mistakes import to_text, with_texts
     from orchestrator.store.artifacts import ArtifactStore
 

@@ -47,7 +47,7 @@ def _robustness(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from orchestrator.judging.robustness import report_folder
+    from orchestrator.stages.robustness import report_folder
 
     folder = report_folder(args.report)
     print((folder / ("report.json" if args.json else "report.md")).read_text(encoding="utf-8"))

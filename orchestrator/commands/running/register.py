@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from orchestrator.commands.running.worker import become
+from orchestrator.commands.starting import become
 from orchestrator.config import load_config
 from orchestrator.instance.prefect_api import api_url
 from orchestrator.settings import Settings

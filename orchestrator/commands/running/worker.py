@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import NoReturn
 
-from orchestrator.instance.prefect_api import api_url, prefect_environment
-from orchestrator.instance.training_jobs import PROJECT_ROOT
+from orchestrator.commands.starting import become
+from orchestrator.instance.prefect_api import api_url
 from orchestrator.settings import Settings
 
 
@@ -31,16 +29,3 @@ def run(args: argparse.Namespace) -> int:
     words += ["--limit", str(args.limit)] if args.limit is not None else []
     become("flows.worker", words)
     return 0
-
-
-def become(module: str, words: list[str]) -> NoReturn:
-    """Replace this process by `python -m module`, which is found from any directory.
-
-    It has the same settings of Prefect as what `orchestrator up` starts, those apart that the environment sets.
-    """
-    for name, value in prefect_environment(Settings.from_env().home).items():
-        os.environ.setdefault(name, value)
-    paths = filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *words])

@@ -6,46 +6,29 @@ or None where there is nothing to show, and name it in `PICTURES`. matplotlib is
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from models.statistics.logistic import sigmoid
-from orchestrator.judging.forecasts import says_nothing
 from orchestrator.reports.pictures import distillation, kl_law, ppo_course
+from orchestrator.reports.pictures.preference_model import (
+    ACCURACY_BY_GROUP,
+    accuracy_by_group,
+    accuracy_by_threshold,
+    policy_scores,
+    reliability,
+    scaling,
+    score_histograms,
+)
+from orchestrator.reports.pictures.style import (
+    Picture,
+    png,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which people with any kind of colour blindness tell apart; shape or line differ too.
-BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959"
 
-# A panel is 4 inches wide and 600 pixels: letters of 9 points are 12 pixels high where it is shown 400 pixels wide.
-PANEL_INCHES = (4.0, 3.1)
-DPI = 150
-SMALL, NORMAL = 8, 9
-
-# Bars of raters beyond these would be thinner than their names.
-MAX_RATERS = 8
-# The interval of a smaller group spans the picture and says nothing; report.json has it.
-MIN_GROUP_PAIRS = 5
-
-
-Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
 """Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture: the stem of its file's name, what it shows in a sentence, and the PNG."""
-
-    name: str
-    caption: str
-    png: bytes
 
 
 def draw_all(numbers: dict[str, Any]) -> list[Picture]:
@@ -57,276 +40,6 @@ def draw_all(numbers: dict[str, Any]) -> list[Picture]:
             drawn.append(Picture(name, caption, png(figure)))
     return drawn
 
-
-def new_figure(panels: int = 1, height: float | Sequence[float] = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    """A figure with panels above each other on one x axis, each `height` inches high, or each as high as `height` says.
-
-    It belongs to nobody else (no pyplot), so that several threads can draw at once.
-    """
-    from matplotlib.figure import Figure
-
-    heights = list(height) if isinstance(height, Sequence) else [height] * panels
-    figure = Figure(figsize=(PANEL_INCHES[0], sum(heights)), dpi=DPI, layout="constrained")
-    return figure, list(figure.subplots(panels, 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0])
-
-
-def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | None = None) -> None:
-    """Title, labels and type sizes of a panel, and its legend where a place for it is given."""
-    axes.set_title(title, fontsize=NORMAL, loc="left")
-    # Panels above each other share their x axis; it is named once.
-    if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
-        axes.set_xlabel(xlabel, fontsize=NORMAL)
-    axes.set_ylabel(ylabel, fontsize=NORMAL)
-    axes.tick_params(labelsize=SMALL)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if legend == "below":
-        handles, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, labels, fontsize=SMALL, loc="outside lower center", frameon=False, ncols=3)
-    elif legend is not None:
-        axes.legend(fontsize=SMALL, loc=legend, framealpha=0.85, borderpad=0.3, handlelength=1.6)
-
-
-def png(figure: Figure) -> bytes:
-    """The PNG; without the version of matplotlib, the only thing in it that does not come from the figure."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG inside Markdown: the Prefect UI shows it so, and strips inline SVG."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def held_out(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What the cycle's preference model reports about the held-out comparisons; empty where there is none."""
-    found: dict[str, Any] = (numbers.get("preference_model") or {}).get("held_out") or {}
-    return found
-
-
-def reliability(numbers: dict[str, Any]) -> Figure | None:
-    """Accuracy against the score gap, beside what the gap says."""
-    calibration = held_out(numbers).get("calibration") or {}
-    bins = calibration.get("bins")
-    if not bins:
-        return None
-    figure, [axes] = new_figure()
-    highest = bins[-1]["mean_gap"] * 1.08 or 1.0
-    line = [highest * k / 100 for k in range(101)]
-    axes.plot(line, [sigmoid(x) for x in line], "--", color=GREY, linewidth=1.2, label="calibrated: 1 / (1 + e^-gap)")
-    errorbars(axes, [b["mean_gap"] for b in bins], bins, fmt="o", color=BLUE, label="held-out, 95 % interval")
-    axes.set_xlim(0, highest)
-    axes.set_ylim(min(0.4, *(b["ci"][0] for b in bins)) - 0.02, 1.02)
-    error = f"calibration error {calibration['expected_calibration_error']:.3f}"
-    if calibration["slope"] is not None:
-        error += f", slope {calibration['slope']:.2f}"
-    finish(axes, f"Reliability: {error}", "score gap, PM units", "share ordered rightly", legend="below")
-    return figure
-
-
-def accuracy_by_group(numbers: dict[str, Any]) -> Figure | None:
-    """Accuracy with its interval by question, tranche, source, turn and rater."""
-    report = held_out(numbers)
-    rows = list(_groups(report))
-    if not rows:
-        return None
-    figure, [axes] = new_figure(height=max(2.4, 1.1 + 0.19 * len(rows)))
-    overall = report["accuracy"]
-    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1, label="chance")
-    axes.axvline(overall, color=VERMILION, linewidth=1.2, label="all together")
-    places = range(len(rows), 0, -1)
-    entries = [entry for _, entry in rows]
-    values = [entry["accuracy"] for entry in entries]
-    below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
-    above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
-    axes.errorbar(values, list(places), xerr=[below, above], fmt="o", color=BLUE, markersize=4, capsize=2, linewidth=1)
-    axes.set_yticks(list(places), [f"{name} (n = {entry['n']})" for name, entry in rows])
-    axes.set_ylim(0.3, len(rows) + 0.7)
-    axes.set_xlim(max(0.0, min(0.4, *(entry["ci"][0] for entry in entries)) - 0.02), 1.0)
-    finish(axes, f"All together: {overall:.3f}", "share ordered rightly", "", legend="below")
-    axes.tick_params(axis="y", labelsize=SMALL - 1)
-    return figure
-
-
-def _groups(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and entry of every bar; a grouping with one group only says what the overall figure says."""
-    for key, word in (
-        ("by_question", ""),
-        ("by_tranche", ""),
-        ("by_source", ""),
-        ("by_turn", "turn "),
-        ("by_rater", ""),
-    ):
-        groups = report.get(key) or {}
-        if len(groups) < 2:
-            continue
-        items = list(groups.items())
-        if key == "by_rater":
-            items = sorted(items, key=lambda item: (-item[1]["n"], item[0]))[:MAX_RATERS]
-            # Not the handle: a picture can't be rewritten when its rater is erased.
-            word = "rater id "
-        for name, entry in items:
-            if entry["n"] < MIN_GROUP_PAIRS:
-                continue
-            yield word + _short(name), entry
-
-
-def accuracy_by_threshold(numbers: dict[str, Any]) -> Figure | None:
-    """Accuracy on pairs of which both replies score above a threshold."""
-    curves = held_out(numbers).get("threshold_curve") or {}
-    curve = curves.get("all")
-    if not curve or len(curve) < 2:
-        return None
-    figure, [axes] = new_figure()
-    x = [entry["threshold"] for entry in curve]
-    axes.fill_between(x, [e["ci"][0] for e in curve], [e["ci"][1] for e in curve], color=BLUE, alpha=0.18, linewidth=0)
-    axes.plot(
-        x, [e["accuracy"] for e in curve], "o-", color=BLUE, markersize=4, linewidth=1.4, label="all, 95 % interval"
-    )
-    tranches = {name: part for name, part in (curves.get("by_tranche") or {}).items() if len(part) > 1}
-    if len(tranches) > 1:
-        styles = ((VERMILION, "s--"), (GREEN, "^:"), (PURPLE, "D-."), (GREY, "v--"))
-        for (name, part), (colour, style) in zip(sorted(tranches.items()), styles, strict=False):
-            values = [e["accuracy"] for e in part]
-            axes.plot(
-                [e["threshold"] for e in part], values, style, color=colour, markersize=3, linewidth=1, label=name
-            )
-    axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
-    finish(
-        axes,
-        "Accuracy where both replies score above t",
-        "t, PM units above the mean held-out score",
-        "share ordered rightly",
-        legend="best",
-    )
-    return figure
-
-
-def score_histograms(numbers: dict[str, Any]) -> Figure | None:
-    """How the better and the worse replies of the held-out comparisons score, by tranche where there are several."""
-    histograms = held_out(numbers).get("histograms")
-    if not histograms:
-        return None
-    by_tranche = histograms["by_tranche"]
-    groups = by_tranche if len(by_tranche) > 1 else {"held-out comparisons": histograms["all"]}
-    figure, panels = new_figure(len(groups), 2.2 if len(groups) > 1 else PANEL_INCHES[1])
-    for axes, (name, counts) in zip(panels, groups.items(), strict=True):
-        _better_and_worse(axes, histograms["edges"], counts)
-        finish(
-            axes,
-            f"{name} (n = {sum(counts['better'])})",
-            "score above the mean, PM units",
-            "share of replies",
-            legend="best",
-        )
-    return figure
-
-
-def policy_scores(numbers: dict[str, Any]) -> Figure | None:
-    """The policy's scores laid over those of the preference model's data, helpful and red-team prompts apart."""
-    report, scores = held_out(numbers), numbers.get("policy_scores") or {}
-    histograms = report.get("histograms")
-    kinds = [kind for kind in ("helpful", "harmless") if scores.get("snapshot", {}).get(kind)]
-    if not histograms or not kinds:
-        return None
-    figure, panels = new_figure(len(kinds), 2.6)
-    for axes, kind in zip(panels, kinds, strict=True):
-        edges = histograms["edges"]
-        counts = histograms["by_question"].get(kind)
-        if counts is not None:
-            _better_and_worse(axes, edges, counts)
-        for who, colour, style in (("initial", GREY, "--"), ("snapshot", "black", "-")):
-            values = [score - report["mean_score"] for score in scores.get(who, {}).get(kind, [])]
-            if values:
-                label = "initial policy" if who == "initial" else "new policy"
-                _outline(axes, values, edges[1] - edges[0], edges[0], color=colour, linestyle=style, label=label)
-        title = "Helpful prompts" if kind == "helpful" else "Red-team prompts"
-        finish(axes, title, "score above the data's mean, PM units", "share of replies", legend="best")
-    return figure
-
-
-def scaling(numbers: dict[str, Any]) -> Figure | None:
-    """Accuracy against the number of comparisons, with the fitted line and what twice as many would give."""
-    found = numbers.get("scaling")
-    if not found or len(found["points"]) < 2:
-        return None
-    figure, [axes] = new_figure()
-    points, last = found["points"], found["points"][-1]
-    for size, marker in zip(sorted({point["parameters"] for point in points}), "os^Dv*P", strict=False):
-        same = [point for point in points if point["parameters"] == size]
-        label = f"{size / 1e6:.2g} M parameters"
-        errorbars(axes, [p["comparisons"] for p in same], same, fmt=marker, color=BLUE, label=label)
-    furthest = last["comparisons"]
-    forecast = found["forecast"]["twice_the_comparisons"]
-    if forecast is not None and not says_nothing(forecast):
-        nearest = min(p["comparisons"] for p in points if p["parameters"] == last["parameters"])
-        furthest = 2 * found["comparisons"]
-        # A line in ln(comparisons): the gain of one doubling gives it backwards too.
-        at_first = forecast["accuracy"]["value"] - forecast["gain"]["value"] * math.log2(furthest / nearest)
-        line = [at_first, forecast["accuracy"]["value"]]
-        axes.plot([nearest, furthest], line, "--", color=GREY, linewidth=1.2, label="fit")
-        entry = {"accuracy": forecast["accuracy"]["value"], "ci": forecast["accuracy"]["ci"]}
-        errorbars(axes, [furthest], [entry], fmt="*", color=VERMILION, label="twice as many")
-    axes.set_xscale("log")
-    ticks = _ticks(min(p["comparisons"] for p in points), furthest)
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(1.0, high))
-    finish(axes, "Accuracy against comparisons", "comparisons trained on", "share ordered rightly", legend="best")
-    return figure
-
-
-def _ticks(low: float, high: float) -> list[int]:
-    """At most six round numbers that cover [low, high]."""
-    steps = [base * 10**power for power in range(10) for base in (1, 2, 5)]
-    inside = [step for step in steps if 0.9 * low <= step <= 1.1 * high]
-    return inside[:: -(-len(inside) // 6)] if inside else [round(low), round(high)]
-
-
-def _better_and_worse(axes: Axes, edges: Sequence[float], counts: dict[str, list[int]]) -> None:
-    for side, colour, hatch in (("worse", VERMILION, "////"), ("better", BLUE, None)):
-        total = sum(counts[side]) or 1
-        axes.stairs(
-            [count / total for count in counts[side]],
-            edges,
-            fill=True,
-            facecolor=(colour, 0.35 if hatch is None else 0.15),
-            edgecolor=colour,
-            hatch=hatch,
-            linewidth=0.8,
-            label=f"{side} replies",
-        )
-
-
-def _outline(axes: Axes, values: Sequence[float], width: float, origin: float, **style: Any) -> None:
-    """Share of the values in bins that go on where the data's end; a policy may score beyond them."""
-    places = [int((value - origin) // width) for value in values]
-    first, last = min(places), max(places)
-    shares = [places.count(place) / len(places) for place in range(first, last + 1)]
-    edges = [origin + width * place for place in range(first, last + 2)]
-    axes.stairs(shares, edges, linewidth=1.5, **style)
-
-
-def errorbars(axes: Axes, x: Sequence[float], entries: Sequence[dict[str, Any]], **style: Any) -> None:
-    """Points of accuracy with their intervals."""
-    values = [entry["accuracy"] for entry in entries]
-    below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
-    above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
-    axes.errorbar(list(x), values, yerr=[below, above], markersize=4.5, capsize=2.5, linewidth=1.1, **style)
-
-
-def _short(name: str, limit: int = 24) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
-ACCURACY_BY_GROUP = (
-    "Preference model: held-out accuracy by group, with 95 % intervals. Raters stand by their id, which ends the "
-    "address of their page at the desk (/desk/raters/ID)."
-)
 
 Draw = Callable[[dict[str, Any]], "Figure | None"]
 

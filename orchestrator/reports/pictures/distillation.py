@@ -17,34 +17,12 @@ CAPTION = (
 )
 
 
-def distillation_numbers(results: dict[str, Any]) -> dict[str, Any] | None:
-    """What the report keeps of an initial policy's results; None where it was not distilled."""
-    if "distillation_curve" not in results:
-        return None
-    names = ("prompt_version", "held_out_kl_before", "held_out_kl_after", "num_tokens", "distillation_curve")
-    return {name: results[name] for name in names}
-
-
-def distillation_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The row of the report's table."""
-    if not found:
-        return []
-    before, after = found["held_out_kl_before"], found["held_out_kl_after"]
-    return [
-        (
-            "Initial policy distilled",
-            f"from the prompt {found['prompt_version']}: KL {before:.4g} to {after:.4g} nats per token in "
-            f"{found['num_tokens']} tokens",
-        )
-    ]
-
-
 def distillation_kl(numbers: dict[str, Any]) -> Figure | None:
     """KL against tokens; nothing where the initial policy was not distilled."""
     found = numbers.get("distillation")
     if not found:
         return None
-    from orchestrator.reports.pictures.catalogue import BLUE, VERMILION, finish, new_figure
+    from orchestrator.reports.pictures.style import BLUE, VERMILION, finish, new_figure
 
     figure, [axes] = new_figure()
     curve = found["distillation_curve"]

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.statistics.kl_law import Bend, Law, NotIdentifiable, fit_law, forecast_kl
+from models.statistics.kl_law import NotIdentifiable
+from orchestrator.judging.kl_law import law_of_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,78 +23,13 @@ CAPTION = (
 )
 
 
-def law_of_curve(curve: Sequence[Mapping[str, Any]], score: str = "score") -> Law | NotIdentifiable:
-    """The law of a run's curve, by the training PM's score or, with `score_watcher`, by the watcher's."""
-    points = [point for point in curve if point.get(score) is not None and point.get("kl_nats") is not None]
-    return fit_law(
-        [point["kl_nats"] for point in points],
-        [point[score] for point in points],
-        [point["samples"] for point in points],
-    )
-
-
-def law_numbers(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The law as a report's JSON has it, with the forecast and the watcher's law; None without a curve."""
-    if not curve:
-        return None
-    law = law_of_curve(curve)
-    numbers = law.to_json()
-    if isinstance(law, Law):
-        forecast = forecast_kl(law, _one_more(law))
-        numbers["forecast"] = forecast.to_json() if forecast else None
-    if _watched(curve):
-        numbers["watcher"] = law_of_curve(curve, "score_watcher").to_json()
-    return numbers
-
-
-def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What the report's table says about the law: slope, R², departure and a forecast; the watcher's slope beside."""
-    if not curve:
-        return []
-    law = law_of_curve(curve)
-    if isinstance(law, NotIdentifiable):
-        return [("√KL law", f"not identifiable: {law.reason}")]
-    rows = [
-        (
-            "√KL law",
-            f"slope {_with_interval(law.slope, law.slope_ci)} per √nat, R² {law.r_squared:.3f}, from KL "
-            f"{law.from_kl_nats:.3g} to {law.to_kl_nats:.3g} nats ({law.num_points} of {len(curve)} points)",
-        )
-    ]
-    if law.lag is not None:
-        rows.append(("… begins late", _bend(law.lag)))
-    rows.append(("… departure", _bend(law.departure) if law.departure else "none found"))
-    if _watched(curve):
-        seen = law_of_curve(curve, "score_watcher")
-        slope = (
-            f"not identifiable: {seen.reason}"
-            if isinstance(seen, NotIdentifiable)
-            else f"slope {_with_interval(seen.slope, seen.slope_ci)} per √nat, R² {seen.r_squared:.3f}, departure "
-            + (_bend(seen.departure) if seen.departure else "none found")
-        )
-        rows.append(("… by the watcher", slope))
-    rows.append(("… forecast", _forecast(law)))
-    return rows
-
-
-def best_of_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The report's rows for the best of k replies of the initial policy, where such points were asked for."""
-    return [
-        (
-            f"… best of {point['k']}",
-            f"PM score {_with_interval(point['pm_score'], point['pm_score_ci'])} at KL {point['kl_nats']:.3g} nats",
-        )
-        for point in (evaluation or {}).get("best_of_points") or []
-    ]
-
-
 def kl_law(numbers: dict[str, Any]) -> Figure | None:
     """PM score against √KL; None where the cycle trained no policy, or its curve has fewer than two points."""
     curve = (numbers.get("training") or {}).get("curve") or []
     if len(curve) < 2:
         return None
     # Here, because that module lists this picture among the report's.
-    from orchestrator.reports.pictures.catalogue import finish, new_figure
+    from orchestrator.reports.pictures.style import finish, new_figure
 
     figure, [axes] = new_figure(height=3.9)
     title = draw_curve(axes, curve)
@@ -104,7 +40,7 @@ def kl_law(numbers: dict[str, Any]) -> Figure | None:
 
 def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
     """The run's points, the watcher's where it has them, and the fitted line; returns the law in a line."""
-    from orchestrator.reports.pictures.catalogue import BLUE, GREEN, GREY, VERMILION
+    from orchestrator.reports.pictures.style import BLUE, GREEN, GREY, VERMILION
 
     roots = [math.sqrt(max(0.0, point["kl_nats"])) for point in curve]
     axes.plot(roots, [point["score"] for point in curve], "o", color=BLUE, markersize=3.5, label="PPO, training PM")
@@ -130,7 +66,7 @@ def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _draw_held_out(axes: Axes, numbers: Mapping[str, Any]) -> None:
-    from orchestrator.reports.pictures.catalogue import BLUE, SMALL
+    from orchestrator.reports.pictures.style import BLUE, SMALL
 
     best = numbers.get("best_of_n")
     # Without points of their own (`best_of_points`), the yardstick is one: its KL has log n − (n − 1)/n in it already.
@@ -152,37 +88,3 @@ def _points(axes: Axes, points: Sequence[Mapping[str, Any]], **style: Any) -> No
     high = [0.0 if point["pm_score_ci"][1] is None else point["pm_score_ci"][1] - point["pm_score"] for point in points]
     roots = [math.sqrt(max(0.0, point["kl_nats"])) for point in points]
     axes.errorbar(roots, values, yerr=[low, high], capsize=2.5, linewidth=1, **{"linestyle": "none"} | style)
-
-
-def _bend(bend: Bend) -> str:
-    reached = f", after {bend.samples} samples" if bend.samples is not None else ""
-    return (
-        f"at KL {bend.kl_nats:.3g} nats{reached}: slope {bend.slope_before:.2g} before, {bend.slope_after:.2g} beyond "
-        f"(t = {bend.t:.1f}, bound {bend.threshold:.1f})"
-    )
-
-
-def _watched(curve: Sequence[Mapping[str, Any]]) -> bool:
-    return any(point.get("score_watcher") is not None for point in curve)
-
-
-def _one_more(law: Law) -> float:
-    """A PM unit above the line's end: there a reply wins against one of the end 73 % of the time, as the PM has it."""
-    return law.at(law.to_kl_nats) + 1.0
-
-
-def _forecast(law: Law) -> str:
-    forecast = forecast_kl(law, _one_more(law))
-    if forecast is None:
-        return "none: the score does not grow along the line"
-    low, high = forecast.kl_ci
-    above = "unknown" if high is None else f"{high:.3g}"
-    return (
-        f"one more PM unit at KL {forecast.kl_nats:.3g} nats [{low:.3g}, {above}]; a forecast: it takes the line to go "
-        "on" + (", which the curve has left" if law.departure else "")
-    )
-
-
-def _with_interval(value: float, ci: Sequence[float | None]) -> str:
-    low, high = ("?" if bound is None else f"{bound:.3g}" for bound in ci)
-    return f"{value:.3g} [{low}, {high}]"

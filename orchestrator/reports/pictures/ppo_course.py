@@ -36,7 +36,7 @@ def ppo_course(numbers: dict[str, Any]) -> Figure | None:
     if len(curve) < 2:
         return None
     # Here, because that module lists this picture among the report's.
-    from orchestrator.reports.pictures.catalogue import BLUE, GREY, finish, new_figure
+    from orchestrator.reports.pictures.style import BLUE, GREY, finish, new_figure
 
     accuracy = training.get("logp_accuracy") or {}
     with_accuracy = len(accuracy.get("curve") or []) > 1
@@ -68,7 +68,7 @@ def _draw_scores(
     axes: Axes, samples: Sequence[int], curve: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> str:
     """The scores and the total reward; returns the panel's title, which tells a coefficient that moved."""
-    from orchestrator.reports.pictures.catalogue import BLUE, GREEN, VERMILION
+    from orchestrator.reports.pictures.style import BLUE, GREEN, VERMILION
 
     axes.plot(samples, [point["score"] for point in curve], "-", color=BLUE, linewidth=1.3, label="training PM")
     watched = [(point["samples"], point["score_watcher"]) for point in curve if point.get("score_watcher") is not None]
@@ -90,7 +90,7 @@ def _draw_scores(
 
 
 def _draw_accuracy(axes: Axes, accuracy: Mapping[str, Any]) -> None:
-    from orchestrator.reports.pictures.catalogue import BLUE, GREY, VERMILION
+    from orchestrator.reports.pictures.style import BLUE, GREY, VERMILION
 
     looks = {"helpful": (BLUE, "o"), "harmless": (VERMILION, "s")}
     for kind, ceiling in sorted(accuracy["preference_model"].items(), reverse=True):

@@ -14,7 +14,8 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import FormData
 
-from orchestrator.http_shared.asgi import ApiError, json_answer
+from orchestrator.errors import ApiError
+from orchestrator.http_shared.asgi import json_answer
 from orchestrator.people.access import SESSION_LIFETIME, SignedIn
 from orchestrator.web.pages.markdown import render_markdown
 

@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from orchestrator.errors import OrchestratorError
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError, OrchestratorError
 from orchestrator.web.desk_access import desk_csrf, is_desk_cookie
 from orchestrator.web.pages.shell import check_same_site, page, text_of
 from orchestrator.web.service import Feedback

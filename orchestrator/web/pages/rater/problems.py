@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from orchestrator.conversations import dialogues
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.errors import ApiError
 from orchestrator.people.access import SignedIn
 from orchestrator.people.notices import NoticeError, report_problem
 from orchestrator.web.pages.rater.shared import RaterPages, key_of

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
+from fastapi import Path as PathParameter
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
@@ -12,11 +13,20 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from orchestrator.conversations.schemas import Written
-from orchestrator.http_shared.asgi import ApiError
+from orchestrator.conversations.schemas import (
+    Written,
+)
+from orchestrator.errors import ApiError
 from orchestrator.people import access
 from orchestrator.people.access import SignedIn
-from orchestrator.web.pages.shell import SESSION_COOKIE, check_form, error_answer, page, text_of, wants_page
+from orchestrator.web.pages.shell import (
+    SESSION_COOKIE,
+    check_form,
+    error_answer,
+    page,
+    text_of,
+    wants_page,
+)
 from orchestrator.web.service import Feedback
 
 R = TypeVar("R")
@@ -86,3 +96,6 @@ def written(text: str) -> str:
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ApiError(422, "unusable_text", f"Your text {problem}." if problem[0].islower() else problem) from None
+
+
+Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]

@@ -1,0 +1,227 @@
+"""The report of a cycle as Markdown: its rows, section by section. `cycle.py` says what goes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.reports.detectors import detector_rows
+from orchestrator.reports.distillation import distillation_rows
+from orchestrator.reports.kl_law import best_of_rows, law_rows
+from orchestrator.reports.pictures.style import Picture
+from orchestrator.reports.preference_models import matrix_lines, scaling_rows
+from orchestrator.reports.stops import stop_lines
+from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
+from orchestrator.reports.wording import interval, number, with_interval
+
+Row = tuple[str, str]
+
+NOT_JUDGED = "not judged by people"
+
+
+def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
+    """The report as an operator reads it in the Prefect UI; each picture comes with where it is."""
+    lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
+    decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
+    lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
+    for reason in numbers["reasons"]:
+        lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
+    for remark in collapse_remarks(numbers["evaluation"] or {}, numbers.get("initial_evaluation") or {}):
+        lines.append(f"- remark: {remark}")
+    lines += ["", *stop_lines(numbers.get("stops") or [])]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
+    for picture, place in pictures:
+        lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
+    lines += matrix_lines(numbers.get("mix_matrix"))
+    lines += _mistakes(numbers)
+    if numbers.get("stages"):
+        lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
+        newest = max(stage["run"] for stage in numbers["stages"])
+        for stage in numbers["stages"]:
+            state = stage["state"] + (" (before the restart)" if stage["run"] < newest else "")
+            seconds = " | ".join(number(stage[name], ".1f") for name in ("seconds", "job_seconds"))
+            lines.append(f"| {stage['stage']} | {state} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(numbers: dict[str, Any]) -> list[Row]:
+    return [
+        *distillation_rows(numbers.get("distillation")),
+        *_comparisons(numbers["comparison_set"]),
+        *_data_check(numbers.get("data_check")),
+        *_preference_model(numbers),
+        *_watch(numbers),
+        *_policy(numbers),
+        *detector_rows(numbers.get("detector")),
+        *_elo(numbers["elo"]),
+    ]
+
+
+def _comparisons(found: dict[str, Any] | None) -> list[Row]:
+    if not found:
+        return []
+    split = f"{found['num_train']} train, {found['num_held_out']} held out"
+    rows = [("Comparisons", f"{found['num_comparisons']} ({split})")]
+    excluded = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.get("excluded", {}).items()) if count)
+    if excluded:
+        rows.append(("Left out", excluded))
+    return rows
+
+
+def _preference_model(numbers: dict[str, Any]) -> list[Row]:
+    """What the preference model is worth, by itself and beside its twin and the pairs whose order is known."""
+    model = numbers["preference_model"]
+    rows: list[Row] = []
+    if model:
+        rows += _held_out(model["held_out"])
+        skills = (model.get("skills") or {}).get("by_source", {})
+        rows += [(f"PM accuracy on skill {name}", _accuracy(part)) for name, part in skills.items()]
+    rows += scaling_rows(numbers.get("scaling"))
+    if numbers.get("watcher"):
+        rows.append(("Twin", _twin(numbers["watcher"])))
+    if numbers["orientation"]:
+        found = numbers["orientation"]
+        rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
+    elif model:
+        rows.append(
+            ("Orientation check", "skipped by orientation.shipped = false: labels turned round everywhere pass")
+        )
+    return rows
+
+
+def _held_out(held_out: dict[str, Any]) -> list[Row]:
+    accuracy = with_interval(held_out.get("accuracy"), held_out.get("ci"))
+    if held_out.get("dialogues") is not None:
+        accuracy += f" (n = {held_out['n']} from {held_out['dialogues']} dialogues)"
+    rows = [("PM held-out accuracy", accuracy)]
+    for grouping in ("by_source", "by_question", "by_tranche"):
+        groups = held_out.get(grouping, {})
+        # A single question or tranche says what the overall figure says.
+        if len(groups) > 1 or grouping == "by_source":
+            rows += [(f"… {name}", _accuracy(part)) for name, part in sorted(groups.items())]
+    calibration = held_out.get("calibration", {})
+    if calibration.get("n"):
+        rows.append(("PM calibration", _calibration(calibration)))
+        by_question = calibration["by_question"]
+        rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
+        bands = calibration.get("by_score_band", {})
+        rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
+    return rows
+
+
+def _accuracy(part: dict[str, Any]) -> str:
+    return f"{with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"
+
+
+def _watch(numbers: dict[str, Any]) -> list[Row]:
+    return watch_rows(numbers["training"], _offsets(numbers)) if numbers.get("training") else []
+
+
+def _policy(numbers: dict[str, Any]) -> list[Row]:
+    """What the new policy is worth on held-out prompts, and how score and KL went together."""
+    rows: list[Row] = []
+    if numbers["evaluation"]:
+        rows += _evaluation(numbers["evaluation"], numbers["initial_evaluation"] or {}, numbers["preference_model"])
+    if numbers["best_of_n"]:
+        found = numbers["best_of_n"]
+        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {number(found['pm_score'])}"))
+        rows += best_of_rows(found)
+    for kept in numbers.get("snapshots") or []:
+        what = f"PM score {number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
+        rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
+    return rows + law_rows((numbers.get("training") or {}).get("curve") or [])
+
+
+def _evaluation(found: dict[str, Any], initial: dict[str, Any], model: dict[str, Any] | None) -> list[Row]:
+    rows = [
+        ("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"),
+        ("PM score", f"{number(found['pm_score'])} (initial policy: {number(initial.get('pm_score'))})"),
+    ]
+    # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
+    if model and model.get("reference"):
+        rows.append(("… above the reference set", number(found["pm_score"] - model["offset"])))
+    rows.append(("Reply length", f"{number(found['reply_tokens'], '.1f')} tokens"))
+    return rows + collapse_rows(found, initial)
+
+
+def _elo(found: dict[str, Any] | None) -> list[Row]:
+    return [
+        ("Elo against the initial policy", with_interval(found["elo"], found["ci"], ".0f") if found else NOT_JUDGED)
+    ]
+
+
+def _data_check(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    rows = [
+        (
+            "Repeats",
+            f"{found['repeated_prompts']} of {found['prompts']} prompts stand in several comparisons; "
+            f"{found['repeated_votes']} votes of the same rater on the same replies; "
+            f"{found['contradicted']} pairs of replies decided both ways",
+        ),
+        ("Opening messages in both parts", str(found["openings_in_several_parts"])),
+    ]
+    for overlap in found["against"]:
+        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap["by_part"].items())
+        rows.append(
+            (
+                f"Overlap with {overlap['file']}",
+                f"{overlap['prompts']} prompts, {overlap['comparisons']} comparisons"
+                + (f" ({by_part})" if by_part else "")
+                + f"; {overlap['texts_met']} of its {overlap['texts']} texts",
+            )
+        )
+    return rows
+
+
+def _calibration(found: dict[str, Any]) -> str:
+    error = f"error {found['expected_calibration_error']:.3f} ({found['error_by_chance']:.3f} by chance)"
+    if found["slope"] is None:
+        return error
+    low, high = found["slope_ci"]
+    return f"{_verdict(low, high)}: slope {with_interval(found['slope'], found['slope_ci'], '.2f')}, {error}"
+
+
+def _verdict(low: float, high: float) -> str:
+    """What an interval of the slope of outcomes on gaps says."""
+    if high < 0:
+        return "the wrong way round"
+    if high < 1:
+        return "over-confident"
+    return "under-confident" if low > 1 else "calibrated within the interval"
+
+
+def _mistakes(numbers: dict[str, Any]) -> list[str]:
+    """The pairs that the preference model is most surely wrong about, by id; their texts are in the comparison set."""
+    mistakes = ((numbers["preference_model"] or {}).get("held_out") or {}).get("mistakes")
+    if not mistakes:
+        return []
+    lines = ["", "## Most confident mistakes of the preference model", ""]
+    lines += [f"`orchestrator cycle show {numbers['cycle']} --mistakes` prints their texts.", ""]
+    lines += ["| comparison | source | question | better | worse | gap |", "|---|---|---|---|---|---|"]
+    for pair in mistakes:
+        scores = " | ".join(f"{pair[name]:.2f}" for name in ("better_score", "worse_score", "gap"))
+        lines.append(f"| {pair['id']} | {pair['source']} | {pair['question']} | {scores} |")
+    return lines
+
+
+def _offsets(numbers: dict[str, Any]) -> tuple[float, float] | None:
+    """The offsets of the PM and of its twin, where both were measured, and on one reference set."""
+    models = [numbers.get(name) or {} for name in ("preference_model", "watcher")]
+    sets = [(model.get("reference") or {}).get("sha256") for model in models]
+    return (models[0]["offset"], models[1]["offset"]) if sets[0] and sets[0] == sets[1] else None
+
+
+def _twin(watcher: dict[str, Any]) -> str:
+    """What the twin saw, how good it is, and what the split costs the model that PPO follows, in points of accuracy."""
+    twin = watcher["twin"]
+    form = "+.1f"
+    cost_ci = twin["cost_ci"] and " " + interval([100 * bound for bound in twin["cost_ci"]], form)
+    accuracy = with_interval(watcher["held_out"].get("accuracy"), watcher["held_out"].get("ci"))
+    return (
+        f"accuracy {accuracy} on {twin['num_watcher']} comparisons of its own; the PM trained on "
+        f"{twin['num_production']} ({twin['production_share']:.0%}), which costs it "
+        f"{number(100 * twin['cost'], form)}{cost_ci or ''} points of accuracy ({twin['method']})"
+    )

@@ -1,0 +1,90 @@
+"""What every picture shares: colours, sizes, an empty figure, and its bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# The colours of Okabe and Ito, which people with any kind of colour blindness tell apart; shape or line differ too.
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959"
+
+
+# A panel is 4 inches wide and 600 pixels: letters of 9 points are 12 pixels high where it is shown 400 pixels wide.
+PANEL_INCHES = (4.0, 3.1)
+
+
+DPI = 150
+
+
+SMALL, NORMAL = 8, 9
+
+
+Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture: the stem of its file's name, what it shows in a sentence, and the PNG."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+def new_figure(panels: int = 1, height: float | Sequence[float] = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+    """A figure with panels above each other on one x axis, each `height` inches high, or each as high as `height` says.
+
+    It belongs to nobody else (no pyplot), so that several threads can draw at once.
+    """
+    from matplotlib.figure import Figure
+
+    heights = list(height) if isinstance(height, Sequence) else [height] * panels
+    figure = Figure(figsize=(PANEL_INCHES[0], sum(heights)), dpi=DPI, layout="constrained")
+    return figure, list(figure.subplots(panels, 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0])
+
+
+def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | None = None) -> None:
+    """Title, labels and type sizes of a panel, and its legend where a place for it is given."""
+    axes.set_title(title, fontsize=NORMAL, loc="left")
+    # Panels above each other share their x axis; it is named once.
+    if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
+        axes.set_xlabel(xlabel, fontsize=NORMAL)
+    axes.set_ylabel(ylabel, fontsize=NORMAL)
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if legend == "below":
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, fontsize=SMALL, loc="outside lower center", frameon=False, ncols=3)
+    elif legend is not None:
+        axes.legend(fontsize=SMALL, loc=legend, framealpha=0.85, borderpad=0.3, handlelength=1.6)
+
+
+def png(figure: Figure) -> bytes:
+    """The PNG; without the version of matplotlib, the only thing in it that does not come from the figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG inside Markdown: the Prefect UI shows it so, and strips inline SVG."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def errorbars(axes: Axes, x: Sequence[float], entries: Sequence[dict[str, Any]], **style: Any) -> None:
+    """Points of accuracy with their intervals."""
+    values = [entry["accuracy"] for entry in entries]
+    below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
+    above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
+    axes.errorbar(list(x), values, yerr=[below, above], markersize=4.5, capsize=2.5, linewidth=1.1, **style)

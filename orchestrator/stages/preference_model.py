@@ -1,0 +1,194 @@
+"""Stages that make preference models: pre-training, training, the watcher, the checks before PPO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from db import tables as t
+from orchestrator.data import named_files, pair_set
+from orchestrator.data.named_files import file_digest
+from orchestrator.data.pair_set import orientation_pairs
+from orchestrator.data.ranked_answers import write_pmp_pairs
+from orchestrator.data.reference_set import choose, reference_set_from_file
+from orchestrator.data.skills import write_skill_set
+from orchestrator.judging.orientation import wrong_signs
+from orchestrator.stages.context import Occasion, StageContext, build, run_job_stage
+
+
+def pretrained_trunk(context: StageContext, initial_id: int, *, fresh: bool) -> int:
+    """The preference model whose trunk was trained on the ranked answers of `[pmp]`; its artifact."""
+    section = context.config.pmp
+    files = [Path(name) for name in section.files]
+    pairs_id = build(
+        context,
+        "pmp_pairs",
+        {
+            "files": [file_digest(file) for file in files],
+            "pairs": section.pairs,
+            "held_out_fraction": section.held_out_fraction,
+        },
+        {},
+        lambda out: write_pmp_pairs(files, section, out),
+        fresh=fresh,
+    )
+    return run_job_stage(
+        context,
+        kind="pmp_model",
+        job="train_preference_model",
+        inputs={"initial": initial_id, "comparisons": pairs_id},
+        settings=section.model_dump(exclude={"files", "pairs", "held_out_fraction"}),
+        fresh=fresh,
+    )
+
+
+def reference_set(context: StageContext, comparison_set_id: int) -> int:
+    """The project's reference set: that of `reference.file`, else the one found in the ledger, else chosen now.
+
+    What of a set was erased can't be read any more; then the next cycle chooses another, and says so by its digest.
+    """
+    section = context.config.reference
+    if section.file is not None:
+        file = Path(section.file)
+        settings: dict[str, Any] = {"file": named_files.file_digest(file)}
+        return build(context, "reference_set", settings, {}, lambda out: reference_set_from_file(file, out))
+    settings = {"project": context.config.name, "pairs": section.pairs}
+    query = (
+        select(t.Artifact.id)
+        .where(t.Artifact.kind == "reference_set", t.Artifact.settings == settings)
+        .where(t.Artifact.digest.not_in(select(t.ErasedArtifact.digest)))
+        .order_by(t.Artifact.id)
+        .limit(1)
+    )
+    with context.session() as session:
+        found = session.scalars(query).first()
+    if found is not None:
+        return found
+    inputs = {"comparisons": comparison_set_id}
+    return build(
+        context,
+        "reference_set",
+        settings,
+        inputs,
+        lambda out: choose(context.fetch(comparison_set_id), section.pairs, out),
+    )
+
+
+def pretrain_preference_model(cycle_id: Occasion, initial_id: int, *, fresh: bool = False) -> int:
+    """Train a trunk for preference models on ranked public answers, from the initial policy's. Returns its artifact."""
+    with StageContext(cycle_id, "pretrain_preference_model") as context:
+        return pretrained_trunk(context, initial_id, fresh=fresh)
+
+
+def train_preference_model(
+    cycle_id: Occasion, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
+) -> int:
+    """Train the preference model on the comparison set, from the initial policy's trunk or that of PMP.
+
+    Returns its artifact.
+    """
+    with StageContext(cycle_id, "train_preference_model") as context:
+        return run_job_stage(
+            context,
+            kind="preference_model",
+            job="train_preference_model",
+            inputs=preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh),
+            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}),
+            fresh=fresh,
+        )
+
+
+def train_watcher(
+    cycle_id: Occasion,
+    comparison_set_id: int,
+    initial_id: int,
+    preference_model_id: int,
+    pmp_id: int | None = None,
+    *,
+    fresh: bool = False,
+) -> int:
+    """Train the preference model's twin on the comparisons that were left for it. Returns its artifact."""
+    with StageContext(cycle_id, "train_watcher") as context:
+        inputs = preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh)
+        return run_job_stage(
+            context,
+            kind="preference_model",
+            job="train_preference_model",
+            inputs=inputs | {"production": preference_model_id},
+            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}) | {"part": "watcher"},
+            fresh=fresh,
+        )
+
+
+def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fresh: bool = False) -> int | None:
+    """Record the PM's held-out accuracy, and stop the cycle where a sign is the wrong way round.
+
+    Looked at are the orientation pairs, all and by question, and the held-out comparisons of each source. Returns the
+    evaluation artifact of the orientation check, or None where the configuration turns it off.
+
+    Raises:
+        CycleError: an accuracy's interval lies below one half; the message names what is turned round.
+    """
+    with StageContext(cycle_id, "check_preference_model") as context:
+        results = context.results(preference_model_id)
+        context.record_evaluation("preference_model", preference_model_id, results)
+        file = context.config.orientation.file
+        pairs = orientation_pairs(context.config.orientation)
+        evaluation_id, numbers = None, None
+        if pairs is not None:
+            pairs_id = build(
+                context,
+                "orientation_pairs",
+                {"file": named_files.file_digest(pairs)},
+                {},
+                lambda out: pair_set.write_orientation_pairs(pairs, out),
+                fresh=fresh,
+            )
+            evaluation_id = run_job_stage(
+                context,
+                kind="evaluation",
+                job="check_preference_model",
+                inputs={"preference_model": preference_model_id, "pairs": pairs_id},
+                settings={"threads": context.config.preference_model.threads},
+                fresh=fresh,
+            )
+            numbers = context.results(evaluation_id)
+            context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
+        judge_sources = context.config.orientation.contradicting_source == "stop"
+        held_out = results["held_out"]
+        sources = results.get("skills", {}).get("by_source", {}) | held_out["by_source"]
+        wrong = wrong_signs(held_out | {"by_source": sources}, numbers, file, sources=judge_sources)
+        if wrong:
+            context.fail(
+                f"A sign is wrong: {'; '.join(wrong)}. Look at the question and side of the newest comparisons, and at "
+                "the orientation pairs; PPO was not started."
+            )
+        return evaluation_id
+
+
+def preference_model_inputs(
+    context: StageContext, comparison_set_id: int, initial_id: int, pmp_id: int | None, *, fresh: bool
+) -> dict[str, int]:
+    """The input artifacts of the training job by role; skills and reference set are built here where needed."""
+    inputs = {
+        "initial": initial_id,
+        "comparisons": comparison_set_id,
+        "reference": reference_set(context, comparison_set_id),
+    }
+    if pmp_id is not None:
+        inputs["pmp"] = pmp_id
+    skills = context.config.preference_model.skills
+    if skills:
+        fraction = context.config.comparisons.held_out_fraction
+        told = [skill.model_dump(exclude={"file"}) | {"file": file_digest(Path(skill.file))} for skill in skills]
+        inputs["skills"] = build(
+            context,
+            "skill_set",
+            {"skills": told, "held_out_fraction": fraction},
+            {},
+            lambda out: write_skill_set(skills, fraction, out),
+            fresh=fresh,
+        )
+    return inputs

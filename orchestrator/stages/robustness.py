@@ -1,0 +1,128 @@
+"""Stages of the robustness experiment: two halves, two preference models, one PPO, and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from db import tables as t
+from orchestrator.config import CycleConfig
+from orchestrator.database import database
+from orchestrator.judging.evaluations import replies
+from orchestrator.judging.kl_law import law_numbers
+from orchestrator.judging.robustness import gap_opens, past_best, two_way
+from orchestrator.reports.pictures.robustness import CAPTION, gap_picture
+from orchestrator.reports.pictures.style import Picture, data_uri, png
+from orchestrator.reports.robustness import to_markdown
+from orchestrator.settings import Settings
+from orchestrator.stages.context import StageContext, build
+from orchestrator.store import ledger
+from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.store.ledger import snapshots_of
+
+KIND = "robustness_report"
+
+
+SNAPSHOTS = 4
+
+
+def with_halves(config: CycleConfig) -> CycleConfig:
+    """The experiment's configuration: twins on halves, snapshots on the way, no wire at the gap that it measures."""
+    return config.model_copy(
+        update={
+            "preference_model": config.preference_model.model_copy(update={"twin": "halves"}),
+            "ppo": config.ppo.model_copy(
+                update={
+                    "snapshots": config.ppo.snapshots or SNAPSHOTS,
+                    "watch": config.ppo.watch.model_copy(update={"max_twin_gap": 0.0}),
+                }
+            ),
+        }
+    )
+
+
+def comparison_set(reference: str | None = None) -> int:
+    """The comparison set that is meant (an id, or the beginning of a digest), or the newest that is whole.
+
+    Raises:
+        ArtifactError: there is none, it is something else, or text of it was erased.
+    """
+    whole = t.Artifact.digest.not_in(select(t.ErasedArtifact.digest))
+    nothing = "There is no comparison set to split in halves. Freeze one with `orchestrator cycle run`."
+    with database() as session:
+        found = ledger.named_or_newest(session, reference, ("comparison_set",), whole, nothing=nothing)
+        ledger.check_whole(session, [found])
+        return found.id
+
+
+def policies(initial_id: int, run_id: int) -> list[int]:
+    """What both PMs judge: the initial policy, the snapshots on the way, and the run's result."""
+    with database() as session:
+        return [initial_id, *(artifact.id for artifact in snapshots_of(session, run_id)), run_id]
+
+
+def write_report(
+    config: CycleConfig, run_id: int, preference_model_id: int, watcher_id: int, evaluation_ids: Sequence[int]
+) -> tuple[int, str]:
+    """Gather both PMs' scores into a report artifact. Returns its id and the Markdown, its picture inline.
+
+    The first evaluation is the initial policy's, the last that of the run's result.
+    """
+    with StageContext(config, "robustness_report") as context:
+        judged = [list(replies(context.fetch(id_))) for id_ in evaluation_ids]
+        table = two_way(judged)
+        run = context.results(run_id)
+        points = run.get("snapshots") or []
+        names = ["initial policy", *(f"snapshot {number}" for number in range(1, len(points) + 1)), "result"]
+        samples = [0, *(point["samples"] for point in points), run["samples"]]
+        numbers: dict[str, Any] = {
+            "name": config.name,
+            "policies": [
+                {"policy": name, "samples": at} | row for name, at, row in zip(names, samples, table, strict=True)
+            ],
+            "preference_models": {
+                role: _of_preference_model(context.results(id_))
+                for role, id_ in (("training PM", preference_model_id), ("watcher", watcher_id))
+            },
+            "stopped": run.get("stopped"),
+            "kl_law": law_numbers(run["curve"]),
+            "curve": run["curve"],
+        }
+        numbers["gap_opens"] = gap_opens(numbers["policies"])
+        best, loss = past_best(judged)
+        numbers["watcher_best"] = numbers["policies"][best] | {"result_minus_best": loss}
+        figure = gap_picture(numbers)
+        picture = Picture("gap", CAPTION, png(figure))
+
+        def write(out: Path) -> dict[str, Any]:
+            (out / "report.json").write_text(json.dumps(numbers, indent=1, sort_keys=True))
+            (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
+            (out / "gap.png").write_bytes(picture.png)
+            return {key: numbers[key] for key in ("name", "policies", "preference_models", "gap_opens", "watcher_best")}
+
+        inputs = {"run": run_id, "preference_model": preference_model_id, "watcher": watcher_id}
+        inputs |= {f"evaluation_{number:02}": id_ for number, id_ in enumerate(evaluation_ids)}
+        return build(context, KIND, {"name": config.name}, inputs, write), to_markdown(numbers, data_uri(picture.png))
+
+
+def report_folder(reference: str | None = None) -> Path:
+    """The files of an experiment's report (an id, or the beginning of a digest), or of the newest.
+
+    Raises:
+        ArtifactError: there is none, or it is something else.
+    """
+    settings = Settings.from_env()
+    nothing = "No experiment has ended yet. Run one with `orchestrator experiment robustness --config FILE`."
+    with database() as session:
+        found = ledger.named_or_newest(session, reference, (KIND,), nothing=nothing)
+        ledger.check_whole(session, [found])
+    return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(found.digest)
+
+
+def _of_preference_model(results: dict[str, Any]) -> dict[str, Any]:
+    held_out = results["held_out"]
+    return {"num_train": results["num_train"], "accuracy": held_out["accuracy"], "ci": list(held_out["ci"])}

@@ -1,0 +1,68 @@
+"""The desk's invitations."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
+
+from db import tables as t
+from orchestrator.errors import ApiError
+from orchestrator.people import access
+from orchestrator.web.pages.desk.shared import Desk, Id
+from orchestrator.web.pages.shell import go_to, is_https, page, text_of
+
+
+def add_invitations(router: APIRouter, desk: Desk) -> None:
+    def _all(session: Session) -> dict[str, Any]:
+        joined = func.count(t.InvitationUse.rater_id)
+        rows = session.execute(
+            select(t.Invitation, joined)
+            .outerjoin(t.InvitationUse, t.InvitationUse.invitation_id == t.Invitation.id)
+            .group_by(t.Invitation.id)
+            .order_by(t.Invitation.id.desc())
+        ).all()
+        came, finished = func.count(t.Visit.id), func.count(t.Visit.completed_at)
+        studies = session.execute(
+            select(t.Study, came, finished)
+            .outerjoin(t.Visit, t.Visit.study_id == t.Study.id)
+            .group_by(t.Study.id)
+            .order_by(t.Study.id.desc())
+        ).all()
+        return {"invitations": [tuple(row) for row in rows], "studies": [tuple(row) for row in studies], "link": None}
+
+    @router.get("/invitations")
+    def listing(request: Request) -> HTMLResponse:
+        """Invitations and studies: how people come in."""
+        return desk.show(request, "invitations.html", _all)
+
+    @router.post("/invitations")
+    async def invite(request: Request) -> Response:
+        """Make an invitation; its link is shown in the answer, once."""
+
+        def work(session: Session, form: FormData) -> dict[str, Any]:
+            uses, days = text_of(form, "max_uses").strip(), text_of(form, "days").strip()
+            if not all(value == "" or (value.isdecimal() and 0 < int(value) <= 10_000) for value in (uses, days)):
+                raise ApiError(422, "not_a_number", "Give whole numbers from 1 to 10,000, or nothing.")
+            _, token = access.create_invitation(
+                session,
+                text_of(form, "label"),
+                max_uses=int(uses) if uses else None,
+                valid_for=timedelta(days=int(days)) if days else None,
+            )
+            base = f"{'https' if is_https(request) else 'http'}://{request.headers.get('host', '')}"
+            return _all(session) | {"link": f"{base}/join/{token}"}
+
+        shown = await desk.act(request, work)
+        return page("desk/invitations.html", desk=True, csrf=desk.csrf(request), **shown)
+
+    @router.post("/invitations/{invitation_id}/end")
+    async def end(invitation_id: Id, request: Request) -> Response:
+        """Let nobody else join by it."""
+        await desk.act(request, lambda session, form: access.end_invitation(session, invitation_id))
+        return go_to("/desk/invitations")

@@ -1,0 +1,125 @@
+"""The page of a dialogue: write, read two replies, go on."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+
+from orchestrator.conversations import dialogues, pairs
+from orchestrator.conversations.schemas import MAX_MESSAGE_CHARS, AddMessage, AskForPair, BeginDialogue
+from orchestrator.people import access
+from orchestrator.people.access import SignedIn
+from orchestrator.people.queues import offers
+from orchestrator.people.tasks import INSTRUCTIONS, PROMPTS, TASKS, warns_about
+from orchestrator.web import page_views
+from orchestrator.web.pages.rater.shared import Id, RaterPages, key_of, written
+from orchestrator.web.pages.shell import (
+    go_to,
+    page,
+    text_of,
+)
+from orchestrator.web.pair_sampling import PairSampling
+
+
+def add_dialogue(router: APIRouter, shared: RaterPages) -> None:
+    feedback = shared.feedback
+
+    @router.get("/dialogues/{dialogue_id}")
+    async def dialogue(dialogue_id: Id, request: Request) -> HTMLResponse:
+        """The dialogue as it stands; an interrupted pair is taken up again."""
+        me, shown = await run_in_threadpool(
+            shared.for_me, request, lambda session, me: page_views.dialogue_view(session, me.rater, dialogue_id)
+        )
+        sampling = None
+        if shown.pair is not None and not shown.pair.complete:
+            sampling = feedback.sampler.start(shown.pair, stream=True)
+        return _dialogue_page(me, shown, sampling)
+
+    @router.post("/dialogues/{dialogue_id}/messages")
+    async def write(dialogue_id: Id, request: Request) -> Response:
+        """Write a message and ask for its two replies."""
+
+        def add(session: Session, me: SignedIn, form: FormData) -> tuple[int, str]:
+            key = key_of(form)
+            parent = text_of(form, "parent_id")
+            message = AddMessage(
+                content=written(text_of(form, "content")),
+                parent_id=int(parent) if parent.isdecimal() else None,
+                client_key=key,
+            )
+            return dialogues.add_message(session, me.rater, dialogue_id, message)[0], key
+
+        me, (message_id, key) = await shared.form(request, add)
+        # A transaction of its own: what was written is kept also where no policy is live to answer it.
+        await _ask(me, message_id, key)
+        return go_to(f"/dialogues/{dialogue_id}")
+
+    @router.post("/dialogues/{dialogue_id}/pairs")
+    async def ask_again(dialogue_id: Id, request: Request) -> Response:
+        """Ask for replies to a message that has none, because asking failed."""
+
+        def leaf(session: Session, me: SignedIn, form: FormData) -> tuple[int | None, str]:
+            shown = page_views.dialogue_view(session, me.rater, dialogue_id)
+            return (shown.leaf_id if shown.awaits_pair else None), key_of(form)
+
+        me, (message_id, key) = await shared.form(request, leaf)
+        if message_id is not None:
+            await _ask(me, message_id, key)
+        return go_to(f"/dialogues/{dialogue_id}")
+
+    async def _ask(me: SignedIn, message_id: int, key: str) -> None:
+        asked = AskForPair(client_key=f"pair {key}")
+        pair, _ = await feedback.transaction_async(
+            lambda session: pairs.ask_for_pair(session, me.rater, message_id, asked)
+        )
+        if not pair.complete:
+            feedback.sampler.start(pair, stream=True)
+
+    @router.post("/dialogues/{dialogue_id}/end")
+    async def end(dialogue_id: Id, request: Request) -> Response:
+        """End the dialogue."""
+        await shared.form(request, lambda session, me, form: dialogues.end_dialogue(session, me.rater, dialogue_id))
+        return go_to(f"/dialogues/{dialogue_id}")
+
+    @router.post("/dialogues/{dialogue_id}/leave")
+    async def leave(dialogue_id: Id, request: Request) -> Response:
+        """End a dialogue that tests the limits, and go over to the helpfulness task: one click."""
+
+        def work(session: Session, me: SignedIn, form: FormData) -> int | None:
+            dialogues.end_dialogue(session, me.rater, dialogue_id)
+            # Leaving must always work, also where the rater is not offered the other task.
+            if ("helpful", "helpful") not in offers(session, me.rater):
+                return 0
+            if not access.has_consented(session, me.rater.id, INSTRUCTIONS["helpful"].version):
+                return None
+            begun = BeginDialogue(task="helpful", client_key=key_of(form))
+            return dialogues.begin_dialogue(session, me.rater, begun)[0]
+
+        _, begun = await shared.form(request, work)
+        if begun == 0:
+            return go_to("/")
+        return go_to("/tasks/helpful/helpful" if begun is None else f"/dialogues/{begun}")
+
+
+def _dialogue_page(me: SignedIn, shown: page_views.DialogueView, sampling: PairSampling | None) -> HTMLResponse:
+    pair = None
+    if shown.pair is not None:
+        pair = shown.pair.shown() if sampling is None else sampling.shown(shown.pair)
+    return page(
+        "dialogue.html",
+        me=me,
+        dialogue=shown,
+        pair=pair,
+        complete=shown.pair is not None and shown.pair.complete,
+        task=TASKS[shown.task],
+        told=INSTRUCTIONS[shown.question],
+        prompt=PROMPTS[shown.question],
+        warns=warns_about(shown.task, shown.question),
+        key=secrets.token_urlsafe(12),
+        max_chars=MAX_MESSAGE_CHARS,
+    )

@@ -1,0 +1,51 @@
+"""States at chosen positions: those of the Hugging Face forward, with the same gradients."""
+
+import pytest
+import torch
+
+from models.backbone.trunk import computes_itself, states_at
+from tests.models.sampling.test_engine import GENERIC, llama, qwen2
+
+ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
+OWN = {
+    "llama": llama,
+    "llama, one key-value head, wide heads": lambda: llama(num_key_value_heads=1, head_dim=16),
+    "llama, biases everywhere": lambda: llama(attention_bias=True, mlp_bias=True),
+    "qwen2": qwen2,
+}
+
+
+@pytest.mark.parametrize("name", [*OWN, *GENERIC])
+def test_states_and_gradients_are_those_of_the_models_own_forward(name):
+    model = (OWN | GENERIC)[name]()
+    trunk = model.base_model
+    assert computes_itself(trunk) == (name in OWN)
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 64, (3, 11), generator=generator)
+    # Rows of 3, 11 and 6 tokens; the last reply tokens of each, and never padding.
+    positions = torch.tensor([1, 2, 11 + 9, 11 + 10, 22 + 5])
+    weights = torch.randn(5, 32, generator=generator)
+
+    def gradients(states):
+        model.zero_grad()
+        (states * weights).sum().backward()
+        return [parameter.grad for parameter in trunk.parameters() if parameter.grad is not None]
+
+    expected = trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[positions]
+    found = states_at(trunk, ids, positions)
+    assert (found - expected).abs().max() <= ROUNDING * expected.abs().max()
+    for mine, its in zip(gradients(found), gradients(expected), strict=True):
+        assert (mine - its).abs().max() <= ROUNDING * its.abs().max().clamp(min=1)
+
+
+def test_a_model_in_training_with_dropout_runs_its_own_forward():
+    model = llama(attention_dropout=0.5)
+    assert computes_itself(model.base_model)
+    assert not computes_itself(model.train().base_model)
+
+
+def test_a_hook_on_the_trunk_is_called():
+    trunk, seen = llama().base_model, []
+    trunk.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state.shape))
+    states_at(trunk, torch.tensor([[5, 6, 7]]), torch.tensor([2]))
+    assert seen == [(1, 3, 32)]

@@ -1,0 +1,130 @@
+"""The robustness experiment's arithmetic and report, on numbers worked by hand; the whole flow is in tests/flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.config import parse_config
+from orchestrator.judging.robustness import gap_opens, past_best, two_way
+from orchestrator.reports.pictures.robustness import gap_picture
+from orchestrator.reports.pictures.style import png
+from orchestrator.reports.robustness import to_markdown
+from orchestrator.stages.robustness import with_halves
+from tests.orchestrator.reports.test_kl_law import curve
+
+TOLERANCE = 1e-9
+
+
+def record(prompt: str, score: float, watcher: float, kl: float = 0.0) -> dict[str, Any]:
+    return {"prompt_id": prompt, "score": score, "watcher_score": watcher, "kl_nats": kl}
+
+
+START = [record("x", 1.0, 10.0), record("y", 2.0, 20.0)]
+# Gains 3 and 1 by the training PM, 2 and 1 by the watcher.
+LATER = [record("x", 4.0, 12.0, 2.0), record("y", 3.0, 21.0, 4.0)]
+
+
+def test_gains_are_paired_by_prompt_and_their_difference_is_the_gap() -> None:
+    start, later = two_way([START, LATER])
+    assert (start["training_gain"]["mean"], start["gap"]["mean"]) == (0.0, 0.0)
+    assert later["kl_nats"] == pytest.approx(3.0, abs=TOLERANCE)
+    assert later["training_gain"]["mean"] == pytest.approx(2.0, abs=TOLERANCE)
+    assert later["watcher_gain"]["mean"] == pytest.approx(1.5, abs=TOLERANCE)
+    # Gaps 1 and 0: mean 0.5, standard error 0.5, 1.959964 of them to either side.
+    assert later["gap"]["mean"] == pytest.approx(0.5, abs=TOLERANCE)
+    assert later["gap"]["ci"] == pytest.approx([0.5 - 0.979982, 0.5 + 0.979982], abs=1e-6)
+    assert later["n"] == 2
+
+
+def test_the_order_of_prompts_says_nothing_and_exchanged_pms_negate_the_gap() -> None:
+    assert two_way([START, LATER[::-1]])[1] == two_way([START, LATER])[1]
+
+    def exchanged(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"score": row["watcher_score"], "watcher_score": row["score"]} for row in records]
+
+    assert two_way([exchanged(START), exchanged(LATER)])[1]["gap"]["mean"] == pytest.approx(-0.5, abs=TOLERANCE)
+
+
+def test_the_test_pm_s_best_policy_is_compared_with_the_result_by_prompt() -> None:
+    fallen = [record("x", 9.0, 11.0), record("y", 9.0, 18.0)]
+    best, loss = past_best([START, LATER, fallen])
+    # 11 - 12 and 18 - 21: mean -2, standard error 1.
+    assert best == 1
+    assert loss is not None
+    assert loss["mean"] == pytest.approx(-2.0, abs=TOLERANCE)
+    assert loss["ci"] == pytest.approx([-2 - 1.959964, -2 + 1.959964], abs=1e-6)
+    assert past_best([START, LATER]) == (1, None)
+
+
+def rows(*gaps: tuple[float, float | None]) -> list[dict[str, Any]]:
+    """Policies with these gaps, each with the lower bound of its interval."""
+    return [
+        {
+            "policy": f"policy {number}",
+            "samples": 100 * number,
+            "kl_nats": 1.0 * number**2,
+            "n": 8,
+            "training_gain": {"mean": 2 * gap, "ci": [gap, 3 * gap]},
+            "watcher_gain": {"mean": gap, "ci": [0.0, 2 * gap]},
+            "gap": {"mean": gap, "ci": [low, 2 * gap]},
+        }
+        for number, (gap, low) in enumerate(gaps)
+    ]
+
+
+def test_the_gap_opens_where_it_stays_open() -> None:
+    opens = gap_opens(rows((0, 0), (0.5, 0.1), (0.4, -0.1), (1.0, 0.5), (2.0, 1.5)))
+    assert opens is not None
+    # It closed again after the first.
+    assert (opens["policy"], opens["samples"], opens["kl_nats"]) == ("policy 3", 300, 9.0)
+    assert gap_opens(rows((0, 0), (0.5, 0.1), (0.4, -0.1))) is None
+    assert gap_opens(rows((0, None))) is None
+
+
+def numbers(*gaps: tuple[float, float | None]) -> dict[str, Any]:
+    model = {"num_train": 40, "accuracy": 0.7, "ci": [0.6, 0.8]}
+    policies = rows(*gaps)
+    return {
+        "name": "tiny",
+        "policies": policies,
+        "preference_models": {"training PM": model, "watcher": model},
+        "stopped": None,
+        "curve": curve(bend=12, watcher=0.5),
+        "gap_opens": gap_opens(policies),
+        "watcher_best": policies[0] | {"result_minus_best": {"mean": -0.5, "ci": [-0.75, -0.25]}},
+    }
+
+
+def test_the_report_says_where_the_gap_opens_and_has_the_two_way_table() -> None:
+    text = to_markdown(numbers((0, 0), (0.5, 0.25)), "gap.png")
+    assert "**The gap opens at KL 1 nats**, after 100 samples" in text
+    gains = "+1.000 [+0.500, +1.500] | +0.500 [+0.000, +1.000] | +0.500 [+0.250, +1.000]"
+    assert f"| policy 1 | 100 | 1 | {gains} |" in text
+    assert "| watcher | 40 | 0.700 [0.600, 0.800] |" in text
+    assert "| … by the watcher | slope 1 [" in text
+    assert "(gap.png)" in text
+    assert "likes the policy 0 best, at KL 0 nats; against it the result has -0.500 [-0.750, -0.250]." in text
+    assert "No gap is to be seen" in to_markdown(numbers((0, 0), (0.5, -0.25)), "gap.png")
+
+
+def test_the_picture_shows_both_curves_and_their_gap() -> None:
+    figure = gap_picture(numbers((0, 0), (0.5, 0.25), (1.0, None)))
+    scores, gap = figure.axes
+    assert {"PPO, training PM", "watcher"} <= {str(line.get_label()) for line in scores.lines}
+    [points] = [line for line in gap.lines if line.get_label() == "training prompts"]
+    # The curve gains 2 * 2.4 by the training PM and half of it by the other.
+    assert list(points.get_ydata())[-1] == pytest.approx(2.4, abs=1e-3)
+    assert "open from KL 4" not in gap.get_title(loc="left")
+    assert png(figure)[:4] == b"\x89PNG"
+
+
+def test_the_experiment_changes_its_own_settings_alone() -> None:
+    config = parse_config({"initial_policy": {"path": "x"}, "ppo": {"kl_coef": 0.5}})
+    ours = with_halves(config)
+    assert (ours.preference_model.twin, ours.ppo.snapshots, ours.ppo.kl_coef) == ("halves", 4, 0.5)
+    assert with_halves(parse_config({"initial_policy": {"path": "x"}, "ppo": {"snapshots": 9}})).ppo.snapshots == 9
+    # The wire at the gap would end what is to be measured; every other one stays.
+    assert ours.ppo.watch.max_twin_gap == 0.0
+    assert ours.ppo.watch.model_copy(update={"max_twin_gap": config.ppo.watch.max_twin_gap}) == config.ppo.watch
