@@ -3,8 +3,10 @@
 #   make demo              three cycles of the loop, then it stays up until Ctrl-C
 #   make demo EXIT=1       ends by itself: status 0 improved, 1 did not improve, 2 error
 #             SEED=3 SET="ppo.learning_rate=0 raters.taste=random" DEMO_HOME=/somewhere
-#   make test              under 10 minutes on 2 cores        make test ARGS="-k freeze -x" JOBS=4
-#   make test-slow         what takes longer
+#   make check             lint and the fast tests: before every commit
+#   make ci                the whole check on a clean clone of HEAD, by .ci/run
+#   make test              within 8 minutes on 2 cores        make test ARGS="-k freeze -x" JOBS=4
+#   make test-slow         what takes longer, within 20       make test-long: what takes longer than CI has
 #   make lint, make bench
 #
 #   make PYTHON=python3.12 ...                                            another Python, 3.11 or newer
@@ -25,7 +27,6 @@ PYTHON ?=
 PIP_ARGS ?=
 JOBS ?= 2
 ARGS ?=
-JOBS ?= 2
 SET ?=
 SEED ?=
 EXIT ?=
@@ -36,11 +37,11 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo check ci test test-slow test-long lint bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,12p
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,13p
 
 install: $(STAMP)
 
@@ -62,11 +63,20 @@ demo: $(STAMP)
 	+@$(if $(DEMO_HOME),ORCHESTRATOR_HOME='$(DEMO_HOME)') exec $(PY) -m orchestrator.cli demo \
 	  $(if $(EXIT),--exit) $(if $(SEED),--seed $(SEED)) $(foreach setting,$(SET),--set '$(setting)')
 
+check: lint test
+
+# It makes a clone and an environment of its own.
+ci:
+	exec .ci/run
+
 test: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not long and not gpu" $(ARGS)
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not long and not gpu" $(ARGS)
+
+test-long: $(STAMP)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "long and not gpu" $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

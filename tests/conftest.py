@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.paths import PROJECT_ROOT
+from tests.skipped import (  # noqa: F401 - pytest finds its hooks by their names here
+    pytest_collectreport,
+    pytest_deselected,
+    pytest_runtest_logreport,
+)
 
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
@@ -112,6 +118,37 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set ORCHESTRATOR_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The address of an S3 server of the run's own, which keeps its objects in memory."""
+    # Here because these imports take a second that most tests need not wait for.
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    # Port 0: the server that listens chooses it.
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    # fsspec keeps the file system that was made for this server.
+    S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket on the run's S3 server, to which the environment leads while the test runs."""
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = f"test-{uuid.uuid4().hex}"
+    S3FileSystem().mkdir(name)
+    return name
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.instance.up import Instance
-from tests.flows.conftest import start_command
+from tests.flows.tiny_cycle import start_command
 
 Victim = Literal["flow", "job", "worker", "worker-cpu", "prefect-server"]
 WAIT_S = 300.0
@@ -41,7 +41,7 @@ def processes() -> list[Process]:
         if entry.name.isdigit():
             try:
                 parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
             if command:

@@ -32,9 +32,8 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.db.rows import add_cycle
 from tests.orchestrator.web.browsing import Browser, forms
-from tests.orchestrator.web.rating import ask, code_of, ok, pair_of
+from tests.orchestrator.web.rating import ask, candidates, code_of, events, ok, pair_of
 from tests.orchestrator.web.stand_in import StandIn
-from tests.orchestrator.web.test_sampling import candidates, events
 from tests.running import add_artifact, deploy, running
 
 Database = Callable[[], Session]
@@ -301,7 +300,7 @@ def test_a_person_writes_a_reply_while_the_rater_goes_on(
         row = session.scalars(select(t.Candidate).where(t.Candidate.contestant == "people")).one()
         writer = session.scalars(select(t.Rater.id).where(t.Rater.handle == "wil")).one()
         assert (row.written_by_id, row.snapshot_id, row.reply_tokens) == (writer, None, None)
-    assert str(row.id) in form.action
+    assert form.action == f"/write/{row.id}"
 
 
 def test_nobody_writes_against_themselves_or_for_a_group_they_left(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import settings
 from orchestrator.errors import JobFailed, JobRefused
 from orchestrator.instance import training_jobs
+
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -93,7 +95,14 @@ def test_no_result_is_a_failure_even_with_status_0(job_module):
 def test_the_job_dies_with_the_process_that_started_it(job_module, tmp_path):
     pipe = tmp_path / "alive"
     os.mkfifo(pipe)
-    # The job holds the pipe's writing end open; our read ends when the last writer is gone.
+    # The job holds the pipe's writing end open; our read ends when the last writer is gone. Opened without blocking:
+    # a job that never starts must fail the test and not hold it up.
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def read() -> bytes:
+        assert select.select([reader], [], [], WAIT_S)[0], f"nothing within {WAIT_S:.0f} s"
+        return os.read(reader, 1)
+
     work = job_module(
         f"""
         import signal
@@ -101,20 +110,23 @@ def test_the_job_dies_with_the_process_that_started_it(job_module, tmp_path):
         signal.pause()
         """
     )
-    root = settings.PROJECT_ROOT
     parent = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import pathlib, sys; from orchestrator import jobs\n"
+            "import pathlib, sys; from orchestrator.instance import training_jobs as jobs\n"
             "jobs.PROJECT_ROOT = pathlib.Path(sys.argv[1])\n"
             "jobs.run_job('probe', inputs={}, settings={}, seed=0, work=pathlib.Path(sys.argv[2]))",
-            str(root),
+            str(training_jobs.PROJECT_ROOT),
             str(work),
         ]
     )
-    with pipe.open() as reader:
-        assert reader.read(1) == "x"
+    try:
+        assert read() == b"x"
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        assert reader.read() == ""
+        assert read() == b""
+    finally:
+        parent.kill()
+        parent.wait()
+        os.close(reader)

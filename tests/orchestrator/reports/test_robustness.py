@@ -12,7 +12,7 @@ from orchestrator.reports.pictures.robustness import gap_picture
 from orchestrator.reports.pictures.style import png
 from orchestrator.reports.robustness import to_markdown
 from orchestrator.stages.robustness import with_halves
-from tests.orchestrator.reports.test_kl_law import curve
+from tests.orchestrator.reports.curves import curve
 
 TOLERANCE = 1e-9
 

@@ -17,22 +17,19 @@ import pytest
 from orchestrator.errors import ArtifactError
 from orchestrator.store import local_tree
 from orchestrator.store.artifacts import ArtifactStore
+from tests.folders import contents
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    """A store of each kind: used in place, and downloaded from.
-
-    The one on S3 is tested where `AWS_ENDPOINT_URL` names a server to test on, and s3fs is installed.
-    """
-    url = f"file://{tmp_path / 'the store'}" if request.param == "file" else f"memory://{uuid.uuid4().hex}/artifacts"
-    if request.param == "s3":
-        if "AWS_ENDPOINT_URL" not in os.environ:
-            pytest.skip("AWS_ENDPOINT_URL names no server to test on")
-        pytest.importorskip("s3fs")
-        bucket = f"test-{uuid.uuid4().hex}"
-        fsspec.filesystem("s3").mkdir(bucket)
-        url = f"s3://{bucket}/artifacts"
+    """A store of each kind: used in place, and downloaded from."""
+    match request.param:
+        case "file":
+            url = f"file://{tmp_path / 'the store'}"
+        case "memory":
+            url = f"memory://{uuid.uuid4().hex}/artifacts"
+        case "s3":
+            url = f"s3://{request.getfixturevalue('bucket')}/artifacts"
     return ArtifactStore(url, tmp_path / "cache")
 
 
@@ -60,7 +57,7 @@ def damage(path: Path, content: bytes) -> None:
 def test_what_is_published_is_fetched_byte_for_byte(store: ArtifactStore, result: Path) -> None:
     published = store.publish(result)
     fetched = store.fetch(published.digest)
-    assert {str(p.relative_to(fetched)): p.read_bytes() for p in fetched.rglob("*") if p.is_file()} == {
+    assert contents(fetched) == {
         "manifest.json": b'{"a": 1}',
         "shards/one.jsonl": b"x" * 3_000_000,
     }
@@ -264,6 +261,7 @@ def test_eight_publishers_of_the_same_content_leave_one_sound_copy(
 PUBLISH = """
 import sys
 from pathlib import Path
+from tests.folders import contents
 from orchestrator.store.artifacts import ArtifactStore
 store = ArtifactStore(sys.argv[1], Path(sys.argv[2]))
 print("ready", flush=True)
