@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.statistics.intervals import wilson
 from orchestrator.people import access
 from orchestrator.people.quality import figures_of, repeated_openings, times_by_task
 from orchestrator.people.raters import create_rater
@@ -223,7 +223,9 @@ def test_figures_of_a_rater_by_hand(
         assert found is not None
         assert (found.comparisons, found.dialogues, found.side_a, found.decided, found.undecided) == (4, 4, 2, 3, 1)
         assert found.median_s == 3.0  # of 1, 3 and 9 s; the fourth measured none
-        assert found.position_bias == wilson(2, 3)
+        # Wilson at 2 of 3, z² = 3.8415: centre (2 + 1.9207) / 6.8415 = 0.5731,
+        # half = 1.95996 / 6.8415 · sqrt(3 · 2/9 + 0.96036) = 0.3654.
+        assert found.position_bias == pytest.approx((0.2077, 0.9385), abs=1e-4)
         assert [times for _, times in repeated_openings(session, rater_id)] == [4]
         assert [(row.task, row.comparisons, row.median_s) for row in times_by_task(session, rater_id)] == [
             ("helpful", 4, 3.0)
