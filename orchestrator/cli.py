@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from orchestrator.database import as_operators_error
 from orchestrator.errors import OrchestratorError
@@ -94,7 +95,7 @@ def make_parser(configured: Collection[str], *, for_completion: bool = False) ->
         dest="command", metavar="COMMAND", prog="orchestrator", help=hidden, required=True
     )
     for name, (_, summary) in COMMANDS.items():
-        listed = {"help": summary} if for_completion else {}
+        listed: dict[str, Any] = {"help": summary} if for_completion else {}
         subparser = subparsers.add_parser(name, description=summary[0].upper() + summary[1:] + ".", **listed)
         if name in configured:
             _module(name).configure(subparser)
