@@ -260,7 +260,9 @@ def write_published_model(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {token: number for number, token in enumerate(["<|endoftext|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
@@ -383,19 +385,18 @@ def check_origin(code: Path, folder: Path, env: Mapping[str, str]) -> None:
 
 
 def run_logged(words: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path, status: int = 0) -> str:
-    """What Python prints with these words.
+    """What Python prints with these words; `log` gets that and what it says beside it.
 
     Raises:
         RunFailed: it did not end with `status`.
     """
-    with log.open("wb") as out:
-        command = [sys.executable, *words]
-        run = subprocess.run(command, cwd=cwd, env=dict(env), stdout=out, stderr=subprocess.STDOUT, check=False)
-    said = log.read_text(encoding="utf-8", errors="replace")
+    command = [sys.executable, *words]
+    run = subprocess.run(command, cwd=cwd, env=dict(env), capture_output=True, text=True, errors="replace", check=False)
+    log.write_text(run.stdout + run.stderr, encoding="utf-8")
     if run.returncode != status:
-        last = "\n".join(said.splitlines()[-15:])
+        last = "\n".join((run.stdout + run.stderr).splitlines()[-15:])
         raise RunFailed(f"`{' '.join(words)}` ended with status {run.returncode}, not {status}:\n{last}")
-    return said
+    return run.stdout
 
 
 TABLES = ("cycles", "stages", "artifacts", "lineage_edges", "evaluations", "decisions", "deployments")
