@@ -27,7 +27,6 @@ from models.initial_policy.distillation import (
     shard_file,
 )
 from models.initial_policy.distillation_set import (
-    DistillationSetSettings,
     Texts,
     check_room,
     groups,
@@ -35,6 +34,7 @@ from models.initial_policy.distillation_set import (
     read_prompt,
     save_aside,
 )
+from models.initial_policy.settings import DistillationSetSettings
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError, main
 from models.runtime.settings import settings_from
