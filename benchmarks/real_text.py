@@ -1,11 +1,12 @@
-"""From text to a policy on real human comparisons, at three sizes: what each size learns, written to docs/results.md.
+"""From text to a policy on real human comparisons, at three sizes: what each size learns.
 
     python -m benchmarks.real_text [--size small] [--home DIR] [--docs docs] [--page-only]
 
 For a size it pretrains a model from scratch on the text of $ORCHESTRATOR_DATA, imports the helpful and harmless
 comparisons, and runs one cycle through the product's own commands: preference model, PPO, evaluation, report. Beside
 the cycle's preference model it trains one on the helpful and one on the harmless comparisons alone. The numbers go to
-docs/results/SIZE.json with the hardware they were measured on, and docs/results.md is written from all of these files.
+docs/explanation/results/SIZE.json with the hardware they were measured on, and docs/explanation/results.md is written
+from all of these files.
 
 `13m` and `42m` (4 and 6 layers, the paper's two smallest) want a GPU; `small` is what two CPU cores train in an hour.
 With `--home` an interrupted run goes on.
@@ -84,9 +85,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--home", type=Path, help="keep the instance here; default a folder that is removed")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md and results/ are written")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs", help="pictures go to its images/, the rest to explanation/"
+    )
     parser.add_argument("--page-only", action="store_true", help="write the page anew from the numbers that are there")
     args = parser.parse_args()
+    results = args.docs / "explanation"
     if not args.page_only:
         data = Path(os.environ.get("ORCHESTRATOR_DATA") or ROOT.parent / "shared" / "data").resolve()
         if not (data / HELPFUL).is_dir():
@@ -97,12 +101,10 @@ def main() -> int:
         with ExitStack() as stack:
             home = args.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="real-text-")))
             numbers = measure(args.size, home, data, args.docs)
-        (args.docs / "results").mkdir(exist_ok=True)
-        (args.docs / "results" / f"{args.size}.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
-    found = [
-        json.loads(path.read_text()) for name in SIZES if (path := args.docs / "results" / f"{name}.json").exists()
-    ]
-    (args.docs / "results.md").write_text(page(found), encoding="utf-8")
+        (results / "results").mkdir(parents=True, exist_ok=True)
+        (results / "results" / f"{args.size}.json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    found = [json.loads(path.read_text()) for name in SIZES if (path := results / "results" / f"{name}.json").exists()]
+    (results / "results.md").write_text(page(found), encoding="utf-8")
     print(page(found))
     return 0
 
@@ -281,7 +283,7 @@ def paper_accuracy(num_parameters: float, num_comparisons: float) -> float:
 
 
 def page(found: list[Numbers]) -> str:
-    """docs/results.md."""
+    """docs/explanation/results.md."""
     missing = [name for name in SIZES if name not in {numbers["size"] for numbers in found}]
     lines = [
         "# Results on real text",
@@ -362,7 +364,7 @@ def page(found: list[Numbers]) -> str:
         law = numbers["kl_law"] or {}
         lines += ["", f"{numbers['size']}, score against √KL: {_law(law)}.", ""]
         lines += [
-            f"![{picture}, {numbers['size']}](images/results-{numbers['size']}-{picture}.png)"
+            f"![{picture}, {numbers['size']}](../images/results-{numbers['size']}-{picture}.png)"
             for picture in numbers["pictures"]
         ]
         lines += ["", *(f"- {reason['reason']}" for reason in numbers["reasons"])]

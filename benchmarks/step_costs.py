@@ -5,8 +5,8 @@
 
 The roofline of a part is the longer of operations / (operations a second of a large matrix product) and bytes /
 (bytes a second of a large copy), both measured on this machine first. The last column is measured / roofline;
-docs/performance.md says why a part lies above 2. On a CPU seconds are CPU seconds of one thread, on a GPU seconds on
-the wall.
+docs/explanation/performance.md says why a part lies above 2. On a CPU seconds are CPU seconds of one thread, on a GPU
+seconds on the wall.
 
 With --roofline the rates are those of a GPU's data sheet, and beside the roofline stands what handing out the
 operations one by one would take (benchmarks/launches.py), without and with graphs. That is computed, on any machine.

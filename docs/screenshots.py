@@ -1,4 +1,4 @@
-"""Take the pictures of every page, the rater's and the desk's, for docs/raters.md: python docs/screenshots.py [FOLDER]
+"""Take the pictures of every page, the rater's and the desk's: python docs/screenshots.py [FOLDER]
 
 The pages are the real ones over a real Postgres; replies come from a stand-in. Needs Chromium and playwright.
 """

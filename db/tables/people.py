@@ -83,7 +83,7 @@ class QuarantinedRecord(Base):
     source: Mapped[str]
     line: Mapped[int]
     reason: Mapped[str]
-    """Reason code, e.g. `identical_replies`, `prompts_differ`, `repeat`; listed in docs/formats.md."""
+    """Reason code, e.g. `identical_replies`, `prompts_differ`, `repeat`; listed in docs/reference/formats.md."""
     detail: Mapped[str]
     record: Mapped[str]
     record_digest: Mapped[str]

@@ -1,7 +1,7 @@
 """Hold the invariants: append-only rows, complete pairs, and the queue of fresh comparisons.
 
 Error codes RL001 and RL002 are named in `db/errors.py`. The functions do their work whoever writes, other programs
-included; `docs/data.md` says what each promises.
+included; `docs/explanation/data.md` says what each promises.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Settings of PPO: what a policy is trained with, and which combinations make no sense.
 
-Read next: `models/jobs/train_policy.py`, which follows them; docs/ppo.md says what each of them did.
+Read next: `models/jobs/train_policy.py`, which follows them; docs/explanation/ppo.md says what each of them did.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class PPOSettings:
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
     coefficient is fixed, sampling is at temperature 1, the critic is a head on the policy's trunk, advantages are
-    whitened over each rollout, and losses are means over reply tokens. docs/ppo.md has the choices; what each of
-    them did is in docs/log/ppo.md, "PPO's open choices, with their noise".
+    whitened over each rollout, and losses are means over reply tokens. docs/explanation/ppo.md has the choices; what
+    each of them did is in docs/log/ppo.md, "PPO's open choices, with their noise".
     """
 
     learning_rate: float = 1e-4
@@ -95,7 +95,7 @@ class PPOSettings:
     checkpoint_every: int = 5  # iterations
     snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
     precision: Precision = "float32"  # of sampling, scoring, reading and learning; weights stay float32
-    lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank on one base (docs/lora.md)
+    lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank (docs/explanation/lora.md)
     lora_alpha: float = 16.0  # an adapter's output is scaled by lora_alpha / lora_rank
     lora_layers: tuple[str, ...] = ()  # linear layers with an adapter; none named: all of attention and MLP
     logp_every: int = 10  # iterations between measurements of mean log-p accuracy; 0: never

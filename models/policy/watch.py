@@ -1,7 +1,7 @@
 """PPO is watched, and stopped: what each rollout shows, and the wires that end a run before it is spoilt.
 
 `RolloutSignals` are the numbers of one rollout, `WatchSettings` the wires, `Watch` remembers where the run began and
-says when a wire is tripped. docs/operations.md says what each wire means and what to do about it.
+says when a wire is tripped. docs/guides/when-it-stops.md says what each wire means and what to do about it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The decode engine: replies sampled in one running batch that requests join and leave.
 
-Training, evaluation and the policy server sample through this one engine. `sampler_llama.py`
-and `sampler_generic.py` compute logits, `sampler_static.py` in steps that a GPU can replay;
-`sampler_random.py` turns them into tokens.
+Training, evaluation and the policy server sample through this one engine. `llama.py` and `generic.py`
+compute logits, `static.py` in steps that a GPU can replay; `draws.py` turns them into tokens.
 """
 
 from collections import deque

@@ -1,6 +1,6 @@
 """What a cycle is told: one typed TOML file. Unknown keys are errors; the whole is stored on the cycle.
 
-Where things run is in `settings.py` and never here. A relative path is taken from the file's folder, and
+Where things run is in `orchestrator/settings.py` and never here. A relative path is taken from the file's folder, and
 `$VARIABLES` in paths are expanded. Begin with `cycle.py`, which holds the whole.
 """
 

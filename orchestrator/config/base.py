@@ -19,7 +19,11 @@ def _expanded(value: Any) -> Any:
 
 PathText = Annotated[str, BeforeValidator(_expanded)]
 LoraRank = Annotated[
-    int, Field(ge=0, description="Train adapters of this rank on frozen weights (docs/lora.md); 0 trains all weights")
+    int,
+    Field(
+        ge=0,
+        description="Train adapters of this rank on frozen weights (docs/explanation/lora.md); 0 trains all weights",
+    ),
 ]
 LoraAlpha = Annotated[float, Field(gt=0, description="An adapter's output is scaled by lora_alpha / lora_rank")]
 LoraLayers = Annotated[

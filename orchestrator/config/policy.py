@@ -34,7 +34,7 @@ class PromptsSection(Section):
 
 
 class WatchSection(Section):
-    """Tripwires of PPO; 0 turns one off. Numbers that are not finite always stop. See docs/operations.md."""
+    """Tripwires of PPO; 0 turns one off. Numbers that are not finite always stop. See docs/guides/when-it-stops.md."""
 
     impossible_kl_errors: float = Field(
         4.0, ge=0, description="Standard errors by which a KL may lie below 0, in one rollout or over ten"

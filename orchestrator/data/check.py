@@ -101,7 +101,7 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
     if first is not None and num_read == 0:
         raise ImportFileError(
             f"{file}: none of its records can be read as a comparison; line {first.line}: {first.reason}, "
-            f"{first.detail}. docs/formats.md shows what is read."
+            f"{first.detail}. docs/reference/formats.md shows what is read."
         )
     return {
         "file": str(file),
@@ -148,7 +148,7 @@ def _format_of(file: Path) -> str | None:
                 raise ImportFileError(
                     f"{file}, line {raw.line}: chosen is {type(record['chosen']).__name__} and rejected is "
                     f"{type(record['rejected']).__name__}, which fits no known format of comparisons; expected whole "
-                    "dialogues, or replies beside a prompt. docs/formats.md shows what is read."
+                    "dialogues, or replies beside a prompt. docs/reference/formats.md shows what is read."
                 )
     return None
 

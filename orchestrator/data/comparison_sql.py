@@ -1,7 +1,8 @@
 """The SQL that turns frozen comparisons into the lines of a comparison set.
 
 The lines are made in Postgres because there they never become objects: a million of them cost less than three plain
-`COPY`s of the same bytes. `orchestrator/data/comparison_set.py` runs this; the record is described in `docs/data.md`.
+`COPY`s of the same bytes. `orchestrator/data/comparison_set.py` runs this; the record is described in
+`docs/explanation/data.md`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Texts are compared after `db.split.normalised` (lower case, no punctuation). Two overlap where a person's message *is*
 the other text, or where any message shares a run of 13 words with it (Brown et al. 2020, arXiv:2005.14165, appendix
-C). `data_check.py` reads the files.
+C). `check.py` reads the files.
 """
 
 from __future__ import annotations

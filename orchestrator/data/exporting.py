@@ -48,7 +48,7 @@ class ExportReport:
     exported: int
     left_out: int
     reasons: dict[str, int]
-    """Comparisons left out, by reason; docs/formats.md lists them."""
+    """Comparisons left out, by reason; docs/reference/formats.md lists them."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -1,6 +1,7 @@
 """Rows become training examples here, in `comparison_set.py` and in `prompt_set.py`, and nowhere else.
 
-This module takes the freeze, and is where stages find the rest. `docs/data.md` says what each directory holds.
+This module takes the freeze, and is where stages find the rest. `docs/explanation/data.md` says what each directory
+holds.
 """
 
 from __future__ import annotations

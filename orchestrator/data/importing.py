@@ -1,7 +1,7 @@
 """Import of comparisons from files (catalogue C9): every record comes in, is there already, or is in quarantine.
 
 One file is one transaction: the caller commits, and a file that cannot be read to its end leaves nothing
-behind. Formats are in `orchestrator/formats/`, what happens in the database in `staging.py`.
+behind. Formats are in `formats/`, what happens in the database in `import_tables.py`.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         yield {"text": held}
 
 
-PROMPT = Path(__file__).resolve().parent / "data" / "prompts" / "hhh-1.md"
+PROMPT = Path(__file__).resolve().parent / "prompts" / "hhh-1.md"
 
 
 _TURN = re.compile(r"^(Human|Assistant):[ \t]*", re.MULTILINE)

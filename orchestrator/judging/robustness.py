@@ -13,9 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.judging.evaluations import mean_interval
-
-"""Policies on the way that both PMs judge, where the configuration asks for none."""
+from models.statistics.intervals import mean_interval_json
 
 
 def two_way(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -70,5 +68,5 @@ def gap_opens(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
-    mean, ci = mean_interval(values)
-    return {"mean": mean, "ci": [bound if math.isfinite(bound) else None for bound in ci]}
+    mean, ci = mean_interval_json(values)
+    return {"mean": mean, "ci": ci}

@@ -6,7 +6,6 @@ punish good authors (paper.md, 2.3). So the figures stand beside the dialogues, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +14,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.judging.evaluations import Z
+from models.statistics.intervals import wilson
 from orchestrator.store import ledger
 
 
@@ -43,25 +42,7 @@ class RaterFigures:
     @property
     def position_bias(self) -> tuple[float, float] | None:
         """95 % interval (Wilson) of the share of choices of side a; without bias it holds 0.5 in 19 of 20 raters."""
-        return wilson_interval(self.side_a, self.decided) if self.decided else None
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share.
-
-    wilson_interval(5, 10) is (0.237, 0.763): 0.5 ± 0.263.
-
-    Raises:
-        ValueError: no trials, or more successes than trials.
-
-    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
-    """
-    if trials <= 0 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} of {trials}: expected at least one trial and no more successes than trials")
-    share, square = successes / trials, Z * Z
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = Z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    return centre - half, centre + half
+        return wilson(self.side_a, self.decided) if self.decided else None
 
 
 def _figures() -> Select[*tuple[Any, ...]]:

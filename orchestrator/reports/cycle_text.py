@@ -12,6 +12,9 @@ from orchestrator.reports.pictures.style import Picture
 from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from orchestrator.reports.stops import stop_lines
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
+from orchestrator.reports.wording import interval, number, with_interval
+
+Row = tuple[str, str]
 
 NOT_JUDGED = "not judged by people"
 
@@ -37,86 +40,115 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
         newest = max(stage["run"] for stage in numbers["stages"])
         for stage in numbers["stages"]:
             state = stage["state"] + (" (before the restart)" if stage["run"] < newest else "")
-            lines.append(
-                f"| {stage['stage']} | {state} | {_number(stage['seconds'], 1)} | {_number(stage['job_seconds'], 1)} |"
-            )
+            seconds = " | ".join(number(stage[name], ".1f") for name in ("seconds", "job_seconds"))
+            lines.append(f"| {stage['stage']} | {state} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
-def _rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = distillation_rows(numbers.get("distillation"))
-    if numbers["comparison_set"]:
-        found = numbers["comparison_set"]
-        rows.append(
-            (
-                "Comparisons",
-                f"{found['num_comparisons']} ({found['num_train']} train, {found['num_held_out']} held out)",
-            )
-        )
-        excluded = ", ".join(
-            f"{reason}: {count}" for reason, count in sorted(found.get("excluded", {}).items()) if count
-        )
-        if excluded:
-            rows.append(("Left out", excluded))
-    rows += _data_check(numbers.get("data_check"))
-    if numbers["preference_model"]:
-        held_out = numbers["preference_model"]["held_out"]
-        accuracy = _with_interval(held_out.get("accuracy"), held_out.get("ci"))
-        if held_out.get("dialogues") is not None:
-            accuracy += f" (n = {held_out['n']} from {held_out['dialogues']} dialogues)"
-        rows.append(("PM held-out accuracy", accuracy))
-        for grouping in ("by_source", "by_question", "by_tranche"):
-            groups = held_out.get(grouping, {})
-            # A single question or tranche says what the overall figure says.
-            if len(groups) > 1 or grouping == "by_source":
-                for name, part in sorted(groups.items()):
-                    rows.append((f"… {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"))
-        if held_out.get("calibration", {}).get("n"):
-            rows.append(("PM calibration", _calibration(held_out["calibration"])))
-            by_question = held_out["calibration"]["by_question"]
-            rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
-            bands = held_out["calibration"].get("by_score_band", {})
-            rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
-        for name, part in (numbers["preference_model"].get("skills") or {}).get("by_source", {}).items():
-            rows.append(
-                (f"PM accuracy on skill {name}", f"{_with_interval(part['accuracy'], part['ci'])} (n = {part['n']})")
-            )
+def _rows(numbers: dict[str, Any]) -> list[Row]:
+    return [
+        *distillation_rows(numbers.get("distillation")),
+        *_comparisons(numbers["comparison_set"]),
+        *_data_check(numbers.get("data_check")),
+        *_preference_model(numbers),
+        *_watch(numbers),
+        *_policy(numbers),
+        *detector_rows(numbers.get("detector")),
+        *_elo(numbers["elo"]),
+    ]
+
+
+def _comparisons(found: dict[str, Any] | None) -> list[Row]:
+    if not found:
+        return []
+    split = f"{found['num_train']} train, {found['num_held_out']} held out"
+    rows = [("Comparisons", f"{found['num_comparisons']} ({split})")]
+    excluded = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.get("excluded", {}).items()) if count)
+    if excluded:
+        rows.append(("Left out", excluded))
+    return rows
+
+
+def _preference_model(numbers: dict[str, Any]) -> list[Row]:
+    """What the preference model is worth, by itself and beside its twin and the pairs whose order is known."""
+    model = numbers["preference_model"]
+    rows: list[Row] = []
+    if model:
+        rows += _held_out(model["held_out"])
+        skills = (model.get("skills") or {}).get("by_source", {})
+        rows += [(f"PM accuracy on skill {name}", _accuracy(part)) for name, part in skills.items()]
     rows += scaling_rows(numbers.get("scaling"))
     if numbers.get("watcher"):
         rows.append(("Twin", _twin(numbers["watcher"])))
     if numbers["orientation"]:
         found = numbers["orientation"]
         rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
-    elif numbers["preference_model"]:
+    elif model:
         rows.append(
             ("Orientation check", "skipped by orientation.shipped = false: labels turned round everywhere pass")
         )
-    if numbers.get("training"):
-        rows += watch_rows(numbers["training"], _offsets(numbers))
+    return rows
+
+
+def _held_out(held_out: dict[str, Any]) -> list[Row]:
+    accuracy = with_interval(held_out.get("accuracy"), held_out.get("ci"))
+    if held_out.get("dialogues") is not None:
+        accuracy += f" (n = {held_out['n']} from {held_out['dialogues']} dialogues)"
+    rows = [("PM held-out accuracy", accuracy)]
+    for grouping in ("by_source", "by_question", "by_tranche"):
+        groups = held_out.get(grouping, {})
+        # A single question or tranche says what the overall figure says.
+        if len(groups) > 1 or grouping == "by_source":
+            rows += [(f"… {name}", _accuracy(part)) for name, part in sorted(groups.items())]
+    calibration = held_out.get("calibration", {})
+    if calibration.get("n"):
+        rows.append(("PM calibration", _calibration(calibration)))
+        by_question = calibration["by_question"]
+        rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
+        bands = calibration.get("by_score_band", {})
+        rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
+    return rows
+
+
+def _accuracy(part: dict[str, Any]) -> str:
+    return f"{with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"
+
+
+def _watch(numbers: dict[str, Any]) -> list[Row]:
+    return watch_rows(numbers["training"], _offsets(numbers)) if numbers.get("training") else []
+
+
+def _policy(numbers: dict[str, Any]) -> list[Row]:
+    """What the new policy is worth on held-out prompts, and how score and KL went together."""
+    rows: list[Row] = []
     if numbers["evaluation"]:
-        found, initial = numbers["evaluation"], numbers["initial_evaluation"] or {}
-        rows.append(("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"))
-        rows.append(("PM score", f"{_number(found['pm_score'])} (initial policy: {_number(initial.get('pm_score'))})"))
-        # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
-        offset = (numbers["preference_model"] or {}).get("offset")
-        if (numbers["preference_model"] or {}).get("reference"):
-            rows.append(("… above the reference set", _number(found["pm_score"] - offset)))
-        rows.append(("Reply length", f"{_number(found['reply_tokens'], 1)} tokens"))
-        rows += collapse_rows(found, initial)
+        rows += _evaluation(numbers["evaluation"], numbers["initial_evaluation"] or {}, numbers["preference_model"])
     if numbers["best_of_n"]:
         found = numbers["best_of_n"]
-        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {_number(found['pm_score'])}"))
+        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {number(found['pm_score'])}"))
         rows += best_of_rows(found)
     for kept in numbers.get("snapshots") or []:
-        what = f"PM score {_number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
+        what = f"PM score {number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
         rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
-    rows += law_rows((numbers.get("training") or {}).get("curve") or [])
-    rows += detector_rows(numbers.get("detector"))
-    if numbers["elo"]:
-        rows.append(("Elo against the initial policy", _with_interval(numbers["elo"]["elo"], numbers["elo"]["ci"], 0)))
-    else:
-        rows.append(("Elo against the initial policy", NOT_JUDGED))
-    return rows
+    return rows + law_rows((numbers.get("training") or {}).get("curve") or [])
+
+
+def _evaluation(found: dict[str, Any], initial: dict[str, Any], model: dict[str, Any] | None) -> list[Row]:
+    rows = [
+        ("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"),
+        ("PM score", f"{number(found['pm_score'])} (initial policy: {number(initial.get('pm_score'))})"),
+    ]
+    # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
+    if model and model.get("reference"):
+        rows.append(("… above the reference set", number(found["pm_score"] - model["offset"])))
+    rows.append(("Reply length", f"{number(found['reply_tokens'], '.1f')} tokens"))
+    return rows + collapse_rows(found, initial)
+
+
+def _elo(found: dict[str, Any] | None) -> list[Row]:
+    return [
+        ("Elo against the initial policy", with_interval(found["elo"], found["ci"], ".0f") if found else NOT_JUDGED)
+    ]
 
 
 def _data_check(found: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -149,7 +181,7 @@ def _calibration(found: dict[str, Any]) -> str:
     if found["slope"] is None:
         return error
     low, high = found["slope_ci"]
-    return f"{_verdict(low, high)}: slope {_with_interval(found['slope'], found['slope_ci'], 2)}, {error}"
+    return f"{_verdict(low, high)}: slope {with_interval(found['slope'], found['slope_ci'], '.2f')}, {error}"
 
 
 def _verdict(low: float, high: float) -> str:
@@ -185,20 +217,11 @@ def _offsets(numbers: dict[str, Any]) -> tuple[float, float] | None:
 def _twin(watcher: dict[str, Any]) -> str:
     """What the twin saw, how good it is, and what the split costs the model that PPO follows, in points of accuracy."""
     twin = watcher["twin"]
-    low_high = f" [{100 * twin['cost_ci'][0]:+.1f}, {100 * twin['cost_ci'][1]:+.1f}]" if twin["cost_ci"] else ""
-    accuracy = _with_interval(watcher["held_out"].get("accuracy"), watcher["held_out"].get("ci"))
+    form = "+.1f"
+    cost_ci = twin["cost_ci"] and " " + interval([100 * bound for bound in twin["cost_ci"]], form)
+    accuracy = with_interval(watcher["held_out"].get("accuracy"), watcher["held_out"].get("ci"))
     return (
         f"accuracy {accuracy} on {twin['num_watcher']} comparisons of its own; the PM trained on "
         f"{twin['num_production']} ({twin['production_share']:.0%}), which costs it "
-        f"{100 * twin['cost']:+.1f}{low_high} points of accuracy ({twin['method']})"
+        f"{number(100 * twin['cost'], form)}{cost_ci or ''} points of accuracy ({twin['method']})"
     )
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _with_interval(value: float | None, ci: list[float] | None, digits: int = 3) -> str:
-    if value is None or ci is None:
-        return "–"
-    return f"{value:.{digits}f} [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.reports.wording import SHARE, with_interval
+
 
 def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Rows of the cycle report: what the detector that the cycle fitted is worth, and how it comes before the policies.
@@ -16,7 +18,7 @@ def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     rows = [
         (
             "Detector of far requests",
-            f"{found['kind']} on layer {found['layer']}; {_share(alarms)} of unseen prompts of home lie beyond its "
+            f"{found['kind']} on layer {found['layer']}; {_beyond(alarms)} of unseen prompts of home lie beyond its "
             f"threshold (n = {alarms['n']})",
         )
     ]
@@ -25,7 +27,7 @@ def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         rows.append(
             (
                 "… prompts of the other kind",
-                f"{_share(others)} beyond it (n = {others['n']}); AUROC {others['auroc']:.3f}, of the length alone "
+                f"{_beyond(others)} beyond it (n = {others['n']}); AUROC {others['auroc']:.3f}, of the length alone "
                 f"{others['length_auroc']:.3f}",
             )
         )
@@ -42,6 +44,5 @@ def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [*rows, ("… before the policies", f"`orchestrator serve-policy --gate {found['digest']}`")]
 
 
-def _share(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci"]
-    return f"{numbers['share']:.1%} [{low:.1%}, {high:.1%}]"
+def _beyond(numbers: dict[str, Any]) -> str:
+    return with_interval(numbers["share"], numbers["ci"], SHARE)

@@ -7,6 +7,9 @@ from typing import Any
 
 from models.statistics.kl_law import Bend, Law, NotIdentifiable, forecast_kl
 from orchestrator.judging.kl_law import has_watcher, law_of_curve, one_more
+from orchestrator.reports.wording import with_interval
+
+FORM = ".3g"
 
 
 def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -19,7 +22,7 @@ def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     rows = [
         (
             "√KL law",
-            f"slope {_with_interval(law.slope, law.slope_ci)} per √nat, R² {law.r_squared:.3f}, from KL "
+            f"slope {with_interval(law.slope, law.slope_ci, FORM)} per √nat, R² {law.r_squared:.3f}, from KL "
             f"{law.from_kl_nats:.3g} to {law.to_kl_nats:.3g} nats ({law.num_points} of {len(curve)} points)",
         )
     ]
@@ -31,7 +34,7 @@ def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         slope = (
             f"not identifiable: {seen.reason}"
             if isinstance(seen, NotIdentifiable)
-            else f"slope {_with_interval(seen.slope, seen.slope_ci)} per √nat, R² {seen.r_squared:.3f}, departure "
+            else f"slope {with_interval(seen.slope, seen.slope_ci, FORM)} per √nat, R² {seen.r_squared:.3f}, departure "
             + (_bend(seen.departure) if seen.departure else "none found")
         )
         rows.append(("… by the watcher", slope))
@@ -41,13 +44,11 @@ def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def best_of_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """The report's rows for the best of k replies of the initial policy, where such points were asked for."""
-    return [
-        (
-            f"… best of {point['k']}",
-            f"PM score {_with_interval(point['pm_score'], point['pm_score_ci'])} at KL {point['kl_nats']:.3g} nats",
-        )
-        for point in (evaluation or {}).get("best_of_points") or []
-    ]
+    rows = []
+    for point in (evaluation or {}).get("best_of_points") or []:
+        score = with_interval(point["pm_score"], point["pm_score_ci"], FORM)
+        rows.append((f"… best of {point['k']}", f"PM score {score} at KL {point['kl_nats']:.3g} nats"))
+    return rows
 
 
 def _bend(bend: Bend) -> str:
@@ -68,8 +69,3 @@ def _forecast(law: Law) -> str:
         f"one more PM unit at KL {forecast.kl_nats:.3g} nats [{low:.3g}, {above}]; a forecast: it takes the line to go "
         "on" + (", which the curve has left" if law.departure else "")
     )
-
-
-def _with_interval(value: float, ci: Sequence[float | None]) -> str:
-    low, high = ("?" if bound is None else f"{bound:.3g}" for bound in ci)
-    return f"{value:.3g} [{low}, {high}]"

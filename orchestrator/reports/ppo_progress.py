@@ -14,6 +14,7 @@ from sqlalchemy import select
 from db import tables as t
 from orchestrator.database import database
 from orchestrator.instance.training_jobs import is_running
+from orchestrator.reports.wording import number
 
 State = Literal["running", "ended", "died"]
 
@@ -176,7 +177,7 @@ class Table:
                 yield "  ".join(f"{title:>{_width(title)}}" for title, *_ in self._columns)
             self._last_step = line["step"]
             yield "  ".join(
-                f"{_shown(line.get(key), form):>{_width(title)}}" for title, key, form, _ in self._columns
+                f"{number(line.get(key), form, missing=''):>{_width(title)}}" for title, key, form, _ in self._columns
             ).rstrip()
             if line.get("stopped"):
                 yield f"stopped: {line['stopped']}"
@@ -184,7 +185,3 @@ class Table:
 
 def _width(title: str) -> int:
     return max(len(title), 6)
-
-
-def _shown(value: float | int | None, form: str) -> str:
-    return "" if value is None else format(value, form)

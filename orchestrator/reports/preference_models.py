@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.judging.comparable_models import left_out_line
 from orchestrator.judging.forecasts import says_nothing
+from orchestrator.reports.wording import SIGNED, with_interval
 
 NOT_MEASURED = "not measured"
 
@@ -28,8 +29,8 @@ def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         if says_nothing(forecast):
             rows.append((name, f"can't be said yet: any accuracy from 0 to 1 is possible, by {found['source']}"))
             continue
-        shown = f"{_signed(gain['value'])} [{_signed(gain['ci'][0])}, {_signed(gain['ci'][1])}] accuracy"
-        shown += f", to {accuracy['value']:.3f} [{accuracy['ci'][0]:.3f}, {accuracy['ci'][1]:.3f}]"
+        shown = f"{with_interval(gain['value'], gain['ci'], SIGNED)} accuracy"
+        shown += f", to {with_interval(accuracy['value'], accuracy['ci'])}"
         poor = (found["scatter"] or 0) > 4
         rows.append((name, shown + f", by {found['source']}" + ("; the fit is poor" if poor else "")))
     if found.get("left_out"):
@@ -55,11 +56,7 @@ def matrix_lines(matrix: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
 def _cell(entry: dict[str, Any] | None) -> str:
     if entry is None or entry["accuracy"] is None:
         return NOT_MEASURED
-    return f"{entry['accuracy']:.3f} [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}] (n = {entry['n']})"
+    return f"{with_interval(entry['accuracy'], entry['ci'])} (n = {entry['n']})"

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.reports.kl_law import law_rows
 from orchestrator.reports.pictures.robustness import CAPTION
+from orchestrator.reports.wording import SIGNED, with_interval
 
 
 def to_markdown(numbers: dict[str, Any], picture: str) -> str:
@@ -17,7 +18,7 @@ def to_markdown(numbers: dict[str, Any], picture: str) -> str:
     else:
         lines.append(
             f"**The gap opens at KL {opens['kl_nats']:.3g} nats**, after {opens['samples']} samples: from there on the "
-            f"training PM sees more gain than the watcher, at first {_shown(opens['gap'])}. Beyond it, ask people "
+            f"training PM sees more gain than the watcher, at first {_gain(opens['gap'])}. Beyond it, ask people "
             "before a policy is promoted."
         )
     best = numbers["watcher_best"]
@@ -27,7 +28,7 @@ def to_markdown(numbers: dict[str, Any], picture: str) -> str:
         lines += [
             "",
             f"The watcher likes the {best['policy']} best, at KL {best['kl_nats']:.3g} nats; against it the result has "
-            f"{_shown(best['result_minus_best'])}.",
+            f"{_gain(best['result_minus_best'])}.",
         ]
     if numbers["stopped"]:
         lines += ["", f"PPO was stopped: {numbers['stopped']}."]
@@ -36,17 +37,15 @@ def to_markdown(numbers: dict[str, Any], picture: str) -> str:
     lines += ["Gains over the initial policy on held-out prompts, in PM units, with 95 % intervals.", ""]
     lines += ["| policy | samples | KL, nats | training PM | watcher | gap |", "|---|---|---|---|---|---|"]
     for row in numbers["policies"]:
-        gains = " | ".join(_shown(row[name]) for name in ("training_gain", "watcher_gain", "gap"))
+        gains = " | ".join(_gain(row[name]) for name in ("training_gain", "watcher_gain", "gap"))
         lines.append(f"| {row['policy']} | {row['samples']} | {row['kl_nats']:.3g} | {gains} |")
     lines += ["", "## Preference models", "", "| | trained on | held-out accuracy |", "|---|---|---|"]
     for role, model in numbers["preference_models"].items():
-        low, high = model["ci"]
-        lines.append(f"| {role} | {model['num_train']} | {model['accuracy']:.3f} [{low:.3f}, {high:.3f}] |")
+        lines.append(f"| {role} | {model['num_train']} | {with_interval(model['accuracy'], model['ci'])} |")
     lines += ["", "## √KL law", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in law_rows(numbers["curve"])]
     return "\n".join(lines) + "\n"
 
 
-def _shown(number: dict[str, Any]) -> str:
-    low, high = ("?" if bound is None else f"{bound:+.3f}" for bound in number["ci"])
-    return f"{number['mean']:+.3f} [{low}, {high}]"
+def _gain(measured: dict[str, Any]) -> str:
+    return with_interval(measured["mean"], measured["ci"], SIGNED)

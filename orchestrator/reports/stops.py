@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 
 REPORT = "write_report"
-DOCS = "docs/operations.md, “PPO is watched”"
+DOCS = "docs/guides/when-it-stops.md, “Which tripwire stopped PPO, and what now?”"
 
 # What refused, by the type of the error with which a stage ended. Every other type is a crash: something broke that
 # was not looked at.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.statistics.intervals import share_interval
+from orchestrator.reports.wording import SHARE, interval, number, share
 
 Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60
@@ -41,7 +42,7 @@ def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None 
         for kind, ceiling in sorted(accuracy["preference_model"].items()):
             # Results of before there were intervals have none.
             first_ci, last_ci, ceiling_ci = (
-                _interval((intervals or {}).get(kind))
+                _after((intervals or {}).get(kind))
                 for intervals in (first.get("ci"), last.get("ci"), accuracy.get("preference_model_ci"))
             )
             rows.append(
@@ -67,18 +68,18 @@ def collapse_rows(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> 
         )
     rows += [
         ("Entropy", f"{evaluation['entropy']:.3f} nats per token ({_beside(initial.get('entropy'), '.3f')})"),
-        ("Distinct word pairs", f"{_shown(found['distinct_2'])} ({_beside(before.get('distinct_2'))})"),
-        ("Replies that equal another", f"{_shown(found['duplicates'])} ({_beside(before.get('duplicates'))})"),
+        ("Distinct word pairs", f"{share(found['distinct_2'])} ({_beside(before.get('distinct_2'))})"),
+        ("Replies that equal another", f"{share(found['duplicates'])} ({_beside(before.get('duplicates'))})"),
     ]
     for key, name in (("stock_reply", "Most frequent reply"), ("stock_opening", "Most frequent opening")):
         text = found[f"{key}_text"]
         quoted = f" “{_one_line(text)}”" if text else ""
-        rows.append((name, f"{_shown(found[key])}{quoted} ({_beside(before.get(key))})"))
+        rows.append((name, f"{share(found[key])}{quoted} ({_beside(before.get(key))})"))
     for kind, name in (("helpful", "Refusals of ordinary requests"), ("harmless", "Refusals of harmful requests")):
         mine = evaluation["by_kind"].get(kind, {}).get("collapse")
         if mine:
             its = (initial.get("by_kind") or {}).get(kind, {}).get("collapse") or {}
-            rows.append((name, f"{_shown(mine['refusals'])} ({_beside(its.get('refusals'))})"))
+            rows.append((name, f"{share(mine['refusals'])} ({_beside(its.get('refusals'))})"))
     return rows
 
 
@@ -116,12 +117,8 @@ def _rise_low(before: float, num_before: int, now: float, num_now: int) -> float
     return now - before - math.hypot(now - low, high - before)
 
 
-def _shown(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def _beside(value: float | None, form: str = ".1%") -> str:
-    return f"initial policy: {'–' if value is None else format(value, form)}"
+def _beside(value: float | None, form: str = SHARE) -> str:
+    return f"initial policy: {number(value, form)}"
 
 
 def _one_line(text: str) -> str:
@@ -131,5 +128,5 @@ def _one_line(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "|`*_<>[]\\" else letter for letter in line)
 
 
-def _interval(ci: Sequence[float] | None) -> str:
-    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""
+def _after(ci: Sequence[float] | None) -> str:
+    return f" {interval(ci)}" if ci else ""

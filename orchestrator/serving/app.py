@@ -447,7 +447,7 @@ def _add_public(app: FastAPI, server: PolicyServer) -> None:
             "state": "/health",
             "models": "/v1/models",
             "chat": "/v1/chat/completions",
-            "documentation": "docs/api.md",
+            "documentation": "docs/reference/api.md",
         }
 
     @app.get("/health")

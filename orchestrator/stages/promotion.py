@@ -12,9 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.statistics.intervals import mean_interval
 from orchestrator.conversations.contestants import active_pairings, end_pairing, open_pairing, policy
 from orchestrator.database import database
-from orchestrator.judging.evaluations import mean_interval, replies
+from orchestrator.judging.evaluations import replies
 from orchestrator.judging.gates import Evidence, judge
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.policy_server import PolicyClient
@@ -184,11 +185,11 @@ def _preference_model_results(context: StageContext, evaluation_id: int) -> dict
 
 
 def _paired_gain(context: StageContext, one_id: int, other_id: int) -> tuple[float, tuple[float, float]]:
-    """Mean difference of scores over the same prompts, with its 95 % interval."""
+    """Mean difference of scores over the same prompts, with its 95 % interval (Student's)."""
     one = {reply["prompt_id"]: reply["score"] for reply in replies(context.fetch(one_id))}
     other = {reply["prompt_id"]: reply["score"] for reply in replies(context.fetch(other_id))}
     differences = [score - other[prompt] for prompt, score in one.items() if prompt in other]
     if not differences:
         context.fail(f"Evaluations {one_id} and {other_id} have no prompt in common; the gain cannot be measured.")
-    mean, interval = mean_interval(differences)
-    return mean, interval
+    mean, low, high = mean_interval(differences)
+    return mean, (low, high)

@@ -25,9 +25,8 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.ledger import snapshots_of
 
 KIND = "robustness_report"
-
-
 SNAPSHOTS = 4
+"""Policies on the way that both PMs judge, where the configuration asks for none."""
 
 
 def with_halves(config: CycleConfig) -> CycleConfig:

@@ -1,6 +1,6 @@
 """The artifact store: immutable directories, named by the digest of what is in them.
 
-Where they are kept is a URL. The layout of one artifact and its manifest is in `artifact_tree.py`; what an artifact
+Where they are kept is a URL. The layout of one artifact and its manifest is in `local_tree.py`; what an artifact
 means is in `ledger.py`.
 """
 

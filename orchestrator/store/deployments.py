@@ -1,4 +1,4 @@
-"""What is live. Who else may answer raters is in `contestants.py`.
+"""What is live. Who else may answer raters is in `orchestrator/conversations/contestants.py`.
 
 Used by the stages, the policy server and the feedback app. Needs no torch.
 """

@@ -1,5 +1,5 @@
-"""The feedback app: people write, read two replies and choose. A JSON API now; the pages use the same functions.
+"""The feedback app: people write, read two replies and choose. A JSON API and pages over the same functions.
 
-Start with `app.py` (routes); `dialogues.py` and `comparisons.py` hold what is written to the database, `sampling.py`
-how the two replies come about. Needs no torch.
+Start with `app.py` (routes); `pair_sampling.py` has how the two replies come about, `orchestrator/conversations/` what
+is written to the database. Needs no torch.
 """

@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _line(report: ImportReport) -> str:
     if report.records == 0:
-        return f"{report.file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)"
+        return (
+            f"{report.file}: 0 records found; expected JSON Lines or one JSON array of comparisons "
+            "(docs/reference/formats.md)"
+        )
     reasons = ", ".join(
         f"{reason} {count} ({named_lines(report.lines[reason], count)})" for reason, count in report.reasons.items()
     )

@@ -18,7 +18,7 @@ _SHOWN_CHARACTERS = 80
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--file", help="only of files whose name ends so")
-    parser.add_argument("--reason", help="only of this reason code; docs/formats.md lists them")
+    parser.add_argument("--reason", help="only of this reason code; docs/reference/formats.md lists them")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="the newest; default %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON, with every record whole")
 

@@ -128,7 +128,10 @@ def _erase(args: argparse.Namespace) -> int:
     print(f"{done.comparisons} comparisons, {done.messages} messages, {done.replies} replies")
     for digest in done.artifacts:
         print(f"written anew: {digest}")
-    print("Weights that were trained on them stay. Workers' work/ and cache/, and backups: see docs/raters.md.")
+    print(
+        "Weights that were trained on them stay. Workers' work/ and cache/, and backups: see "
+        "docs/guides/let-people-in.md."
+    )
     return 0
 
 

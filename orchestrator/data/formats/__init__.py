@@ -1,7 +1,7 @@
 """The formats in which comparisons come and go: which there are, and which one a file is in.
 
 A reader is a pure function of one record (`records.Parser`). `reading` streams records out of files. The formats
-are described for people in `docs/formats.md`.
+are described for people in `docs/reference/formats.md`.
 """
 
 from __future__ import annotations

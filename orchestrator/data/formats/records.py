@@ -1,6 +1,6 @@
 """What every reader gives: comparisons in one shape, or a refusal with a reason code.
 
-Readers are pure functions of one JSON record. Read `docs/formats.md` for the formats and the codes,
+Readers are pure functions of one JSON record. Read `docs/reference/formats.md` for the formats and the codes,
 `orchestrator/data/importing.py` for what becomes of a comparison.
 """
 

@@ -22,7 +22,8 @@ from models.initial_policy import pretraining
 from models.initial_policy.pretraining import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
 from models.jobs import pretrain
 from models.runtime.job import Job, JobError, main
-from tests.models.conftest import prepare
+from tests.folders import contents
+from tests.models.tiny_folders import prepare
 
 LOSS_TOLERANCE = 1e-5
 SMALL = {"hidden_size": 32, "num_layers": 1, "vocab_size": 300, "batch_tokens": 256, "max_tokens": 64}
@@ -63,10 +64,6 @@ def run_here(text: Path, out: Path, **settings: object) -> Path:
     (out / "spec.json").write_text(json.dumps(spec_of(text, **settings)))
     main("pretrain", pretrain.run, ["--spec", str(out / "spec.json"), "--out", str(out)])
     return out
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def sequences(count: int) -> list[list[int]]:
@@ -165,7 +162,7 @@ def test_killed_run_ends_with_the_same_bytes(trained: Path, text_dir: Path, tmp_
     assert not (tmp_path / "result").exists(), f"finished before it could be killed after step {kill_after}"
     main("pretrain", pretrain.run, ["--spec", str(tmp_path / "spec.json"), "--out", str(tmp_path)])
     assert json.loads((tmp_path / "run.json").read_text())["resumed_at_step"] >= 20
-    assert files(tmp_path / "result") == files(trained / "result"), f"killed after step {kill_after}"
+    assert contents(tmp_path / "result") == contents(trained / "result"), f"killed after step {kill_after}"
     assert metrics.read_text() == (trained / "metrics.jsonl").read_text()
 
 

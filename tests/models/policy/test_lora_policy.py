@@ -31,12 +31,12 @@ from models.sampling import llama as sampler_llama
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.generic import GenericDecoder
 from models.sampling.llama import LlamaDecoder
-from tests.models.jobs.test_train_policy import LARGER, share_of_marked_tokens
-from tests.models.marked_words import is_marked
-from tests.models.ppo_runs import metrics, ppo_job, results, run_ppo
-from tests.models.preference.test_lora_preference_model import MERGE_TOLERANCE, changed_layers, files
+from tests.folders import contents
+from tests.models.adapter_checks import MERGE_TOLERANCE, changed_layers
+from tests.models.marked_words import is_marked, share_of_marked_tokens
+from tests.models.ppo_runs import LARGER, metrics, ppo_job, results, run_ppo
 from tests.models.preference_world import write_comparison_set
-from tests.models.sampling.test_engine import gpt2, llama, neox, qwen2
+from tests.models.sampling.tiny_models import gpt2, llama, neox, qwen2
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 CRITICS = ("shared", "detached", "separate", "preference_model")
@@ -322,8 +322,8 @@ def test_interrupted_training_ends_with_the_same_bytes(inputs, watcher_dir, tmp_
     assert all("lora_" in name or name.startswith("head.") for name in state["critic"])
     killed = run_ppo(tmp_path / "killed", inputs, settings)
     assert json.loads((killed / "run.json").read_text())["resumed_at_step"] == 2
-    assert files(killed / "result") == files(whole / "result")
-    assert "snapshots/01/adapter/adapter_model.safetensors" in files(whole / "result")
+    assert contents(killed / "result") == contents(whole / "result")
+    assert "snapshots/01/adapter/adapter_model.safetensors" in contents(whole / "result")
 
 
 def test_a_stopped_run_goes_back_to_the_last_good_adapter(inputs, tmp_path):

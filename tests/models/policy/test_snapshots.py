@@ -13,6 +13,7 @@ from models.model_folders.loading import load_causal_lm
 from models.policy.learning import PolicyLearner
 from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
 from models.runtime.job import Job
+from tests.folders import contents
 from tests.models.marked_words import write_prompts, write_scorer
 
 SETTINGS = {"learning_rate": 2e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
@@ -110,10 +111,6 @@ def train(policy_dir, scorer_dir, prompts_dir, tmp_path):
     torch.use_deterministic_algorithms(False)
 
 
-def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_each_snapshot_is_a_policy_of_the_run_and_the_result_is_as_without_them(train, policy_dir):
     plain = train("plain", iterations=ITERATIONS) / "result"
     out = train("kept", iterations=ITERATIONS, snapshots=3)
@@ -157,4 +154,4 @@ def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path)
     assert any((tmp_path / "killed" / "snapshots").iterdir())
     again = train("killed", **settings)
     assert json.loads((again / "run.json").read_text())["resumed_at_step"] == 6
-    assert files(again / "result") == files(whole)
+    assert contents(again / "result") == contents(whole)

@@ -16,7 +16,7 @@ from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.in_place import refreshed
 from models.sampling.llama import LlamaDecoder
 from models.sampling.static import StaticDecoder, as_it_is, padded_rows, padded_width
-from tests.models.sampling.test_engine import EOS, FAST, assert_equal_to_plain_forward, gpt2, llama, qwen2, some_prompts
+from tests.models.sampling.tiny_models import EOS, FAST, assert_equal_to_plain_forward, gpt2, llama, qwen2, some_prompts
 
 # Of logits of up to 20 where sums have more terms, the others zero; they come as float32, which is exact to 2e-6.
 ROUNDING = {torch.float64: 2e-6, torch.float32: 2e-5, torch.bfloat16: 0.05}

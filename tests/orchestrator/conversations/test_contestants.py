@@ -32,9 +32,8 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.db.rows import add_cycle
 from tests.orchestrator.web.browsing import Browser, forms
-from tests.orchestrator.web.rating import ask, code_of, ok, pair_of
+from tests.orchestrator.web.rating import ask, candidates, code_of, events, ok, pair_of
 from tests.orchestrator.web.stand_in import StandIn
-from tests.orchestrator.web.test_sampling import candidates, events
 from tests.running import add_artifact, deploy, running
 
 Database = Callable[[], Session]

@@ -223,7 +223,9 @@ def test_the_command_says_that_an_empty_file_is_empty(
     monkeypatch.setenv("DATABASE_URL", database_url)
     file = write(tmp_path / "set" / "f.jsonl")
     assert main(["import", str(file), *options]) == 0
-    said = f"{file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/formats.md)\n"
+    said = (
+        f"{file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/reference/formats.md)\n"
+    )
     assert capsys.readouterr().out == said
 
 

@@ -9,8 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -22,16 +20,9 @@ from orchestrator.instance.prefect_api import api_url
 from orchestrator.instance.up import Instance
 from orchestrator.settings import Settings
 from tests.paths import PROJECT_ROOT
+from tests.waiting import wait_for
 
-WAIT_S = 90.0
 SERVICES = ("prefect-server", "policy-server", "feedback-app", "worker-cpu", "worker-gpu")
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.1)
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -12,7 +12,7 @@ from orchestrator.reports.pictures.robustness import gap_picture
 from orchestrator.reports.pictures.style import png
 from orchestrator.reports.robustness import to_markdown
 from orchestrator.stages.robustness import with_halves
-from tests.orchestrator.reports.test_kl_law import curve
+from tests.orchestrator.reports.curves import curve
 
 TOLERANCE = 1e-9
 
@@ -32,9 +32,9 @@ def test_gains_are_paired_by_prompt_and_their_difference_is_the_gap() -> None:
     assert later["kl_nats"] == pytest.approx(3.0, abs=TOLERANCE)
     assert later["training_gain"]["mean"] == pytest.approx(2.0, abs=TOLERANCE)
     assert later["watcher_gain"]["mean"] == pytest.approx(1.5, abs=TOLERANCE)
-    # Gaps 1 and 0: mean 0.5, standard error 0.5, 1.959964 of them to either side.
+    # Gaps 1 and 0: mean 0.5, standard error 0.5; of two values Student's quantile is 12.7062.
     assert later["gap"]["mean"] == pytest.approx(0.5, abs=TOLERANCE)
-    assert later["gap"]["ci"] == pytest.approx([0.5 - 0.979982, 0.5 + 0.979982], abs=1e-6)
+    assert later["gap"]["ci"] == pytest.approx([0.5 - 6.3531, 0.5 + 6.3531], abs=1e-4)
     assert later["n"] == 2
 
 
@@ -50,11 +50,11 @@ def test_the_order_of_prompts_says_nothing_and_exchanged_pms_negate_the_gap() ->
 def test_the_test_pm_s_best_policy_is_compared_with_the_result_by_prompt() -> None:
     fallen = [record("x", 9.0, 11.0), record("y", 9.0, 18.0)]
     best, loss = past_best([START, LATER, fallen])
-    # 11 - 12 and 18 - 21: mean -2, standard error 1.
+    # 11 - 12 and 18 - 21: mean -2, standard error 1, times 12.7062.
     assert best == 1
     assert loss is not None
     assert loss["mean"] == pytest.approx(-2.0, abs=TOLERANCE)
-    assert loss["ci"] == pytest.approx([-2 - 1.959964, -2 + 1.959964], abs=1e-6)
+    assert loss["ci"] == pytest.approx([-2 - 12.7062, -2 + 12.7062], abs=1e-4)
     assert past_best([START, LATER]) == (1, None)
 
 

@@ -89,7 +89,8 @@ def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
         "",
         "- Kept: the last good weights, those after iteration 5, are the snapshot `sha256:ab`, evaluated and gated "
         "like any other.",
-        f"- Next: {WIRE_ADVICE['entropy']} More in docs/operations.md, “PPO is watched”.",
+        f"- Next: {WIRE_ADVICE['entropy']} More in docs/guides/when-it-stops.md, “Which tripwire stopped PPO, and "
+        "what now?”.",
         "",
     ]
     # A snapshot from before there were wires names none.
@@ -155,11 +156,10 @@ def test_a_refusal_says_whether_people_compare_the_snapshot():
 
 
 def test_every_wire_and_every_gate_has_an_advice():
-    page = (PROJECT_ROOT / "docs" / "operations.md").read_text()
-    table = page[page.index("| wire (`stopped_by`)") : page.index("Wires that stopped nothing")]
-    first_cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
-    documented = {wire for cell in first_cells for wire in re.findall(r"`(\w+)`", cell)}
-    source = (PROJECT_ROOT / "models" / "watch.py").read_text()
+    page = (PROJECT_ROOT / "docs" / "guides" / "when-it-stops.md").read_text()
+    headings = [line.partition("(")[0] for line in page.splitlines() if line.startswith("### ")]
+    documented = {wire for heading in headings for wire in re.findall(r"`(\w+)`", heading)}
+    source = (PROJECT_ROOT / "models" / "policy" / "watch.py").read_text()
     named = set(re.findall(r'Alarm\(\s*"(\w+)"', source))
     assert named <= set(WIRE_ADVICE)
     assert documented == set(WIRE_ADVICE)

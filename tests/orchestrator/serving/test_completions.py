@@ -172,7 +172,7 @@ def test_a_failed_step_costs_its_replies_and_nothing_else(served: Served) -> Non
 
 
 def test_every_route_is_documented(policies: Policies) -> None:
-    documented = (PROJECT_ROOT / "docs" / "api.md").read_text()
+    documented = (PROJECT_ROOT / "docs" / "reference" / "api.md").read_text()
     # Neither database nor store is spoken to before the application starts.
     limits = SnapshotLimits(torch.device("cpu"))
     config = PolicyServerConfig("postgresql://localhost/none", policies.store.url, policies.cache, limits)

@@ -23,7 +23,7 @@ from models.model_folders.loading import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.instance.ports import free_port
 from orchestrator.serving.far_requests import GateConfig
-from tests.orchestrator.serving.test_processes import ended, start, wait_until_live
+from tests.orchestrator.serving.processes import ended, start, wait_until_live
 from tests.orchestrator.serving.tiny_policies import Policies, Serve, Served, code_of
 from tests.running import add_artifact
 

@@ -1,4 +1,4 @@
-"""Every route of the feedback app is in docs/api.md."""
+"""Every route of the feedback app is in docs/reference/api.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.paths import PROJECT_ROOT
 
 
 def test_every_route_is_documented() -> None:
-    documented = (PROJECT_ROOT / "docs" / "api.md").read_text()
+    documented = (PROJECT_ROOT / "docs" / "reference" / "api.md").read_text()
     # Neither address is spoken to before the application starts.
     app = create_app(FeedbackConfig("postgresql://localhost/none", "http://127.0.0.1:1"))
     routes = [route for route in app.routes if isinstance(route, APIRoute)]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -24,6 +23,7 @@ from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import desk_cookie
 from tests.orchestrator.web.browsing import Browser
 from tests.orchestrator.web.rating import ask, pair_of
+from tests.orchestrator.web.routes import routes_of
 from tests.orchestrator.web.stand_in import StandIn
 
 Database = Callable[[], Session]
@@ -139,19 +139,11 @@ def expected_of(caller: str, path: str, statuses: tuple[int, int, int, int]) -> 
 def test_every_route_is_in_the_table(config: FeedbackConfig) -> None:
     app = create_app(config)
     routes = {
-        (method, route.path) for route in _routes(app.routes) for method in route.methods or set() if method != "HEAD"
+        (method, route.path) for route in routes_of(app.routes) for method in route.methods or set() if method != "HEAD"
     }
     # The desk's are in test_desk.py.
     routes = {(method, path) for method, path in routes if not path.startswith("/desk")}
     assert {(method, path) for method, path, _, _ in PAGES + API} == routes
-
-
-def _routes(routes: list[object]) -> Iterator[APIRoute]:
-    for route in routes:
-        if isinstance(route, APIRoute):
-            yield route
-        else:
-            yield from _routes(getattr(getattr(route, "original_router", None), "routes", []))
 
 
 def things(callers: Callers, feedback_url: str, database: Database) -> dict[str, str]:

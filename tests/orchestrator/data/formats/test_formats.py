@@ -335,6 +335,6 @@ def test_an_unclear_format_names_the_fields_and_the_way_out() -> None:
 
 
 def test_every_reason_code_and_format_is_documented() -> None:
-    page = (PROJECT_ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    page = (PROJECT_ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
     for name in (*REASONS, *FORMATS):
         assert f"`{name}`" in page, name
