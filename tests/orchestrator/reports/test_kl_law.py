@@ -12,8 +12,6 @@ from orchestrator.reports.pictures.kl_law import kl_law
 from tests.orchestrator.reports.curves import curve
 
 TOLERANCE = 1e-6
-
-
 BEST = {
     "best_of_points": [
         {"k": 1, "kl_nats": 0.0, "pm_score": 1.0, "pm_score_ci": [0.9, 1.1], "num_prompts": 9},
