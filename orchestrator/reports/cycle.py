@@ -16,6 +16,7 @@ from orchestrator.database import database
 from orchestrator.judging.forecasts import mix_matrix, scaling
 from orchestrator.judging.kl_law import law_numbers
 from orchestrator.reports.distillation import distillation_numbers
+from orchestrator.reports.policies import training_of
 from orchestrator.reports.stops import stops_of
 from orchestrator.store import ledger
 from orchestrator.store.ledger import described, snapshots_of
@@ -36,6 +37,7 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
         comparison_set = artifacts.get("comparison_set")
         model = artifacts.get("preference_model")
         detector = artifacts.get("ood_detector")
+        training = training_of({"training": snapshot.results}) if snapshot else None
         numbers: dict[str, Any] = {
             "cycle": cycle.number,
             "name": cycle.name,
@@ -51,7 +53,7 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "snapshot": snapshot.digest if snapshot else None,
             "training": snapshot.results if snapshot else None,
             "snapshots": [described(kept) for kept in snapshots_of(session, snapshot.id)] if snapshot else [],
-            "kl_law": law_numbers(snapshot.results.get("curve") or []) if snapshot else None,
+            "kl_law": law_numbers(training.curve) if training else None,
             "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
             "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
@@ -60,7 +62,7 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "stops": stops_of(
                 session,
                 cycle_id,
-                snapshot.results if snapshot else None,
+                training,
                 snapshot.digest if snapshot else None,
                 failure,
             ),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.policy.results import Evaluation
 from orchestrator.reports.detectors import detector_rows
 from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.style import Picture
+from orchestrator.reports.policies import evaluation_of, snapshots_in, training_of
 from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from orchestrator.reports.stops import stop_lines
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
@@ -26,8 +28,9 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
     for reason in numbers["reasons"]:
         lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
-    for remark in collapse_remarks(numbers["evaluation"] or {}, numbers.get("initial_evaluation") or {}):
-        lines.append(f"- remark: {remark}")
+    after, before = evaluation_of(numbers), evaluation_of(numbers, "initial_evaluation")
+    if after is not None and before is not None:
+        lines += [f"- remark: {remark}" for remark in collapse_remarks(after, before)]
     lines += ["", *stop_lines(numbers.get("stops") or [])]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
@@ -115,33 +118,35 @@ def _accuracy(part: dict[str, Any]) -> str:
 
 
 def _watch(numbers: dict[str, Any]) -> list[Row]:
-    return watch_rows(numbers["training"], _offsets(numbers)) if numbers.get("training") else []
+    training = training_of(numbers)
+    return watch_rows(training, _offsets(numbers)) if training is not None else []
 
 
 def _policy(numbers: dict[str, Any]) -> list[Row]:
     """What the new policy is worth on held-out prompts, and how score and KL went together."""
     rows: list[Row] = []
-    if numbers["evaluation"]:
-        rows += _evaluation(numbers["evaluation"], numbers["initial_evaluation"] or {}, numbers["preference_model"])
-    if numbers["best_of_n"]:
-        found = numbers["best_of_n"]
-        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {number(found['pm_score'])}"))
-        rows += best_of_rows(found)
-    for kept in numbers.get("snapshots") or []:
-        what = f"PM score {number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
-        rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
-    return rows + law_rows((numbers.get("training") or {}).get("curve") or [])
+    after, best, training = evaluation_of(numbers), evaluation_of(numbers, "best_of_n"), training_of(numbers)
+    if after is not None:
+        rows += _evaluation(after, evaluation_of(numbers, "initial_evaluation"), numbers["preference_model"])
+    if best is not None:
+        rows.append((f"Best of {best.best_of} of the initial policy", f"PM score {number(best.pm_score)}"))
+        rows += best_of_rows(best)
+    for kept in snapshots_in(numbers):
+        what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
+        rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
+    return rows + law_rows(training.curve if training is not None else ())
 
 
-def _evaluation(found: dict[str, Any], initial: dict[str, Any], model: dict[str, Any] | None) -> list[Row]:
+def _evaluation(found: Evaluation, initial: Evaluation | None, model: dict[str, Any] | None) -> list[Row]:
+    before = initial.pm_score if initial is not None else None
     rows = [
-        ("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"),
-        ("PM score", f"{number(found['pm_score'])} (initial policy: {number(initial.get('pm_score'))})"),
+        ("KL to the initial policy", f"{found.kl_nats:.3g} nats per reply"),
+        ("PM score", f"{number(found.pm_score)} (initial policy: {number(before)})"),
     ]
     # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
     if model and model.get("reference"):
-        rows.append(("… above the reference set", number(found["pm_score"] - model["offset"])))
-    rows.append(("Reply length", f"{number(found['reply_tokens'], '.1f')} tokens"))
+        rows.append(("… above the reference set", number(found.pm_score - model["offset"])))
+    rows.append(("Reply length", f"{number(found.reply_tokens, '.1f')} tokens"))
     return rows + collapse_rows(found, initial)
 
 

@@ -23,6 +23,7 @@ from orchestrator.reports.pictures.style import (
     Picture,
     png,
 )
+from orchestrator.reports.policies import evaluation_of, training_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +44,19 @@ def draw_all(numbers: dict[str, Any]) -> list[Picture]:
 
 Draw = Callable[[dict[str, Any]], "Figure | None"]
 
+
+def _ppo_course(numbers: dict[str, Any]) -> Figure | None:
+    training = training_of(numbers)
+    return None if training is None else ppo_course.ppo_course(training)
+
+
+def _kl_law(numbers: dict[str, Any]) -> Figure | None:
+    training = training_of(numbers)
+    if training is None:
+        return None
+    return kl_law.kl_law(training.curve, evaluation_of(numbers, "best_of_n"), evaluation_of(numbers))
+
+
 PICTURES: dict[str, tuple[str, Draw]] = {
     "distillation_kl": (distillation.CAPTION, distillation.distillation_kl),
     "reliability": ("Preference model: does a score gap win as often as it says?", reliability),
@@ -54,7 +68,7 @@ PICTURES: dict[str, tuple[str, Draw]] = {
     "score_histograms": ("Preference model: scores of better and worse held-out replies.", score_histograms),
     "scaling": ("Preference model: what more comparisons bring.", scaling),
     "policy_scores": ("The policy's scores over those of the preference model's data.", policy_scores),
-    "ppo_course": (ppo_course.CAPTION, ppo_course.ppo_course),
-    "kl_law": (kl_law.CAPTION, kl_law.kl_law),
+    "ppo_course": (ppo_course.CAPTION, _ppo_course),
+    "kl_law": (kl_law.CAPTION, _kl_law),
 }
 """Every picture of the report by the stem of its file's name, in its order: a caption, and what draws it."""

@@ -6,11 +6,13 @@ import random
 import struct
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
+from models.policy.results import CurvePoint, LogpAccuracy, LogpPoint
+from models.runtime.results import result_to_json
 from orchestrator.reports.cycle_text import to_markdown
 from orchestrator.reports.pictures.catalogue import PICTURES, draw_all
 from orchestrator.reports.pictures.ppo_course import ppo_course
@@ -22,6 +24,8 @@ from orchestrator.reports.pictures.preference_model import (
     scaling,
     score_histograms,
 )
+from tests.orchestrator.reports.policy_results import BARE_PPO
+from tests.orchestrator.reports.policy_results import points as points_of_curve
 
 pytest.importorskip("torch")
 
@@ -30,25 +34,38 @@ from models.statistics.scaling import ScalingPoint, fit_scaling
 
 # Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it; entropy falls
 # from 2 nats to 0.9, replies grow from 10 tokens to 21.
-TRAINING = {
-    "curve": [
-        {"samples": 8 * i, "kl_nats": i * i / 10, "score": i / 2, "score_watcher": i / 4, "twin_gap": i / 4}
-        | {"kl_coef": 0.2, "entropy": 2 - i / 10, "reply_tokens": 10.0 + i}
+TRAINING = replace(
+    BARE_PPO,
+    curve=tuple(
+        CurvePoint(
+            samples=8 * i,
+            kl_nats=i * i / 10,
+            score=i / 2,
+            kl_coef=0.2,
+            entropy=2 - i / 10,
+            reply_tokens=10.0 + i,
+            score_watcher=i / 4,
+            twin_gap=i / 4,
+        )
         for i in range(12)
-    ],
-    "samples": 96,
-    "stopped": "the training PM's gain exceeds the watcher's (iteration 13)",
-    "settings": {"kl_coef": 0.2, "kl_target_nats": None},
-    "logp_accuracy": {
-        "pairs": {"helpful": 64, "harmless": 32},
-        "preference_model": {"helpful": 0.75, "harmless": 0.625},
-        "curve": [
-            {"samples": s, "helpful": 0.5 + s / 800, "harmless": 0.5 - s / 960}
-            | {"ci": {"helpful": [0.4, 0.65], "harmless": [0.35, 0.55]}}
+    ),
+    samples=96,
+    stopped="the training PM's gain exceeds the watcher's (iteration 13)",
+    settings={"kl_coef": 0.2, "kl_target_nats": None},
+    logp_accuracy=LogpAccuracy(
+        pairs={"helpful": 64, "harmless": 32},
+        preference_model={"helpful": 0.75, "harmless": 0.625},
+        curve=tuple(
+            LogpPoint(
+                samples=s,
+                helpful=0.5 + s / 800,
+                harmless=0.5 - s / 960,
+                ci={"helpful": (0.4, 0.65), "harmless": (0.35, 0.55)},
+            )
             for s in (0, 40, 80, 96)
-        ],
-    },
-}
+        ),
+    ),
+)
 
 
 def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
@@ -81,7 +98,7 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
         "preference_model": {"held_out": held_out_report(pairs)},
         "scaling": {"source": "the ledger", "points": points, **fit_scaling(curve)},
         "policy_scores": {"snapshot": scores, "initial": scores},
-        "training": TRAINING,
+        "training": result_to_json(TRAINING),
     }
 
 
@@ -105,7 +122,7 @@ def legend(axes: Any) -> list[str]:
 
 
 def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accuracy_to_where_it_stopped():
-    figure = ppo_course({"training": TRAINING})
+    figure = ppo_course(TRAINING)
     assert figure is not None
     scores, kl, entropy, length, accuracy = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
@@ -151,11 +168,11 @@ def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accurac
 
 def test_the_total_reward_is_drawn_with_the_coefficient_that_each_point_was_rewarded_with():
     curve = [
-        {"samples": 8 * i, "kl_nats": float(i), "score": 1.0, "kl_coef": kl_coef}
+        CurvePoint(samples=8 * i, kl_nats=float(i), score=1.0, kl_coef=kl_coef)
         for i, kl_coef in enumerate([0.2, 0.3, 0.25])
     ]
     adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=adaptive))
     assert figure is not None
     scores = figure.axes[0]
     assert legend(scores) == ["training PM", "r = score − λ·KL"]
@@ -163,18 +180,17 @@ def test_the_total_reward_is_drawn_with_the_coefficient_that_each_point_was_rewa
     assert list(scores.lines[1].get_ydata()) == pytest.approx([1.0, 0.7, 0.5])
     assert scores.get_title(loc="left") == "Score and total reward, λ from 0.2 to 0.25"
     # A run without a penalty has no reward beside its score, and neither entropy nor length can be taller than at 0.
-    for point in curve:
-        point |= {"kl_coef": 0.0, "entropy": 0.0, "reply_tokens": 0.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": {"kl_coef": 0.0}}})
+    free = tuple(replace(point, kl_coef=0.0, entropy=0.0, reply_tokens=0.0) for point in curve)
+    figure = ppo_course(replace(BARE_PPO, curve=free, settings={"kl_coef": 0.0}))
     assert figure is not None
     assert legend(figure.axes[0]) == ["training PM"]
     assert [axes.get_ylim() for axes in figure.axes[2:]] == [(0.0, 1.0), (0.0, 1.0)]
 
 
 def test_a_curve_of_before_coefficients_were_kept_has_the_reward_of_a_fixed_one():
-    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    curve = points_of_curve(3)
     fixed = {"kl_coef": 0.5, "kl_target_nats": None}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": fixed}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=fixed))
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Score and total reward",
@@ -185,14 +201,13 @@ def test_a_curve_of_before_coefficients_were_kept_has_the_reward_of_a_fixed_one(
 
 
 def test_a_plain_course_has_no_stop_no_watcher_and_no_reward_that_it_cannot_know():
-    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    curve = points_of_curve(3)
     adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=adaptive))
     assert figure is not None
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
     assert legend(figure.axes[0]) == ["training PM"]
-    assert ppo_course({"training": {"curve": curve[:1]}}) is None
-    assert ppo_course({"training": None}) is None
+    assert ppo_course(replace(BARE_PPO, curve=curve[:1])) is None
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3])
