@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
+from models.runtime.results import result_from_json
+from orchestrator.data.contamination import DataCheckResults
 from orchestrator.reports.detectors import detector_rows
 from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
@@ -57,7 +59,7 @@ def _rows(numbers: dict[str, Any]) -> list[Row]:
     return [
         *distillation_rows(numbers.get("distillation")),
         *_comparisons(numbers["comparison_set"]),
-        *_data_check(numbers.get("data_check")),
+        *_data_check(numbers),
         *_preference_model(numbers),
         *_watch(numbers),
         *_policy(numbers),
@@ -159,26 +161,28 @@ def _elo(found: dict[str, Any] | None) -> list[Row]:
     ]
 
 
-def _data_check(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _data_check(numbers: dict[str, Any]) -> list[Row]:
+    checked = numbers.get("data_check")
+    if checked is None:
         return []
+    found = result_from_json(DataCheckResults, checked, where="the results of the data check")
     rows = [
         (
             "Repeats",
-            f"{found['repeated_prompts']} of {found['prompts']} prompts stand in several comparisons; "
-            f"{found['repeated_votes']} votes of the same rater on the same replies; "
-            f"{found['contradicted']} pairs of replies decided both ways",
+            f"{found.repeated_prompts} of {found.prompts} prompts stand in several comparisons; "
+            f"{found.repeated_votes} votes of the same rater on the same replies; "
+            f"{found.contradicted} pairs of replies decided both ways",
         ),
-        ("Opening messages in both parts", str(found["openings_in_several_parts"])),
+        ("Opening messages in both parts", str(found.openings_in_several_parts)),
     ]
-    for overlap in found["against"]:
-        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap["by_part"].items())
+    for overlap in found.against:
+        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap.by_part.items())
         rows.append(
             (
-                f"Overlap with {overlap['file']}",
-                f"{overlap['prompts']} prompts, {overlap['comparisons']} comparisons"
+                f"Overlap with {overlap.file}",
+                f"{overlap.prompts} prompts, {overlap.comparisons} comparisons"
                 + (f" ({by_part})" if by_part else "")
-                + f"; {overlap['texts_met']} of its {overlap['texts']} texts",
+                + f"; {overlap.texts_met} of its {overlap.texts} texts",
             )
         )
     return rows
