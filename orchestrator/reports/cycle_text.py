@@ -8,7 +8,7 @@ from typing import Any
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
 from models.runtime.results import result_from_json
 from orchestrator.data.contamination import DataCheckResults
-from orchestrator.reports.detectors import detector_rows
+from orchestrator.reports.detectors import detector_rows, fitted_detector
 from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.style import Picture
@@ -63,7 +63,7 @@ def _rows(numbers: dict[str, Any]) -> list[Row]:
         *_preference_model(numbers),
         *_watch(numbers),
         *_policy(numbers),
-        *detector_rows(numbers.get("detector")),
+        *detector_rows(fitted_detector(numbers)),
         *_elo(numbers["elo"]),
     ]
 
