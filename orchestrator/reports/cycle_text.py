@@ -9,7 +9,7 @@ from models.preference.results import Accuracy, HeldOutReport, PreferenceModelRe
 from models.runtime.results import result_from_json
 from orchestrator.data.contamination import DataCheckResults
 from orchestrator.reports.detectors import detector_rows, fitted_detector
-from orchestrator.reports.distillation import distillation_rows
+from orchestrator.reports.distillation import distillation_course, distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.style import Picture
 from orchestrator.reports.preference_models import (
@@ -57,7 +57,7 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
 
 def _rows(numbers: dict[str, Any]) -> list[Row]:
     return [
-        *distillation_rows(numbers.get("distillation")),
+        *distillation_rows(distillation_course(numbers)),
         *_comparisons(numbers["comparison_set"]),
         *_data_check(numbers),
         *_preference_model(numbers),
