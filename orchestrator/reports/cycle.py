@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.runtime.results import part_to_json
 from orchestrator.database import database
 from orchestrator.judging.forecasts import mix_matrix, scaling
 from orchestrator.judging.kl_law import law_numbers
@@ -46,8 +47,8 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
             "distillation": distillation_numbers(initial.results) if initial else None,
             "preference_model": model.results if model else None,
-            "scaling": scaling(session, model) if model else None,
-            "mix_matrix": mix_matrix(session, model) if model else None,
+            "scaling": _as_json(scaling(session, model)) if model else None,
+            "mix_matrix": _as_json(mix_matrix(session, model)) if model else None,
             "watcher": _watcher(session, cycle_id),
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
@@ -71,6 +72,10 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "stages": stage_times(session, cycle_id),
         }
     return numbers
+
+
+def _as_json(found: Any) -> dict[str, Any] | None:
+    return None if found is None else part_to_json(found)
 
 
 def stage_times(session: Session, cycle_id: int) -> list[dict[str, Any]]:
