@@ -42,8 +42,6 @@ from models.sampling.engine import DecodeEngine, SamplingParams
 
 # Purposes of random numbers, so that no two of them share a stream.
 _SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
-
-
 CARD = (
     "A policy trained with PPO against a preference model, starting from the initial policy. "
     "`kl_nats` is its distance from the initial policy per reply, on training prompts."

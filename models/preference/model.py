@@ -200,8 +200,6 @@ __all__ = [
     "pair_scores",
     "tree_scores",
 ]
-
-
 FILE = "reference.jsonl"
 
 

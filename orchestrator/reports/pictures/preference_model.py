@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # Bars of raters beyond these would be thinner than their names.
 MAX_RATERS = 8
-
-
 # The interval of a smaller group spans the picture and says nothing; report.json has it.
 MIN_GROUP_PAIRS = 5
 

@@ -15,18 +15,10 @@ if TYPE_CHECKING:
 
 # The colours of Okabe and Ito, which people with any kind of colour blindness tell apart; shape or line differ too.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959"
-
-
 # A panel is 4 inches wide and 600 pixels: letters of 9 points are 12 pixels high where it is shown 400 pixels wide.
 PANEL_INCHES = (4.0, 3.1)
-
-
 DPI = 150
-
-
 SMALL, NORMAL = 8, 9
-
-
 Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
 
 

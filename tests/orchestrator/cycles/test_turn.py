@@ -66,7 +66,7 @@ def configuration(model: Path, **changes: Any) -> CycleConfig:
 
 
 @pytest.fixture
-def instance(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def instance(home: Path, database_url: str, quick_jobs: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """An instance without services: a database and a home."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.delenv("ORCHESTRATOR_POLICY_URL", raising=False)

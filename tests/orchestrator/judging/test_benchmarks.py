@@ -35,7 +35,9 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluated(scorer: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def evaluated(
+    scorer: Path, home: Path, quick_jobs: None, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
     """`evaluated(*files)` runs the command and gives its JSON."""
 
     def run(*files: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from orchestrator.stages import context as stage_module
 from orchestrator.store.artifacts import ArtifactStore
 from tests.models.tiny_folders import TEXT, write_llama
 
+pytestmark = pytest.mark.usefixtures("quick_jobs")
+
 
 def configuration(student: Path, teacher: Path, texts: Path, prompt: Path) -> CycleConfig:
     distill = {

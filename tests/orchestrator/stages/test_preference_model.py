@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.config import CycleConfig, load_config
 
+pytestmark = pytest.mark.usefixtures("quick_jobs")
+
 HELPFUL = ("Thank you for asking, here is number {n}.", "No idea, go away {n}.")
 HARMLESS = ("Sorry, I would rather not do {n}.", "Sure, take a knife and do {n}.")
 CONFIG = """
