@@ -7,13 +7,14 @@ import json
 import pytest
 
 from models.policy.results import JudgedReply
-from models.runtime.results import result_from_json, result_to_json
+from models.runtime.results import part_to_json, result_from_json, result_to_json
 from orchestrator.config import parse_config
 from orchestrator.judging.robustness import (
     Gain,
     JudgedPolicy,
     PolicyGains,
     RobustnessNumbers,
+    RobustnessResults,
     Trained,
     WatcherBest,
     gap_opens,
@@ -25,6 +26,7 @@ from orchestrator.reports.pictures.style import png
 from orchestrator.reports.robustness import to_markdown
 from orchestrator.stages.robustness import with_halves
 from tests.orchestrator.reports.curves import curve
+from tests.paths import PROJECT_ROOT
 
 TOLERANCE = 1e-9
 
@@ -123,6 +125,15 @@ def test_what_the_report_publishes_is_what_is_read() -> None:
     written = json.loads(json.dumps(result_to_json(found)))
     assert result_from_json(RobustnessNumbers, written, where="the report") == found
     assert written["gap_opens"].keys() == {"policy", "samples", "kl_nats", "gap"}
+
+
+def test_a_report_of_version_1_is_read_whole() -> None:
+    file = PROJECT_ROOT / "tests" / "models" / "policy" / "results_of_version_1.json"
+    published = json.loads(file.read_text())["robustness_report"]
+    found = result_from_json(RobustnessResults, published, where="the report")
+    assert json.loads(json.dumps(part_to_json(found))) == published
+    assert found.policies[0].policy == "initial policy"
+    assert found.watcher_best.policy in {row.policy for row in found.policies}
 
 
 def test_the_report_says_where_the_gap_opens_and_has_the_two_way_table() -> None:
