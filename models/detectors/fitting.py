@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from models.chat.format import ChatFormat, Message
-from models.detectors.detector import DetectorKind, hidden_states, score_states
+from models.detectors.detector import hidden_states, score_states
 from models.detectors.results import Beyond, DetectorResults, Examples, LayerChosenBy, OtherPrompts
 from models.detectors.scores import auroc, fit_exposure, fit_gaussian
+from models.detectors.settings import OodSettings
 from models.statistics.intervals import wilson
 
 # Shares of the openings that fit the detector, and that choose its layer and threshold; the rest judges it.
@@ -36,32 +37,6 @@ MIN_EXAMPLES_TO_CHOOSE = 30
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 Dialogue = Sequence[Message]
-
-
-@dataclass(frozen=True)
-class OodSettings:
-    """What a detector is asked to be."""
-
-    detector: DetectorKind = "relative"
-    layer: int | None = None
-    """0: the embeddings. Without it, the layer that tells the examples of harm best from home, where there are 30 or
-    more; else the last of up to six layers, or the middle one of more."""
-    home: str = "helpful"
-    """The kind of prompt that the policy knows; what the prompt set has of the other kind is used to judge."""
-    quantile: float = 0.99
-    """Share of home that is within the threshold, taken from prompts that did not fit the detector."""
-    max_prompts: int = 4096
-    """Prompts of home, drawn by hash."""
-    l2: float = 1e-3
-    """Penalty of the exposure detector's weight; raise it where it knows the examples by heart."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile is {self.quantile}; expected a share above 0, at most 1")
-        if self.home not in ("helpful", "harmless"):
-            raise ValueError(f"home is {self.home!r}; expected helpful or harmless")
-        if self.max_prompts < 8 or not self.l2 > 0:
-            raise ValueError("max_prompts must be at least 8, and l2 positive")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from models.initial_policy.distillation import (
     same_tokenizer,
 )
 from models.initial_policy.results import DistillationPoint, DistilledResults
+from models.initial_policy.settings import DistillSettings
 from models.initial_policy.student_training import (
     CURVE_POINTS,
-    DistillSettings,
     Shards,
     gradients,
     held_out_kl,

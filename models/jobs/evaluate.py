@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
@@ -21,6 +19,7 @@ from models.policy.ppo import best_of_n_kl
 from models.policy.prompts import KINDS, Prompt
 from models.policy.results import BestOfPoint, Evaluation, EvaluationPart, JudgedReply, OpenInterval
 from models.policy.rollout import RolloutCollector
+from models.policy.settings import EvaluationSettings
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, main
 from models.runtime.random_numbers import derive_seed
@@ -36,32 +35,6 @@ NAME = "evaluate"
 SLOTS = 128
 # Prompts sampled, scored and measured before the next ones, so that memory does not grow with their number.
 BATCH_REPLIES = 512
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Which replies are judged. With `best_of` n, the reply that the PM likes best of n stands for its prompt.
-
-    `best_of_points` asks for the expected score of the best of k as well, for each of these k up to n, from the same n
-    replies: points for the picture of score against KL.
-    """
-
-    num_prompts: int = 256
-    split: Literal["held_out", "train"] = "held_out"
-    max_reply_tokens: int = 128
-    temperature: float = 1.0
-    best_of: int = 1
-    best_of_points: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("num_prompts", "max_reply_tokens", "best_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; expected 0 or more.")
-        for k in self.best_of_points:
-            if not 1 <= k <= self.best_of:
-                raise ValueError(f"best_of_points asks for {k} of {self.best_of} replies; expected 1 to best_of.")
 
 
 def run(job: Job) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from models.chat.format import ChatFormat, ChatFormatError, Message
 from models.detectors.detector import save_detector
-from models.detectors.fitting import OodSettings, fit_detector
+from models.detectors.fitting import fit_detector
+from models.detectors.settings import OodSettings
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import result_to_json

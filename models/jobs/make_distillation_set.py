@@ -28,7 +28,6 @@ from models.initial_policy.distillation import (
     shard_file,
 )
 from models.initial_policy.distillation_set import (
-    DistillationSetSettings,
     Texts,
     check_room,
     groups,
@@ -37,6 +36,7 @@ from models.initial_policy.distillation_set import (
     save_aside,
 )
 from models.initial_policy.results import DistillationSetResults
+from models.initial_policy.settings import DistillationSetSettings
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import result_to_json

@@ -21,7 +21,6 @@ from models.chat.dialogue_files import DIALOGUES_FILE, read_dialogues
 from models.chat.format import ChatFormatError
 from models.chat.tokenizer import train_tokenizer, write_chat_files
 from models.initial_policy.pretraining import (
-    PretrainSettings,
     _parameter_groups,
     _resume,
     _train,
@@ -31,6 +30,7 @@ from models.initial_policy.pretraining import (
     split_pieces,
 )
 from models.initial_policy.results import PretrainedResults
+from models.initial_policy.settings import PretrainSettings
 from models.model_folders.saving import model_card, save_model
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import part_to_json, result_to_json

@@ -23,6 +23,7 @@ from models.chat.prompt_writing import Sieve, Verdict, message_key
 from models.initial_policy.results import WrittenPromptsResults
 from models.model_folders.loading import load_causal_lm
 from models.policy.prompts import KINDS, Kind
+from models.policy.settings import WritingSettings
 from models.runtime.job import Job, JobError, main
 from models.runtime.random_numbers import derive_seed, permutation
 from models.runtime.results import result_to_json
@@ -32,25 +33,6 @@ from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 NAME = "write_prompts"
 _EXAMPLES, _SAMPLE = range(2)
 SLOTS = 128
-
-
-@dataclass(frozen=True)
-class WritingSettings:
-    """How many prompts are written, and after what."""
-
-    num_written: int = 1000  # wanted; fewer where max_attempts are used up
-    num_examples: int = 10  # people's openings before each
-    max_prompt_tokens: int = 64  # of a written prompt; longer ones are left out, and people's longer ones not shown
-    min_characters: int = 8
-    temperature: float = 1.0
-    max_attempts: int = 4  # texts sampled for each one wanted
-
-    def __post_init__(self) -> None:
-        for name in ("num_written", "num_examples", "max_prompt_tokens", "min_characters", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; expected above 0, else every text is the same.")
 
 
 @dataclass(frozen=True)

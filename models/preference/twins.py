@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from models.preference.loss import ordered_rightly
 from models.preference.results import CostOfAPart
+from models.preference.settings import Part, Twin
 from models.statistics.intervals import mean_interval
-
-Twin = Literal["off", "halves", "holdout"]
-Part = Literal["production", "watcher"]
 
 # Share of the training part's dialogues that goes to the watcher: the paper's 50/50 for its robustness experiment, and
 # the other side of its 65/35 split [35, 70].

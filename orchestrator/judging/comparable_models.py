@@ -17,13 +17,13 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.preference.results import ModelSummary
 from models.runtime.results import result_from_json
-from orchestrator.config import ComparisonsSection, PreferenceModelSection
+from orchestrator.config import ComparisonsSection, PreferenceModelSection, values_of
 from orchestrator.store import ledger
 
 # How a model is trained at its size, not what it learns; twins only change the number of comparisons.
 TUNING = {
     "learning_rate", "lr_schedule", "warmup_fraction", "batch_pairs", "batch_order", "threads", "precision",
-    "twin", "part", "skills", "shuffle_labels",
+    "twin", "part", "skills", "shuffle_labels", "checkpoint_every",
 }  # fmt: skip
 MIX = ("questions", "sources", "harmless_weight")
 """What makes the mix that a model is trained on."""
@@ -118,7 +118,7 @@ def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
     for edge in session.execute(edges):
         inputs[edge.child_id][edge.role] = edge
     # A model of before there was a setting was trained with its default.
-    defaults = PreferenceModelSection().model_dump(mode="json")
+    defaults = values_of(PreferenceModelSection())
     selected = ComparisonsSection().model_dump(mode="json", exclude={"check_against"})
     for row in rows:
         parents = inputs[row.id]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import DistillSection, InitialPolicySection, PretrainSection
+from models.initial_policy.settings import DistillationSetSettings, PretrainSettings, StudentTraining
+from orchestrator.config import DistillSection, InitialPolicySection, PretrainSection, told
 from orchestrator.data import named_files
 from orchestrator.data.named_files import PROMPT, file_digest, write_prompt, write_text
 from orchestrator.errors import ConfigError
@@ -55,7 +56,7 @@ def pretrained(context: StageContext, section: PretrainSection, *, fresh: bool) 
         kind="initial_policy",
         job="pretrain",
         inputs={"text": text_id},
-        settings=section.model_dump(exclude={"files"}),
+        settings=told(section, PretrainSettings),
         fresh=fresh,
     )
 
@@ -160,7 +161,7 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
         kind="distillation_set",
         job="make_distillation_set",
         inputs={"teacher": teacher_id, "prompt": prompt_id, "text": text_id},
-        settings=distill.model_dump(include={"tokens", "max_tokens", "held_out_texts", "threads"}),
+        settings=told(distill, DistillationSetSettings),
         fresh=fresh,
     )
     return run_job_stage(
@@ -168,8 +169,7 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
         kind="initial_policy",
         job="distill_student",
         inputs={"student": student_id, "distillation_set": set_id},
-        settings=distill.model_dump(include={"learning_rate_multiple", "batch_texts", "epochs", "precision", "threads"})
-        | {"reference_learning_rate": _reference_rate(section, distill)},
+        settings=told(distill, StudentTraining) | {"reference_learning_rate": _reference_rate(section, distill)},
         fresh=fresh,
     )
 

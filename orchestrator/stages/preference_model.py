@@ -10,7 +10,9 @@ from sqlalchemy import select
 
 from db import tables as t
 from models.preference.results import OrderedPairs, PreferenceModelResults
+from models.preference.settings import PreferenceModelSettings, RankingSettings
 from models.runtime.results import result_from_json
+from orchestrator.config import told
 from orchestrator.data import named_files, pair_set
 from orchestrator.data.named_files import file_digest
 from orchestrator.data.pair_set import orientation_pairs
@@ -42,7 +44,7 @@ def pretrained_trunk(context: StageContext, initial_id: int, *, fresh: bool) -> 
         kind="pmp_model",
         job="train_preference_model",
         inputs={"initial": initial_id, "comparisons": pairs_id},
-        settings=section.model_dump(exclude={"files", "pairs", "held_out_fraction"}),
+        settings=told(section, RankingSettings),
         fresh=fresh,
     )
 
@@ -98,7 +100,7 @@ def train_preference_model(
             kind="preference_model",
             job="train_preference_model",
             inputs=preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh),
-            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}),
+            settings=told(context.config.preference_model, PreferenceModelSettings),
             fresh=fresh,
         )
 
@@ -120,7 +122,7 @@ def train_watcher(
             kind="preference_model",
             job="train_preference_model",
             inputs=inputs | {"production": preference_model_id},
-            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}) | {"part": "watcher"},
+            settings=told(context.config.preference_model, PreferenceModelSettings) | {"part": "watcher"},
             fresh=fresh,
         )
 
@@ -189,11 +191,13 @@ def preference_model_inputs(
     skills = context.config.preference_model.skills
     if skills:
         fraction = context.config.comparisons.held_out_fraction
-        told = [skill.model_dump(exclude={"file"}) | {"file": file_digest(Path(skill.file))} for skill in skills]
+        skill_settings = [
+            skill.model_dump(exclude={"file"}) | {"file": file_digest(Path(skill.file))} for skill in skills
+        ]
         inputs["skills"] = build(
             context,
             "skill_set",
-            {"skills": told, "held_out_fraction": fraction},
+            {"skills": skill_settings, "held_out_fraction": fraction},
             {},
             lambda out: write_skill_set(skills, fraction, out),
             fresh=fresh,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,11 @@ def with_halves(config: CycleConfig) -> CycleConfig:
     """The experiment's configuration: twins on halves, snapshots on the way, no wire at the gap that it measures."""
     return config.model_copy(
         update={
-            "preference_model": config.preference_model.model_copy(update={"twin": "halves"}),
-            "ppo": config.ppo.model_copy(
-                update={
-                    "snapshots": config.ppo.snapshots or SNAPSHOTS,
-                    "watch": config.ppo.watch.model_copy(update={"max_twin_gap": 0.0}),
-                }
+            "preference_model": replace(config.preference_model, twin="halves"),
+            "ppo": replace(
+                config.ppo,
+                snapshots=config.ppo.snapshots or SNAPSHOTS,
+                watch=replace(config.ppo.watch, max_twin_gap=0.0),
             ),
         }
     )

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from models.chat.format import ChatFormat, Message
 from models.detectors.detector import OodDetector, OodDetectorError, hidden_states, save_detector
 from models.detectors.fitting import (
-    OodSettings,
     candidate_layers,
     fit_detector,
     layer_by_rule,
     opening,
     split_by_opening,
 )
+from models.detectors.settings import OodSettings
 from models.jobs import fit_ood_detector
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import model_card, save_model
@@ -118,9 +118,10 @@ def test_prompts_of_home_that_open_like_an_example_are_left_out(policy: tuple[An
     fitted = fit_detector(model, chat, HOME, OodSettings(layer=1), examples=[prompt("what is 3 plus 4"), *FAR])
     assert fitted.results.left_out == 1
     assert (fitted.layer, fitted.results.layer_chosen_by) == (1, "setting")
-    for layer in (-1, 3):
-        with pytest.raises(ValueError, match=r"the model has 0 \(embeddings\) to 2"):
-            fit_detector(model, chat, HOME, OodSettings(layer=layer))
+    with pytest.raises(ValueError, match=r"the model has 0 \(embeddings\) to 2"):
+        fit_detector(model, chat, HOME, OodSettings(layer=3))
+    with pytest.raises(ValueError, match="layer is -1; expected at least 0"):
+        OodSettings(layer=-1)
     with pytest.raises(ValueError, match="needs examples"):
         fit_detector(model, chat, HOME, OodSettings(detector="exposure"))
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from models.chat import dialogue_files
 from models.chat.format import ChatFormat, Message
 from models.initial_policy import pretraining
-from models.initial_policy.pretraining import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
+from models.initial_policy.pretraining import epoch_steps, learning_rate_factor, mean_loss
+from models.initial_policy.settings import PretrainSettings
 from models.jobs import pretrain
 from models.runtime.job import Job, JobError, main
 from tests.folders import contents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -166,4 +167,4 @@ def test_the_experiment_changes_its_own_settings_alone() -> None:
     assert with_halves(parse_config({"initial_policy": {"path": "x"}, "ppo": {"snapshots": 9}})).ppo.snapshots == 9
     # The wire at the gap would end what is to be measured; every other one stays.
     assert ours.ppo.watch.max_twin_gap == 0.0
-    assert ours.ppo.watch.model_copy(update={"max_twin_gap": config.ppo.watch.max_twin_gap}) == config.ppo.watch
+    assert replace(ours.ppo.watch, max_twin_gap=config.ppo.watch.max_twin_gap) == config.ppo.watch

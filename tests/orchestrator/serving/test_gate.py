@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.chat.format import ChatFormat, Message
 from models.detectors.detector import save_detector
-from models.detectors.fitting import OodSettings, fit_detector
+from models.detectors.fitting import fit_detector
+from models.detectors.settings import OodSettings
 from models.model_folders.loading import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.instance.ports import free_port

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import load_config
+from models.initial_policy.settings import PretrainSettings
+from orchestrator.config import load_config, told
 from orchestrator.instance.training_jobs import run_job
 from orchestrator.world.settings import EXAMPLE, DemoConfig
 from orchestrator.world.world import World, own_axis, true_scores
@@ -55,7 +56,7 @@ def test_the_initial_policy_reaches_30_to_60_percent_and_beats_its_own_longest_r
     config = load_config(EXAMPLE, [], DemoConfig)
     World(0).write_inputs(tmp_path / "text", num_dialogues=config.world.num_dialogues, num_evaluation=3, taste="truth")
     assert config.initial_policy.pretrain is not None
-    settings = config.initial_policy.pretrain.model_dump(exclude={"files"})
+    settings = told(config.initial_policy.pretrain, PretrainSettings)
     run = run_job("pretrain", inputs={"text": tmp_path / "text"}, settings=settings, seed=0, work=tmp_path / "work")
     chat = ChatFormat.load(run.result)
     engine = DecodeEngine(load_causal_lm(run.result), chat.eos_id, 64)
