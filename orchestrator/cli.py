@@ -59,8 +59,6 @@ GROUPS = {
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-
-
 # How a shell that is started anew knows the script, by the name of the shell.
 SHELLS = {
     "bash": "source <(orchestrator --completion bash)  # in ~/.bashrc",

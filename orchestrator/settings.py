@@ -18,6 +18,9 @@ from orchestrator import running_instance
 from orchestrator.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# A wheel has them inside this package, a clone beside it.
+_PACKAGED = Path(__file__).resolve().parent / "examples"
+EXAMPLES = _PACKAGED if _PACKAGED.is_dir() else PROJECT_ROOT / "examples"
 
 GateAction = Literal["log", "flag", "refuse"]
 """What becomes of a request that is far from what the policy was trained to answer."""

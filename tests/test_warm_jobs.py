@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.instance import training_jobs
-from tests.models.conftest import write_llama
+from tests.models.tiny_folders import write_llama
 from tests.warm_jobs import WarmJobs
 
 

@@ -30,8 +30,6 @@ from models.runtime.random_numbers import permutation
 
 # Tokens of one forward pass of the teacher, the prompt's included.
 CHUNK_TOKENS = 4096
-
-
 KINDS = ("plain", "dialogue")
 
 

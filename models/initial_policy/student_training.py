@@ -23,8 +23,6 @@ from models.runtime.random_numbers import derive_seed, permutation
 
 # Tokens of one forward pass; its gradients are summed over the step.
 CHUNK_TOKENS = 2048
-
-
 # Points of the held-out curve, the first and the last included.
 CURVE_POINTS = 20
 

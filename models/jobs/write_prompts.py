@@ -20,11 +20,13 @@ from typing import Any
 
 from models.chat.format import ChatFormat, Message
 from models.chat.prompt_writing import Sieve, Verdict, message_key
+from models.initial_policy.results import WrittenPromptsResults
 from models.model_folders.loading import load_causal_lm
 from models.policy.prompts import KINDS, Kind
 from models.policy.settings import WritingSettings
 from models.runtime.job import Job, JobError, main
 from models.runtime.random_numbers import derive_seed, permutation
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
@@ -55,14 +57,14 @@ def run(job: Job) -> None:
     records = [json.loads(line) for line in (source / "prompts.jsonl").read_text("utf-8").split("\n") if line]
     writer = Writer(job, settings, chat, model, records)
     written = writer.write()
-    by_kind = {kind: sum(record["kind"] == kind for record in written) for kind in KINDS}
-    results = {
-        "num_written": len(written),
-        "num_written_by_kind": by_kind,
-        "left_out": dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
-        "num_prompts": len(records) + len(written),
-        "settings": asdict(settings),
-    }
+    by_kind: dict[str, int] = {kind: sum(record["kind"] == kind for record in written) for kind in KINDS}
+    results = WrittenPromptsResults(
+        num_written=len(written),
+        num_written_by_kind=by_kind,
+        left_out=dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
+        num_prompts=len(records) + len(written),
+        settings=asdict(settings),
+    )
 
     def publish(folder: Path) -> None:
         manifest = json.loads((source / "manifest.json").read_text("utf-8"))
@@ -75,14 +77,14 @@ def run(job: Job) -> None:
             counts["train"][kind] += number
         manifest |= {
             "counts": counts,
-            "num_prompts": results["num_prompts"],
+            "num_prompts": results.num_prompts,
             "num_train": manifest["num_train"] + len(written),
             "num_written": len(written),
             "sha256": hashlib.sha256((folder / "prompts.jsonl").read_bytes()).hexdigest(),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
 
-    job.publish(publish, results)
+    job.publish(publish, result_to_json(results))
 
 
 class Writer:

@@ -22,10 +22,11 @@ from models.policy.model import Policy
 from models.policy.prompts import KINDS
 from models.policy.reply_chunks import reply_chunks
 from models.preference.comparison_set import read_manifest, stream_records, token_pair
-from models.preference.curves import accuracy_entry
+from models.preference.curves import accuracy_of
 from models.preference.loss import ordered_rightly
 from models.preference.model import PreferenceModel
 from models.preference.pairs import TokenPair
+from models.runtime.results import part_to_json
 
 # Read for every pair that is wanted, since some are too long for the policy.
 CANDIDATES_PER_PAIR = 4
@@ -115,10 +116,11 @@ def score_gaps(preference_model: PreferenceModel, pairs: Sequence[HeldOutPair]) 
 
 
 def accuracy_by_question(pairs: Sequence[HeldOutPair], gaps: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """`accuracy_entry` of the gaps for each question that has pairs: a gap above 0 is right, one of 0 counts half."""
+    """`accuracy_of` of the gaps for each question that has pairs: a gap above 0 is right, one of 0 counts half."""
     found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         mine = [(gap, pair.scored.dialogue) for pair, gap in zip(pairs, gaps, strict=True) if pair.question == kind]
         if mine:
-            found[kind] = accuracy_entry(ordered_rightly(gap for gap, _ in mine), [dialogue for _, dialogue in mine])
+            measured = accuracy_of(ordered_rightly(gap for gap, _ in mine), [dialogue for _, dialogue in mine])
+            found[kind] = part_to_json(measured)
     return found

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.preference.loss import ordered_rightly
+from models.preference.results import CostOfAPart
 from models.preference.settings import Part, Twin
 from models.statistics.intervals import mean_interval
 
@@ -44,7 +45,7 @@ def cost_of_a_part(
     num_production: int,
     num_watcher: int,
     dialogues: Mapping[str, int | None] | None = None,
-) -> dict[str, Any]:
+) -> CostOfAPart:
     """Accuracy that the production model loses by not training on the watcher's comparisons, as a share.
 
     `production` and `watcher` are the gaps score(better) − score(worse) of the same held-out comparisons by id.
@@ -69,16 +70,16 @@ def cost_of_a_part(
     else:
         mean, low, high = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], clusters=named)
         slope, method = mean / between, "slope between the two parts"
-        ci = [bound / between * gain for bound in (low, high)] if math.isfinite(low) else None
-    return {
-        "n": len(shared),
-        "production_accuracy": math.fsum(ours) / len(shared),
-        "watcher_accuracy": math.fsum(theirs) / len(shared),
-        "slope_per_ln_comparisons": slope,
-        "cost": slope * gain,
-        "cost_ci": ci,
-        "method": method,
-    }
+        ci = (low / between * gain, high / between * gain) if math.isfinite(low) else None
+    return CostOfAPart(
+        n=len(shared),
+        production_accuracy=math.fsum(ours) / len(shared),
+        watcher_accuracy=math.fsum(theirs) / len(shared),
+        slope_per_ln_comparisons=slope,
+        cost=slope * gain,
+        cost_ci=ci,
+        method=method,
+    )
 
 
 def gaps_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

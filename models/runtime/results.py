@@ -12,9 +12,10 @@ version, and its dataclass says how the old one is read.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
@@ -53,7 +54,7 @@ def result_from_json(cls: type[R], mapping: Mapping[str, Any], *, where: str) ->
     """The results dataclass `cls` from a JSON object, of this version, an earlier one or a later one.
 
     Keys that `cls` does not have are passed over and those that the object does not have take their defaults. An int is
-    welcome as a float, null as a number that was not finite where the field admits it.
+    welcome as a float. Null is what JSON has for a number that was not finite: NaN, where the field doesn't admit None.
 
     Args:
         where: what the error names, such as "the results of artifact 41".
@@ -71,7 +72,8 @@ def _json(value: Any) -> Any:
         return {key: _json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json(item) for item in value]
-    return value
+    # JSON has no other word for it; read back it is NaN, or None where the field admits that.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache
@@ -113,7 +115,7 @@ def _read(value: Any, hint: Any, where: str, path: str) -> Any:
         if len(args) == len(value):
             items = zip(value, args, strict=True)
             return tuple(_read(item, part, where, f"{path}[{i}]") for i, (item, part) in enumerate(items))
-    elif origin is list and isinstance(value, (list, tuple)):
+    elif origin in (list, Sequence) and isinstance(value, (list, tuple)):
         return [_read(item, args[0], where, f"{path}[{i}]") for i, item in enumerate(value)]
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _read(item, args[1], where, f"{path}.{key}") for key, item in value.items()}
@@ -124,6 +126,8 @@ def _read(value: Any, hint: Any, where: str, path: str) -> Any:
             return None
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, value, where, path)
+    elif hint is float and value is None:
+        return math.nan
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

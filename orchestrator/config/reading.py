@@ -13,9 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.config.cycle import CycleConfig
 from orchestrator.config.messages import explain
 from orchestrator.errors import ConfigError
+from orchestrator.settings import EXAMPLES
 
 C = TypeVar("C")
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "local.toml"
+EXAMPLE = EXAMPLES / "local.toml"
 DEMO_SECTIONS = ("world", "raters")
 """What the demo is told beside its cycles' configuration (`orchestrator/world/settings.py`)."""
 

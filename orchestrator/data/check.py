@@ -12,14 +12,14 @@ import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from db.split import normalised
-from orchestrator.data.contamination import CheckedComparison, DataCheck, TextIndex
+from orchestrator.data.contamination import CheckedComparison, DataCheck, DataCheckResults, TextIndex
 from orchestrator.data.formats import HEAD_RECORDS, detect_or_none, make_parser
 from orchestrator.data.formats.reading import RecordFile, check_named_gzip
 from orchestrator.data.formats.records import Refused, load_object
@@ -40,7 +40,7 @@ TEXT_KEYS = {
 ANSWER_KEYS = {"choices", "options", "targets", "target_scores", "answers", "output", "reference", "answer_info"}
 
 
-def check_comparison_set(directory: Path, against: list[Path], out: Path) -> dict[str, Any]:
+def check_comparison_set(directory: Path, against: list[Path], out: Path) -> DataCheckResults:
     """Check every record of a comparison set against evaluation files; returns the counts.
 
     Writes `overlaps.jsonl` into `out`: id of the comparison, name of the file, and how ("message": a person's message
@@ -57,7 +57,7 @@ def check_comparison_set(directory: Path, against: list[Path], out: Path) -> dic
                 for record in map(json.loads, records):
                     for file, how in check.add(_of_set(record)):
                         lines.write(json.dumps({"id": record["id"], "file": file, "how": how}) + "\n")
-    return check.result()
+    return check.results()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,36 @@ class RefusedRecord:
     detail: str
 
 
-def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FileOfTexts:
+    """A file of other texts than comparisons: how many records it has, and how many are different."""
+
+    file: str
+    texts: int
+    distinct_texts: int
+    """After normalisation."""
+    distinct_texts_verbatim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOfComparisons(DataCheckResults):
+    """A file of comparisons: the check of those that can be read, and what can't be, by reason."""
+
+    file: str
+    refused: Mapping[str, int]
+    refused_lines: Mapping[str, tuple[int, ...]]
+    """The first lines of each reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOpenings:
+    """How many opening messages stand in both of two files."""
+
+    files: tuple[str, str]
+    openings: int
+
+
+def check_file(file: Path, against: list[TextIndex]) -> FileOfTexts | FileOfComparisons:
     """Check a file of comparisons, or of other texts, for repeats; comparisons also against `against`.
 
     Raises:
@@ -83,12 +112,12 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
             plain.add(hash(tuple(map(normalised, texts))))
         if not verbatim:
             raise _no_text(file)
-        return {
-            "file": str(file),
-            "texts": len(verbatim),
-            "distinct_texts": len(plain),
-            "distinct_texts_verbatim": len(set(verbatim)),
-        }
+        return FileOfTexts(
+            file=str(file),
+            texts=len(verbatim),
+            distinct_texts=len(plain),
+            distinct_texts_verbatim=len(set(verbatim)),
+        )
     check, refused = DataCheck(against), defaultdict[str, list[int]](list)
     first, num_read = None, 0
     for item in comparisons(file):
@@ -103,15 +132,15 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
             f"{file}: none of its records can be read as a comparison; line {first.line}: {first.reason}, "
             f"{first.detail}. docs/reference/formats.md shows what is read."
         )
-    return {
-        "file": str(file),
-        "refused": {reason: len(lines) for reason, lines in sorted(refused.items())},
-        "refused_lines": {reason: lines[:SHOWN_LINES] for reason, lines in sorted(refused.items())},
-        **check.result(),
-    }
+    return FileOfComparisons(
+        file=str(file),
+        refused={reason: len(lines) for reason, lines in sorted(refused.items())},
+        refused_lines={reason: tuple(lines[:SHOWN_LINES]) for reason, lines in sorted(refused.items())},
+        **vars(check.results()),
+    )
 
 
-def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
+def shared_openings(files: list[Path]) -> list[SharedOpenings]:
     """For every two files of comparisons, how many opening messages stand in both, after normalisation."""
     openings: dict[Path, set[int]] = {}
     for file in files:
@@ -121,7 +150,7 @@ def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
             }
     known = list(openings)
     return [
-        {"files": [str(a), str(b)], "openings": len(openings[a] & openings[b])}
+        SharedOpenings(files=(str(a), str(b)), openings=len(openings[a] & openings[b]))
         for number, a in enumerate(known)
         for b in known[number + 1 :]
     ]

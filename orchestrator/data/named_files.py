@@ -166,14 +166,8 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 PROMPT = Path(__file__).resolve().parent / "prompts" / "hhh-1.md"
-
-
 _TURN = re.compile(r"^(Human|Assistant):[ \t]*", re.MULTILINE)
-
-
 _BREAK = re.compile(r"^---[ \t]*$", re.MULTILINE)
-
-
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 

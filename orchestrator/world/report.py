@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.database import database
-from orchestrator.judging.evaluations import replies
+from orchestrator.judging.evaluations import read_replies
 from orchestrator.reports.cycle import stage_times
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
@@ -150,7 +150,7 @@ def _newest_evaluation(session: Session, cycle_id: int, kind: str, subject_id: i
 def _true_scores(session: Session, evaluation: t.Evaluation, store: ArtifactStore) -> TrueScores:
     assert evaluation.artifact_id is not None, "an evaluation of a policy has its replies"
     folder = store.fetch(session.get_one(t.Artifact, evaluation.artifact_id).digest)
-    return true_scores((record["messages"][-1]["content"], record["reply"]) for record in replies(folder))
+    return true_scores((judged.messages[-1]["content"], judged.reply) for judged in read_replies(folder))
 
 
 def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from orchestrator import running_instance
 from orchestrator.config import CycleConfig, Section, values_of
 from orchestrator.config.base import key
 from orchestrator.errors import ConfigError, ServiceUnavailable
-from orchestrator.instance.up import PROJECT_ROOT
+from orchestrator.settings import EXAMPLES, PROJECT_ROOT
 
 DEMO_HOME = re.compile(r"demo-[0-9a-f]{12}(-\d+)?")
-EXAMPLE = PROJECT_ROOT / "examples" / "demo.toml"
+EXAMPLE = EXAMPLES / "demo.toml"
 
 
 class WorldSection(Section):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from sqlalchemy import select
 
 from db import tables as t
 from db.session import session
+from models.detectors.results import Beyond, DetectorResults
+from models.runtime.results import result_from_json
 from orchestrator.commands.cycles.artifacts import described
 from orchestrator.commands.printing import print_table
 from orchestrator.config import OodSection, parse_config
@@ -56,30 +57,29 @@ def _fit(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(described(artifact, None), indent=2))
         return 0
-    results = artifact.results
-    alarms = results["false_alarms"]
+    results = result_from_json(DetectorResults, artifact.results, where=f"the results of detector {artifact.id}")
+    alarms, others, examples = results.false_alarms, results.others, results.examples
     print(
-        f"Detector {artifact.id}: {results['kind']}, layer {results['layer']} (by {results['layer_chosen_by']}), "
-        f"threshold {results['threshold']:.4g}\n"
-        f"unseen prompts of home beyond it: {alarms['beyond']} of {alarms['n']} ({_interval(alarms)})"
+        f"Detector {artifact.id}: {results.kind}, layer {results.layer} (by {results.layer_chosen_by}), "
+        f"threshold {results.threshold:.4g}\n"
+        f"unseen prompts of home beyond it: {alarms.beyond} of {alarms.n} ({_interval(alarms)})"
     )
-    if "others" in results:
-        others = results["others"]
+    if others is not None:
         print(
-            f"prompts of the other kind beyond it: {others['beyond']} of {others['n']} ({_interval(others)}), "
-            f"AUROC {others['auroc']:.3f}, of the length alone {others['length_auroc']:.3f}"
+            f"prompts of the other kind beyond it: {others.beyond} of {others.n} ({_interval(others)}), "
+            f"AUROC {others.auroc:.3f}, of the length alone {others.length_auroc:.3f}"
         )
-    if "examples" in results:
-        by_layer = results["examples"]["auroc_by_layer"]
-        shown = ", ".join(f"{key}: {value:.3f}" for key, value in by_layer.items() if value is not None)
-        print(f"AUROC of the examples by layer {shown}; of the length alone {results['examples']['length_auroc']:.3f}")
+    if examples is not None:
+        by_layer = examples.auroc_by_layer.items()
+        shown = ", ".join(f"{key}: {value:.3f}" for key, value in by_layer if value is not None)
+        print(f"AUROC of the examples by layer {shown}; of the length alone {examples.length_auroc:.3f}")
     print(f"orchestrator serve-policy --gate {artifact.digest}")
     return 0
 
 
-def _interval(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci"]
-    return f"{numbers['share']:.1%}, interval {low:.1%} to {high:.1%}"
+def _interval(numbers: Beyond) -> str:
+    low, high = numbers.ci
+    return f"{numbers.share:.1%}, interval {low:.1%} to {high:.1%}"
 
 
 def _list(args: argparse.Namespace) -> int:

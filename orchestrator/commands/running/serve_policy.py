@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from orchestrator.http_shared.asgi import serve
-    from orchestrator.serving.app import PolicyServerConfig, create_app
+    from orchestrator.serving.app import create_app
     from orchestrator.serving.far_requests import GateConfig
+    from orchestrator.serving.server import PolicyServerConfig
     from orchestrator.serving.snapshots import SnapshotLimits
 
     torch.set_num_threads(args.threads)

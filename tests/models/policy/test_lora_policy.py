@@ -143,7 +143,7 @@ def test_all_roles_share_one_base_and_only_adapters_and_heads_learn(inputs, watc
     changed = {p for module in everything for p in module.parameters() if not torch.equal(before[id(p)], p)}
     assert changed == learned
     assert all(p.grad is None for module in everything for p in module.parameters() if p not in learned)
-    assert training.roles.results()["roles"] == {
+    assert training.roles.how_held == {
         "policy": "adapter",
         "reference": "base",
         "preference_model": "adapter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -88,6 +89,13 @@ def test_what_is_not_as_it_should_be_is_named_with_its_path(change: dict[str, An
     with pytest.raises(ResultError) as error:
         result_from_json(Found, result_to_json(FOUND) | change, where=WHERE)
     assert str(error.value).startswith(f"{WHERE} {message}")
+
+
+def test_a_number_that_was_not_finite_is_one_no_more_and_no_error() -> None:
+    point = result_from_json(Point, {"samples": 1, "kl_nats": None, "score_watcher": None}, where=WHERE)
+    assert math.isnan(point.kl_nats)
+    assert point.score_watcher is None
+    assert part_to_json(Point(1, math.inf)) == part_to_json(point) == {"samples": 1, "kl_nats": None}
 
 
 def test_results_that_are_no_object_are_refused() -> None:

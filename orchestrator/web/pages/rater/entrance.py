@@ -24,8 +24,6 @@ from orchestrator.web.pages.shell import (
 )
 
 STATIC = Path(__file__).parent.parent / "static"
-
-
 # A name that is not here is not served.
 STATIC_TYPES = {"app.css": "text/css", "rater.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
