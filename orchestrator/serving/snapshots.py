@@ -26,7 +26,7 @@ from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
 from models.sampling.engine import DecodeEngine
-from orchestrator.conversations.contestants import Served, served
+from orchestrator.conversations.pairings import Served, served
 from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
