@@ -324,7 +324,7 @@ async def begin(server: PolicyServer, request: ChatRequest) -> Completion:
     seeds = range(seed, seed + request.n * k)
     params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
     choice = None if judge is None else BestOf(k, judge)
-    told = {} if server.gate is None else await server.gate.judge(messages)
+    told = {} if server.detector is None else await server.detector.judge(messages)
     return Completion(server, snapshot, prompt_ids, messages, params, request, choice, told)
 
 

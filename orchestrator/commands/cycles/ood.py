@@ -20,7 +20,7 @@ from orchestrator.settings import Settings
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    fit = actions.add_parser("fit", help="fit a detector; `serve-policy --gate DIGEST` puts it before the policies")
+    fit = actions.add_parser("fit", help="fit a detector; `serve-policy --detector DIGEST` puts it before the policies")
     fit.add_argument("--policy", metavar="ID", help="policy whose hidden states are read (default: newest initial one)")
     fit.add_argument(
         "--prompts", metavar="ID|FILE", help="prompt set, or a file of prompts, that are not far (default: newest set)"
@@ -73,7 +73,7 @@ def _fit(args: argparse.Namespace) -> int:
         by_layer = examples.auroc_by_layer.items()
         shown = ", ".join(f"{key}: {value:.3f}" for key, value in by_layer if value is not None)
         print(f"AUROC of the examples by layer {shown}; of the length alone {examples.length_auroc:.3f}")
-    print(f"orchestrator serve-policy --gate {artifact.digest}")
+    print(f"orchestrator serve-policy --detector {artifact.digest}")
     return 0
 
 
