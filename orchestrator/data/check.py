@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from db.split import normalised
+from orchestrator.data.comparison_records import records
 from orchestrator.data.contamination import CheckedComparison, DataCheck, DataCheckResults, TextIndex
 from orchestrator.data.formats import HEAD_RECORDS, detect_or_none, make_parser
 from orchestrator.data.formats.reading import RecordFile, check_named_gzip
@@ -50,13 +51,10 @@ def check_comparison_set(directory: Path, against: list[Path], out: Path) -> Dat
         ImportFileError: a file can't be read, or holds no text.
     """
     check = DataCheck([read_texts(file) for file in against])
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     with (out / OVERLAPS_FILE).open("w", encoding="utf-8") as lines:
-        for shard in manifest["shards"]:
-            with (directory / shard["file"]).open(encoding="utf-8", newline="\n") as records:
-                for record in map(json.loads, records):
-                    for file, how in check.add(_of_set(record)):
-                        lines.write(json.dumps({"id": record["id"], "file": file, "how": how}) + "\n")
+        for record in records(directory):
+            for file, how in check.add(_of_set(record)):
+                lines.write(json.dumps({"id": record["id"], "file": file, "how": how}) + "\n")
     return check.results()
 
 
@@ -165,8 +163,8 @@ def _format_of(file: Path) -> str | None:
     """The import format of the first records that are in one; None for a file of other texts."""
     if _suffix(file) not in JSON_SUFFIXES:
         return None
-    with RecordFile(file) as records:
-        for raw in islice(records, HEAD_RECORDS):
+    with RecordFile(file) as opened:
+        for raw in islice(opened, HEAD_RECORDS):
             try:
                 record = load_object(raw.text, check=False)
             except Refused:
@@ -185,8 +183,8 @@ def _format_of(file: Path) -> str | None:
 def comparisons(file: Path) -> Iterator[CheckedComparison | RefusedRecord]:
     """The comparisons of a file in any format that can be imported; those without a choice as if `a` were chosen."""
     parser = make_parser(_format_of(file) or "", file)
-    with RecordFile(file) as records:
-        for raw in records:
+    with RecordFile(file) as opened:
+        for raw in opened:
             try:
                 for item in parser(load_object(raw.text)):
                     if isinstance(item, Refused):
@@ -258,8 +256,8 @@ def _all_records(file: Path) -> Iterator[list[str]]:
         if whole is not None:
             yield from ([text] for text in texts_of(whole))
             return
-        with RecordFile(file) as records:
-            for raw in records:
+        with RecordFile(file) as opened:
+            for raw in opened:
                 try:
                     yield texts_of(json.loads(raw.text))
                 except ValueError as error:

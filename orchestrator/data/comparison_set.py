@@ -105,29 +105,6 @@ def build_comparison_set(
     return {key: value for key, value in manifest.items() if key != "shards"}
 
 
-def oriented(
-    *,
-    id: str,
-    source: str,
-    question: str,
-    side: str,
-    prompt: list[Any],
-    a: list[Any],
-    b: list[Any],
-) -> dict[str, Any]:
-    """One hand-made pair as a record of a comparison set; `more_harmful` is turned round, as in the SQL."""
-    better, worse = (a, b) if (side == "a") != (question == "more_harmful") else (b, a)
-    return {
-        "id": id,
-        "split": "held_out",
-        "source": source,
-        "question": "harmless" if question == "more_harmful" else question,
-        "prompt": prompt,
-        "better": better,
-        "worse": worse,
-    }
-
-
 def _plans(cursor: Any, freeze_id: int) -> Iterator[ShardPlan]:
     """Cut every freeze into shards of equal numbers of comparisons, in the order of their ids."""
     cursor.execute(RUNS, {"freeze_id": freeze_id})

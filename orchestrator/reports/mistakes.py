@@ -6,10 +6,8 @@ so from here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -18,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.preference.results import Mistake
 from models.runtime.results import IF_MEASURED
+from orchestrator.data.comparison_records import records
 from orchestrator.store.artifacts import ArtifactStore
 
 Messages = list[dict[str, Any]]
@@ -48,24 +47,15 @@ def with_texts(
     # An erasure wrote the set anew elsewhere; the newest of its places holds what is left.
     moved = select(t.ErasedArtifact.rewritten_digest).where(t.ErasedArtifact.digest == digest)
     place = session.scalars(moved.order_by(t.ErasedArtifact.id.desc()).limit(1)).first() or digest
-    texts = _texts(store.fetch(place), {mistake.id for mistake in mistakes})
+    texts = {
+        record["id"]: (record["prompt"], record["better"], record["worse"])
+        for record in records(store.fetch(place), ids={mistake.id for mistake in mistakes})
+    }
     shown = []
     for mistake in mistakes:
         prompt, better, worse = texts.get(mistake.id, (None, None, None))
         shown.append(ShownMistake(**vars(mistake), prompt=prompt, better=better, worse=worse))
     return shown
-
-
-def _texts(directory: Path, ids: set[str]) -> dict[str, tuple[Messages, Messages, Messages]]:
-    found: dict[str, tuple[Messages, Messages, Messages]] = {}
-    for shard in sorted((directory / "shards").glob("*.jsonl")):
-        with shard.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                # A record begins with its id; only those asked for are read whole.
-                if line[7 : line.index('"', 7)] in ids:
-                    record = json.loads(line)
-                    found[record["id"]] = (record["prompt"], record["better"], record["worse"])
-    return found
 
 
 def to_text(mistakes: Sequence[ShownMistake]) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.split import is_held_out, split_key
 from orchestrator.config import ComparisonsSection
-from orchestrator.data import comparison_set, freeze, named_files, pair_set
+from orchestrator.data import comparison_records, comparison_set, freeze, named_files, pair_set
 from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.store import ledger
@@ -88,7 +88,7 @@ def test_more_harmful_is_turned_round_and_nothing_else(
     assert (record["question"], record["better"][0]["content"], record["worse"][0]["content"]) == (
         trained_as, better, worse,
     )  # fmt: skip
-    by_hand = freeze.oriented(
+    by_hand = comparison_records.oriented(
         id="x",
         source="s",
         question=question,

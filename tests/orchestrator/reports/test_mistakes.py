@@ -25,6 +25,7 @@ def write_set(folder: Path, *records: dict[str, Any]) -> Path:
     with (folder / "shards" / "000001-00000.jsonl").open("w") as lines:
         for record in records:
             lines.write(json.dumps(record, separators=(",", ":")) + "\n")
+    (folder / "manifest.json").write_text('{"shards": [{"file": "shards/000001-00000.jsonl"}]}')
     return folder
 
 
