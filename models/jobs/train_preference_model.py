@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.model_folders.saving import save_model
-from models.preference.comparison_set import SPLITS, ComparisonSetError, load_token_pairs
+from models.preference.comparison_set import SPLITS, ComparisonRecord, ComparisonSetError, load_token_pairs
 from models.preference.measuring import (
     card,
     choices,
@@ -144,7 +144,7 @@ def _load(
     held-out ones, the first, are the comparison set's own and no skill's."""
     left_out: Counter[str] = Counter()
 
-    def wanted(record: dict[str, Any]) -> bool:
+    def wanted(record: ComparisonRecord) -> bool:
         if record["split"] == "held_out":
             return True
         if record.get("tie") and settings.targets == "hard":
@@ -152,11 +152,12 @@ def _load(
             return False
         if settings.twin == "off":
             return True
-        if not record.get("split_key"):
+        split_key = record.get("split_key")
+        if not split_key:
             raise ComparisonSetError(
                 f"Comparison {record['id']} has no split_key, by which twin = {settings.twin!r} splits. Freeze anew."
             )
-        return part_of(record["split_key"], settings.twin) == settings.part
+        return part_of(split_key, settings.twin) == settings.part
 
     # On disk, so that memory does not grow with the comparisons.
     splits = {name: TokenPairs(PairFile(job.out, TokenPair)) for name in SPLITS}
