@@ -83,7 +83,8 @@ def section(name: str, known: FieldInfo, level: int = 2) -> Iterator[str]:
     written = f"[[{name}]]" if typing.get_origin(known.annotation) is list else f"[{name}]"
     yield from ("", f"{'#' * level} `{written}`", "")
     yield from paragraph(inspect.cleandoc(cls.__doc__).split("\n\n")[0].replace("\n", " "))
-    if known.description:
+    if known.description and known.default is None:
+        # What giving it does; the others are always there.
         yield from ("", *paragraph(known.description))
     yield ""
     yield from entries({key: field for key, field in fields.items() if section_in(field.annotation) is None})
@@ -120,7 +121,8 @@ def type_in_words(annotation: Any) -> str:
     """`whole number`, `list of texts`, `"a"` or `"b"`."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return " or ".join(f'`"{choice}"`' for choice in inner)
+        *first, last = (f'`"{choice}"`' for choice in inner)
+        return f"{', '.join(first)} or {last}" if first else last
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_in_words(each) for each in inner if each is not type(None))
     if origin is typing.Annotated:
@@ -139,7 +141,7 @@ def toml(value: Any) -> str:
         return f'"{value}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml, value))}]"
-    return f"{value:g}" if isinstance(value, float) and value < 1e-3 else str(value)
+    return f"{value:g}" if isinstance(value, float) and 0 < value < 1e-3 else str(value)
 
 
 def commands() -> str:
@@ -193,7 +195,8 @@ def argument(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
     must = " Must be given." if action.required and action.option_strings else ""
     told = formatter._expand_help(action).strip() if action.help else ""
     default = action.default
-    says = default not in (None, False, argparse.SUPPRESS, [], "") and action.option_strings and "default" not in told
+    nothing = default is False or default in (None, argparse.SUPPRESS, [], "")
+    says = not nothing and action.option_strings and "default" not in told
     told += f" (default: {default})" if says else ""
     return f"**`{written}`**: {sentence(told.strip())}{must}" if told else f"**`{written}`**.{must}"
 
@@ -250,7 +253,9 @@ def paragraph(text: str) -> list[str]:
 
 def wrapped(text: str, first: str, others: str) -> list[str]:
     """Lines within the width; code and links stay whole."""
-    kept = re.sub(r"`[^`]+`|\[[^\]]+\]\([^)]+\)", lambda found: found[0].replace(" ", "\0"), text.replace("<", "\\<"))
+    kept = re.sub(
+        r"`[^`]+`|\[[^\]]+\]\([^)]+\)|\d %", lambda found: found[0].replace(" ", "\0"), text.replace("<", "\\<")
+    )
     lines = textwrap.wrap(
         kept, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )

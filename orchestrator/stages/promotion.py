@@ -15,7 +15,8 @@ from db import tables as t
 from models.policy.results import Evaluation
 from models.runtime.results import result_from_json
 from models.statistics.intervals import mean_interval
-from orchestrator.conversations.contestants import active_pairings, end_pairing, open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import active_pairings, end_pairing, open_pairing
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
 from orchestrator.judging.gates import Evidence, judge

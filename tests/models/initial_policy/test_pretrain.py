@@ -179,10 +179,10 @@ def test_copies_of_a_dialogue_fall_on_one_side(tmp_path: Path) -> None:
 
 def test_long_text_is_cut_into_pieces(tmp_path: Path) -> None:
     chat = pretrain.write_chat_files(pretrain.train_tokenizer(["a"], 300), tmp_path)
-    dialogues = [[Message(role="assistant", content="x" * 23)]]
-    # <|assistant|>, 23 letters, <|end|>: 25 ids, so 10 + 10 + 5.
-    train, _ = pretraining.split_pieces(dialogues, chat, PretrainSettings(max_tokens=10, held_out_fraction=0))
-    assert [len(ids) for ids in train] == [10, 10, 5]
+    dialogues = [[Message(role="assistant", content="x" * 37)]]
+    # <|assistant|>, 37 letters, <|end|>: 39 ids, so 16 + 16 + 7.
+    train, _ = pretraining.split_pieces(dialogues, chat, PretrainSettings(max_tokens=16, held_out_fraction=0))
+    assert [len(ids) for ids in train] == [16, 16, 7]
 
 
 @pytest.mark.parametrize(

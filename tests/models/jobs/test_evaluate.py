@@ -139,7 +139,7 @@ def test_points_of_best_of_k_come_from_the_same_replies(judge):
 
 
 def test_more_points_than_replies_are_refused(judge):
-    with pytest.raises(JobError, match="best_of_points asks for 8 of 4 replies"):
+    with pytest.raises(JobError, match="best_of_points asks for the best of 8; expected 1 to best_of = 4"):
         judge("a", best_of=4, best_of_points=[1, 8])
 
 

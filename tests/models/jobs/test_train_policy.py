@@ -77,8 +77,8 @@ def test_learning_rate_zero_changes_nothing(train, policy_dir):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_no_optimiser_step_is_a_failure(train):
-    with pytest.raises(JobError, match="No optimiser step"):
+def test_a_run_without_an_iteration_is_refused(train):
+    with pytest.raises(JobError, match="iterations is 0; expected at least 1"):
         train(iterations=0)
 
 

@@ -341,11 +341,6 @@ def test_while_the_critic_warms_up_the_adapter_stays_as_it_was(inputs, tmp_path)
     assert [line["objective/kl"] == 0.0 for line in lines] == [True, True, False]
 
 
-def test_no_optimiser_step_is_a_failure(inputs, tmp_path):
-    with pytest.raises(JobError, match="No optimiser step"):
-        run_ppo(tmp_path / "run", inputs, LORA | {"iterations": 0})
-
-
 def test_unknown_layers_are_refused_before_anything_is_sampled(inputs, tmp_path):
     with pytest.raises(JobError, match="lora_layers names q; the linear layers of this LlamaModel are down_proj"):
         train_policy.run(ppo_job(tmp_path, inputs, LORA | {"lora_layers": ["q"]}))

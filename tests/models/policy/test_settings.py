@@ -134,7 +134,7 @@ def test_interrupted_training_ends_with_the_same_bytes(train, monkeypatch, setti
     [
         ({"kl_placement": "loss"}, "gradient is zero on average"),
         ({"critic_warmup_iterations": 3, "iterations": 3}, "3 of 3 iterations"),
-        ({"kl_target_nats": 0.0}, "kl_target_nats is 0.0; expected a number above 0"),
+        ({"kl_target_nats": 0.0}, "kl_target_nats is 0.0; expected more than 0"),
         ({"kl_target_nats": 1.0, "kl_coef": 0.0}, "kl_coef is 0 with kl_target_nats"),
         ({"kl_horizon_samples": 0}, "kl_horizon_samples is 0"),
         ({"kl_estimator": "k2"}, "k2"),

@@ -143,8 +143,8 @@ def test_chosen_layers_alone_get_an_adapter(policy_dir, comparisons_dir, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_rank": -1}, "lora_rank is -1; expected 0"),
-        ({"lora_alpha": 0.0}, "lora_alpha is 0.0; expected a number above 0"),
+        ({"lora_rank": -1}, "lora_rank is -1; expected at least 0"),
+        ({"lora_alpha": 0.0}, "lora_alpha is 0.0; expected more than 0"),
         ({"lora_rank": 0, "lora_layers": ["q_proj"]}, "lora_layers is .'q_proj'. with lora_rank 0"),
         (
             {"lora_layers": ["q_prj"]},

@@ -14,8 +14,6 @@ from tests.orchestrator.reports.curves import curve
 from tests.orchestrator.reports.policy_results import evaluation
 
 TOLERANCE = 1e-6
-
-
 BEST = evaluation(
     best_of=4,
     best_of_points=(

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.ports import free_port
 from tests.orchestrator.serving.processes import ended, start, wait_until_live
 from tests.orchestrator.serving.tiny_policies import Policies

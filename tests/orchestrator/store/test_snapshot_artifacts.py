@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.config import parse_config
-from orchestrator.conversations.contestants import get_contestant, open_pairing, served
+from orchestrator.conversations.contestants import get_contestant
+from orchestrator.conversations.pairings import open_pairing, served
 from orchestrator.judging.standings import _cycles
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.snapshots import publish_snapshots

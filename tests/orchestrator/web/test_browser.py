@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Route, ex
 from sqlalchemy import func, select
 
 from db import tables as t
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.ports import free_port
 from orchestrator.people.tasks import INSTRUCTIONS, TASKS
 from orchestrator.web.app import FeedbackConfig, create_app

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.orchestrator.web.rating import ask, candidates, code_of, events, ok, pair_of

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access
 from orchestrator.people.queues import add_group, join_group
 from orchestrator.people.raters import create_rater, set_status
@@ -159,7 +159,7 @@ def things(callers: Callers, feedback_url: str, database: Database) -> dict[str,
         for member in (OTHER, BANNED):
             join_group(session, "writers", member.replace(" ", "-"))
         writers = contestants.add_writer(session, "people", "writers")
-        contestants.open_pairing(session, "red_team", writers.id, writers.id)
+        pairings.open_pairing(session, "red_team", writers.id, writers.id)
     with httpx.Client(base_url=feedback_url, headers={"Authorization": f"Bearer {callers.tokens[RATER]}"}) as client:
         pair_of(client, ask(client, "red_team")[1], wait=False)
     with database() as session:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.conversations.contestants import ContestantError
 from orchestrator.people.queues import group_members
 from orchestrator.people.tasks import TASKS
@@ -33,7 +33,7 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
 
         def work(session: Session) -> dict[str, Any]:
             return {
-                "figures": contestants.pairing_figures(session, ROWS),
+                "figures": pairings.pairing_figures(session, ROWS),
                 "contestants": [one for one in contestants.contestants(session) if one.kind != "policy"],
                 "policies": _newest(session, POLICIES),
                 "preference_models": _newest(session, ("preference_model",)),
@@ -51,7 +51,7 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
         def work(session: Session, form: FormData) -> None:
             a, b = (contestants.get_contestant(session, text_of(form, side).strip()) for side in ("a", "b"))
             weight = _number(text_of(form, "weight"))
-            contestants.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
+            pairings.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
 
         await desk.act(request, work)
         return go_to("/desk/pairings")
@@ -59,7 +59,7 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
     @router.post("/pairings/{pairing_id}/end")
     async def end_pairing(pairing_id: Id, request: Request) -> Response:
         """Let them meet no more."""
-        await desk.act(request, lambda session, form: contestants.end_pairing(session, pairing_id))
+        await desk.act(request, lambda session, form: pairings.end_pairing(session, pairing_id))
         return go_to("/desk/pairings")
 
     @router.post("/contestants")
