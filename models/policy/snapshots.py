@@ -7,7 +7,6 @@ every other one is given up. At the end those nearest to even steps are taken. U
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.policy.results import CurvePoint, KeptSnapshot
+from models.runtime.files import link_or_copy
 from models.runtime.results import part_to_json
 
 # √nat per reply. A KL of 1e-4 nats is what rounding of log-probs may look like; finer steps say nothing.
@@ -90,7 +90,7 @@ class SnapshotKeeper:
         The candidates stay: a job that is killed before its result is complete needs them again.
         """
         for point in self.listed():
-            shutil.copytree(self.place(point), result / point.folder, copy_function=_link)
+            shutil.copytree(self.place(point), result / point.folder, copy_function=link_or_copy)
 
     def state_dict(self) -> dict[str, Any]:
         """For the job's checkpoint; the weights themselves are on disk already."""
@@ -114,11 +114,3 @@ class SnapshotKeeper:
 
 def _root(point: CurvePoint) -> float:
     return math.sqrt(max(0.0, point.kl_nats))
-
-
-def _link(source: str, target: str) -> None:
-    """The same file in two places, or a copy of it where the file system can't do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

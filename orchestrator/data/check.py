@@ -7,10 +7,7 @@ this.
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +19,9 @@ from db.split import normalised
 from orchestrator.data.comparison_records import records
 from orchestrator.data.contamination import CheckedComparison, DataCheck, DataCheckResults, TextIndex
 from orchestrator.data.formats import HEAD_RECORDS, detect_or_none, make_parser
-from orchestrator.data.formats.reading import RecordFile, check_named_gzip
+from orchestrator.data.formats.reading import RecordFile
 from orchestrator.data.formats.records import Refused, load_object
+from orchestrator.data.named_files import opened_text
 from orchestrator.errors import ImportFileError
 
 OVERLAPS_FILE = "overlaps.jsonl"
@@ -242,7 +240,8 @@ def _records(file: Path) -> Iterator[list[str]]:
 def _all_records(file: Path) -> Iterator[list[str]]:
     suffix = _suffix(file)
     if suffix in (".csv", ".tsv", ".txt"):
-        with _opened(file) as lines:
+        # The csv module asks for the ends of lines as they are.
+        with opened_text(file, newline="") as lines:
             _check_no_json(file, lines)
             if suffix == ".txt":
                 yield from ([line.strip()] for line in lines if line.strip())
@@ -285,11 +284,12 @@ def _one_object(file: Path) -> Any:
     """The content of a file that is one JSON object over several lines; None where it is something else."""
     if _suffix(file) != ".json":
         return None
-    with _opened(file) as opened:
-        try:
-            content = json.load(opened)
-        except ValueError:
-            return None
+    with opened_text(file) as opened:
+        text = opened.read()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
     return content if isinstance(content, dict) else None
 
 
@@ -331,22 +331,6 @@ def _opening(comparison: CheckedComparison) -> str:
 
 def _suffix(file: Path) -> str:
     return Path(file.name.removesuffix(".gz")).suffix.lower()
-
-
-def _opened(file: Path) -> IO[str]:
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise ImportFileError(f"{file}: {error.strerror}.") from None
-    zipped = check_named_gzip(file, raw[:2])
-    try:
-        data = gzip.decompress(raw) if zipped else raw
-    except (EOFError, OSError, zlib.error) as error:
-        raise ImportFileError(f"{file}: the gzip data is damaged ({error}). Fetch the file again.") from None
-    try:
-        return io.StringIO(data.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        raise ImportFileError(f"{file}: byte {error.start} is not UTF-8. Convert the file.") from None
 
 
 def _no_text(file: Path) -> ImportFileError:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Header, Path, Response
+from fastapi import Depends, FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -29,11 +29,9 @@ from orchestrator.web.pages.desk.routes import desk_pages
 from orchestrator.web.pages.desk.shared import DeskSignInFirst, desk_sign_in_first
 from orchestrator.web.pages.rater.routes import pages
 from orchestrator.web.pages.rater.shared import SignInFirst, sign_in_first
-from orchestrator.web.pages.shell import error_answer
+from orchestrator.web.pages.shell import Id, error_answer
 from orchestrator.web.pair_sampling import PairSampling
 from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
-
-Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 async def bearer_token(authorization: Annotated[str | None, Header()] = None) -> str:

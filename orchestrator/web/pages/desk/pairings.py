@@ -17,8 +17,8 @@ from orchestrator.conversations.contestants import ContestantError
 from orchestrator.people.queues import group_members
 from orchestrator.people.tasks import TASKS
 from orchestrator.store.deployments import POLICIES
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 _OFFERED = 30
 """Policies and preference models, the newest, among which the forms let choose; older ones by the command."""

@@ -15,8 +15,8 @@ from orchestrator.conversations.transcripts import dialogues_of, whole_dialogue
 from orchestrator.errors import ApiError
 from orchestrator.people import access, quality, raters, withdrawal
 from orchestrator.people.tasks import TASKS
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 PageNumber = Annotated[int, Query(ge=1, le=10_000, alias="page")]
 

@@ -12,8 +12,8 @@ from starlette.datastructures import FormData
 from orchestrator.people import queues
 from orchestrator.people.queues import EVERYTHING, QueueError
 from orchestrator.people.tasks import TASKS
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 
 def add_work(router: APIRouter, desk: Desk) -> None:

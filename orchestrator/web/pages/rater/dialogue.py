@@ -17,8 +17,9 @@ from orchestrator.people.access import SignedIn
 from orchestrator.people.queues import offers
 from orchestrator.people.tasks import INSTRUCTIONS, PROMPTS, TASKS, warns_about
 from orchestrator.web import page_views
-from orchestrator.web.pages.rater.shared import Id, RaterPages, key_of, written
+from orchestrator.web.pages.rater.shared import RaterPages, key_of, written
 from orchestrator.web.pages.shell import (
+    Id,
     go_to,
     page,
     text_of,
