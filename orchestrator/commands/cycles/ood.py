@@ -91,6 +91,10 @@ def _list(args: argparse.Namespace) -> int:
             .order_by(t.Artifact.id.desc())
         ).all()
         rows = [described(artifact, number) for artifact, number in found]
+        fitted = [
+            result_from_json(DetectorResults, artifact.results, where=f"the results of detector {artifact.id}")
+            for artifact, _ in found
+        ]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -98,13 +102,13 @@ def _list(args: argparse.Namespace) -> int:
         {
             "id": row["id"],
             "digest": row["digest"][:19],
-            "kind": row["results"].get("kind"),
-            "layer": row["results"].get("layer"),
-            "threshold": f"{row['results']['threshold']:.4g}" if "threshold" in row["results"] else None,
-            "false alarms": _interval(row["results"]["false_alarms"]) if "false_alarms" in row["results"] else None,
+            "kind": detector.kind,
+            "layer": detector.layer,
+            "threshold": f"{detector.threshold:.4g}",
+            "false alarms": _interval(detector.false_alarms),
             "cycle": row["cycle"],
         }
-        for row in rows
+        for row, detector in zip(rows, fitted, strict=True)
     ]
     print_table(shown, "No detectors yet. Fit one with `orchestrator ood fit`.")
     return 0
