@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
+from db.session import transaction
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import ProbeReplyMismatch, check_probe_reply
@@ -266,7 +266,7 @@ class Snapshots:
         return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
 
     def _read(self) -> tuple[LiveDeployment | None, Served]:
-        with Session(self._database) as session:
+        with transaction(self._database) as session:
             return live_deployment(session), served(session)
 
 

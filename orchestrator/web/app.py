@@ -15,9 +15,9 @@ from fastapi import Depends, FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 
+from db.session import transaction
 from orchestrator.conversations import dialogues, pairs, schemas
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
@@ -89,7 +89,7 @@ def _add_health(app: FastAPI, feedback: Feedback) -> None:
     @app.get("/health")
     def health() -> dict[str, object]:
         """Whether the app and its database work, and whether a policy is live."""
-        with Session(feedback.engine) as session:
+        with transaction(feedback.engine) as session:
             session.execute(text("select 1"))
             live = live_deployment(session) is not None
         return {"status": "ok", "policy_live": live} | ({} if live else {"message": "no policy is live"})
