@@ -164,10 +164,12 @@ def fit_detector(
         for by_layer in zip(*(layer.split(sizes) for layer in states), strict=True)
     )
 
-    told: dict[int, float | None] = {}
+    auroc_by_layer: dict[int, float | None] = {}
     if examples:
-        told = {layer: validation_auroc(settings, fit[layer], validation[layer], example[layer]) for layer in layers}
-    known_scores = {layer: value for layer, value in told.items() if value is not None}
+        auroc_by_layer = {
+            layer: validation_auroc(settings, fit[layer], validation[layer], example[layer]) for layer in layers
+        }
+    known_scores = {layer: value for layer, value in auroc_by_layer.items() if value is not None}
     if len(layers) == 1:
         layer = layers[0]
     elif known_scores:
@@ -187,7 +189,7 @@ def fit_detector(
     of_examples, of_others = None, None
     if examples:
         of_examples = Examples(
-            auroc_by_layer={str(key): value for key, value in told.items()},
+            auroc_by_layer={str(key): value for key, value in auroc_by_layer.items()},
             length_auroc=auroc(lengths[1], lengths[3]),
         )
     if judged:
