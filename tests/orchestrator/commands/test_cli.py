@@ -106,7 +106,7 @@ def test_what_a_database_that_answers_refuses_is_no_missing_database(home, postg
     assert as_operators_error(refused.value) is None
 
 
-def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, monkeypatch, capsys):
+def test_a_detector_must_be_there_before_the_server_starts(home, database_url, monkeypatch, capsys):
     monkeypatch.setenv("DATABASE_URL", database_url)
     assert cli.main(["serve-policy", "--detector", "abcdef"]) == 2
     assert "--detector abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, 
         ),
     ],
 )
-def test_an_impossible_gate_is_told_before_anything_starts(home, monkeypatch, capsys, variable, value, says):
+def test_an_impossible_detector_is_told_before_anything_starts(home, monkeypatch, capsys, variable, value, says):
     monkeypatch.setenv(variable, value)
     for command in ("serve-policy", "up"):
         assert cli.main([command]) == 2

@@ -12,6 +12,7 @@ import yaml
 from orchestrator import cli
 from orchestrator.instance.prefect_api import prefect_environment
 from orchestrator.instance.up import Instance
+from orchestrator.settings import RENAMED
 from tests.paths import PROJECT_ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())
@@ -90,7 +91,12 @@ def test_a_worker_keeps_its_name_over_restarts() -> None:
         assert OURS[name]["hostname"] == name
 
 
-def test_the_gate_of_the_env_file_reaches_the_policy_server() -> None:
+def test_the_detector_of_the_env_file_reaches_the_policy_server() -> None:
     environment = OURS["policy-server"]["environment"]
     for name in ("ORCHESTRATOR_DETECTOR", "ORCHESTRATOR_DETECTOR_ACTION"):
         assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no detector
+
+
+def test_a_renamed_variable_of_the_env_file_is_handed_on_to_be_refused() -> None:
+    environment = OURS["policy-server"]["environment"]
+    assert {name: environment.get(name) for name in RENAMED} == {name: f"${{{name}:-}}" for name in RENAMED}

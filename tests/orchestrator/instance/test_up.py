@@ -153,7 +153,9 @@ def test_a_user_s_own_prefect_settings_do_not_reach_the_instance(
     assert env["PREFECT_HOME"] == str(instance.home / "prefect")
 
 
-def test_the_policy_server_of_an_instance_gets_the_gate(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_server_of_an_instance_gets_the_detector(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ORCHESTRATOR_DETECTOR", "sha256:abcdef")
     monkeypatch.setenv("ORCHESTRATOR_DETECTOR_ACTION", "refuse")
     env = instance.env()
