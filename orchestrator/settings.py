@@ -22,7 +22,13 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _PACKAGED = Path(__file__).resolve().parent / "examples"
 EXAMPLES = _PACKAGED if _PACKAGED.is_dir() else PROJECT_ROOT / "examples"
 
-GateAction = Literal["log", "flag", "refuse"]
+# Names that a variable had before, and those that it has now.
+RENAMED = {
+    "ORCHESTRATOR_GATE": "ORCHESTRATOR_DETECTOR",
+    "ORCHESTRATOR_GATE_ACTION": "ORCHESTRATOR_DETECTOR_ACTION",
+}
+
+DetectorAction = Literal["log", "flag", "refuse"]
 """What becomes of a request that is far from what the policy was trained to answer."""
 DIGEST = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
 """A digest, or its beginning."""
@@ -140,17 +146,17 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
             default_in_words="that of the worker",
         ),
         Variable(
-            "ORCHESTRATOR_GATE",
+            "ORCHESTRATOR_DETECTOR",
             "Digest, or its beginning, of the detector of far requests that the policy server asks, as `serve-policy "
-            "--gate` says it; `orchestrator ood list` shows those there are. None is asked where not set.",
+            "--detector` says it; `orchestrator ood list` shows those there are. None is asked where not set.",
             "policy server",
         ),
         Variable(
-            "ORCHESTRATOR_GATE_ACTION",
+            "ORCHESTRATOR_DETECTOR_ACTION",
             "What becomes of a far request: it is logged, answered with a flag, or refused.",
             "policy server",
             default="log",
-            choices=get_args(GateAction),
+            choices=get_args(DetectorAction),
         ),
         Variable(
             "ORCHESTRATOR_REVISION",
@@ -301,10 +307,10 @@ class Settings:
     """`ORCHESTRATOR_DEVICE`."""
     python: str | None
     """`ORCHESTRATOR_JOB_PYTHON`."""
-    gate: str | None
-    """`ORCHESTRATOR_GATE`."""
-    gate_action: GateAction
-    """`ORCHESTRATOR_GATE_ACTION`."""
+    detector: str | None
+    """`ORCHESTRATOR_DETECTOR`."""
+    detector_action: DetectorAction
+    """`ORCHESTRATOR_DETECTOR_ACTION`."""
     jobs_at_once: int
     """`ORCHESTRATOR_JOBS_AT_ONCE`."""
 
@@ -317,18 +323,21 @@ class Settings:
         Raises:
             ConfigError: a variable is set to something unusable; the message names variable and value.
         """
+        for old, new in RENAMED.items():
+            if os.environ.get(old):
+                raise ConfigError(f"{old} is now called {new}; set that instead, to {os.environ[old]!r}.")
         home = Path(read("ORCHESTRATOR_HOME") or running_instance.default_home()).expanduser().absolute()
         device = str(read("ORCHESTRATOR_DEVICE"))
         database_url = read("DATABASE_URL")
         if database_url is not None:
             database_url = normalised_database_url(database_url)
-        gate = read("ORCHESTRATOR_GATE")
-        if gate is not None and not DIGEST.fullmatch(gate):
+        detector = read("ORCHESTRATOR_DETECTOR")
+        if detector is not None and not DIGEST.fullmatch(detector):
             raise ConfigError(
-                f"ORCHESTRATOR_GATE is {gate!r}; expected the digest of a detector, sha256:... "
+                f"ORCHESTRATOR_DETECTOR is {detector!r}; expected the digest of a detector, sha256:... "
                 "`orchestrator ood list` shows those there are."
             )
-        gate_action = read("ORCHESTRATOR_GATE_ACTION")
+        detector_action = read("ORCHESTRATOR_DETECTOR_ACTION")
         jobs_at_once = str(read("ORCHESTRATOR_JOBS_AT_ONCE"))
         if not jobs_at_once.isdecimal() or int(jobs_at_once) < 1:
             raise ConfigError(f"ORCHESTRATOR_JOBS_AT_ONCE is {jobs_at_once!r}; expected a whole number from 1.")
@@ -352,8 +361,8 @@ class Settings:
             admin_token=token,
             device=device,
             python=read("ORCHESTRATOR_JOB_PYTHON"),
-            gate=gate,
-            gate_action=cast(GateAction, gate_action),
+            detector=detector,
+            detector_action=cast(DetectorAction, detector_action),
             jobs_at_once=int(jobs_at_once),
         )
 

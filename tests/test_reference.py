@@ -11,7 +11,7 @@ import pytest
 
 from docs.generate_reference import PAGES, REGENERATE
 from orchestrator.errors import ConfigError
-from orchestrator.settings import BY_NAME, VARIABLES, Settings
+from orchestrator.settings import BY_NAME, RENAMED, VARIABLES, Settings
 from tests.paths import PROJECT_ROOT
 
 PRODUCT = ("orchestrator", "models", "flows", "db", "migrations")
@@ -92,7 +92,7 @@ def test_a_variable_that_is_read_or_set_is_seen(tmp_path):
 
 def test_every_variable_of_the_product_is_in_the_table():
     found = {name for path in files(*PRODUCT) for name in [*touched(path, written=True), *named(path)]}
-    assert sorted(found - BY_NAME.keys()) == []
+    assert sorted(found - BY_NAME.keys() - RENAMED.keys()) == []
 
 
 def test_every_variable_that_tests_and_benchmarks_read_is_in_the_table():
@@ -132,7 +132,11 @@ def test_a_number_of_the_environment_has_its_unit_and_what_raising_it_does():
     ("name", "value", "told"),
     [
         ("ORCHESTRATOR_DEVICE", "tpu", "ORCHESTRATOR_DEVICE is 'tpu'; expected auto, cpu or cuda."),
-        ("ORCHESTRATOR_GATE_ACTION", "drop", "ORCHESTRATOR_GATE_ACTION is 'drop'; expected log, flag or refuse."),
+        (
+            "ORCHESTRATOR_DETECTOR_ACTION",
+            "drop",
+            "ORCHESTRATOR_DETECTOR_ACTION is 'drop'; expected log, flag or refuse.",
+        ),
         ("ORCHESTRATOR_JOBS_AT_ONCE", "0", "ORCHESTRATOR_JOBS_AT_ONCE is '0'; expected a whole number from 1."),
     ],
 )
@@ -145,8 +149,8 @@ def test_a_value_that_is_none_of_the_choices_is_refused(monkeypatch, name, value
 
 def test_an_empty_variable_counts_as_unset(monkeypatch, tmp_path):
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
-    for name in ("ORCHESTRATOR_DEVICE", "ORCHESTRATOR_GATE_ACTION", "ORCHESTRATOR_JOBS_AT_ONCE", "DATABASE_URL"):
+    for name in ("ORCHESTRATOR_DEVICE", "ORCHESTRATOR_DETECTOR_ACTION", "ORCHESTRATOR_JOBS_AT_ONCE", "DATABASE_URL"):
         monkeypatch.setenv(name, "")
     settings = Settings.from_env(find_instance=False)
-    found = (settings.device, settings.gate_action, settings.jobs_at_once, settings.database_url)
+    found = (settings.device, settings.detector_action, settings.jobs_at_once, settings.database_url)
     assert found == ("auto", "log", 1, None)

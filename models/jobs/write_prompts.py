@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from models.chat.format import ChatFormat, Message
 from models.chat.prompt_writing import Sieve, Verdict, message_key
@@ -33,6 +33,17 @@ from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 NAME = "write_prompts"
 _EXAMPLES, _SAMPLE = range(2)
 SLOTS = 128
+
+
+class PromptRecord(TypedDict):
+    """A prompt of a set, one line of prompts.jsonl."""
+
+    id: str
+    kind: str
+    split: str
+    messages: list[Message]
+    written_from: NotRequired[list[str]]
+    """Of a written prompt: the keys of the examples that it was written after."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,9 @@ def run(job: Job) -> None:
     chat = ChatFormat.load(job.input("policy"))
     model = load_causal_lm(job.input("policy"), device=job.device)
     source = job.input("prompts")
-    records = [json.loads(line) for line in (source / "prompts.jsonl").read_text("utf-8").split("\n") if line]
+    records: list[PromptRecord] = [
+        json.loads(line) for line in (source / "prompts.jsonl").read_text("utf-8").split("\n") if line
+    ]
     writer = Writer(job, settings, chat, model, records)
     written = writer.write()
     by_kind: dict[str, int] = {kind: sum(record["kind"] == kind for record in written) for kind in KINDS}
@@ -91,7 +104,7 @@ class Writer:
     """Samples texts in rounds until enough are kept or the attempts are used up."""
 
     def __init__(
-        self, job: Job, settings: WritingSettings, chat: ChatFormat, model: Any, records: Sequence[dict[str, Any]]
+        self, job: Job, settings: WritingSettings, chat: ChatFormat, model: Any, records: Sequence[PromptRecord]
     ) -> None:
         self.job, self.settings, self.chat = job, settings, chat
         self.opening = user_opening(chat)
@@ -108,17 +121,17 @@ class Writer:
         self.model = model
         self.verdicts: Counter[Verdict] = Counter()
 
-    def write(self) -> list[dict[str, Any]]:
+    def write(self) -> list[PromptRecord]:
         """The records of the prompts kept; kinds in the proportion of the examples."""
         total = sum(map(len, self.examples.values()))
-        written: list[dict[str, Any]] = []
+        written: list[PromptRecord] = []
         for kind in KINDS:
             wanted = round(self.settings.num_written * len(self.examples[kind]) / total)
             written += self._write_kind(kind, wanted)
         return written
 
-    def _write_kind(self, kind: Kind, wanted: int) -> list[dict[str, Any]]:
-        kept: list[dict[str, Any]] = []
+    def _write_kind(self, kind: Kind, wanted: int) -> list[PromptRecord]:
+        kept: list[PromptRecord] = []
         number, limit = 0, wanted * self.settings.max_attempts
         engine = DecodeEngine(self.model, self.chat.eos_id, SLOTS)
         while len(kept) < wanted and number < limit:
@@ -141,13 +154,13 @@ class Writer:
             self.job.progress(len(kept), wanted, f"write {kind}")
         return kept
 
-    def _record(self, kind: str, examples: Sequence[Example], completion: Completion) -> dict[str, Any] | None:
+    def _record(self, kind: str, examples: Sequence[Example], completion: Completion) -> PromptRecord | None:
         text, finished = self._text(completion)
         verdict = self.sieve.judge(text, [example.text for example in examples], finished=finished)
         self.verdicts[verdict] += 1
         if verdict != "kept":
             return None
-        messages = [{"role": "user", "content": text}]
+        messages = [Message(role="user", content=text)]
         canonical = json.dumps([kind, messages], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return {
             "id": hashlib.sha256(canonical.encode()).hexdigest(),
@@ -164,10 +177,10 @@ class Writer:
                 return self.chat.decode(completion.ids[:place]).strip(), True
         return self.chat.decode(completion.ids).strip(), False
 
-    def _examples_of(self, kind: Kind, records: Sequence[dict[str, Any]]) -> list[Example]:
+    def _examples_of(self, kind: Kind, records: Sequence[PromptRecord]) -> list[Example]:
         found: dict[str, Example] = {}
         for record in records:
-            messages: list[Message] = record["messages"]
+            messages = record["messages"]
             if record["split"] != "train" or record["kind"] != kind or len(messages) != 1:
                 continue
             if "written_from" in record:
@@ -205,8 +218,8 @@ def user_opening(chat: ChatFormat) -> list[int]:
     return common
 
 
-def _opening(messages: Sequence[dict[str, Any]]) -> str:
-    return next((str(message["content"]) for message in messages if message["role"] == "user"), "")
+def _opening(messages: Sequence[Message]) -> str:
+    return next((message["content"] for message in messages if message["role"] == "user"), "")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from models.policy.settings import WatchSettings
 from models.policy.watch import Watch, rollout_signals, twin_gap
 from models.preference.comparison_set import ComparisonSetError
 from models.preference.model import PreferenceModel
+from models.preference.results import Accuracy
 from models.runtime.job import Job, JobError
 from models.runtime.results import part_to_json
 
@@ -117,10 +118,10 @@ class PolicyMonitor:
         self.measure_logp_accuracy(samples)
         ceiling = self.logp_ceiling
         return LogpAccuracy(
-            pairs={kind: entry["n"] for kind, entry in ceiling.items()},
+            pairs={kind: measured.n for kind, measured in ceiling.items()},
             preference_model=_accuracies(ceiling),
             curve=tuple(self.logp_curve),
-            dialogues={kind: entry["dialogues"] for kind, entry in ceiling.items()},
+            dialogues={kind: measured.dialogues for kind, measured in ceiling.items()},
             preference_model_ci=_intervals(ceiling),
         )
 
@@ -135,9 +136,9 @@ class PolicyMonitor:
         self.logp_curve = [LogpPoint(**point) for point in state["logp_curve"]]
 
 
-def _accuracies(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    return {kind: entry["accuracy"] for kind, entry in found.items()}
+def _accuracies(found: Mapping[str, Accuracy]) -> dict[str, float]:
+    return {kind: measured.accuracy for kind, measured in found.items() if measured.accuracy is not None}
 
 
-def _intervals(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
-    return {kind: (entry["ci"][0], entry["ci"][1]) for kind, entry in found.items()}
+def _intervals(found: Mapping[str, Accuracy]) -> dict[str, Interval]:
+    return {kind: measured.ci for kind, measured in found.items()}

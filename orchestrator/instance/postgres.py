@@ -41,7 +41,6 @@ DATABASE = "orchestrator"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
-"""The user that runs Postgres for root; one that every Linux and macOS has."""
 
 
 class EmbeddedPostgres:

@@ -13,6 +13,7 @@ from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance.processes import LAUNCHER
 
 ROOT_RUNS_AS = "nobody"
+"""The user that runs Postgres for root; one that every Linux and macOS has."""
 
 
 def binary(name: str) -> Path:

@@ -56,7 +56,7 @@ def detector_rows(found: FittedDetector | None) -> list[tuple[str, str]]:
                 f"{examples.length_auroc:.3f}",
             )
         )
-    return [*rows, ("… before the policies", f"`orchestrator serve-policy --gate {found.digest}`")]
+    return [*rows, ("… before the policies", f"`orchestrator serve-policy --detector {found.digest}`")]
 
 
 def _beyond(numbers: Beyond) -> str:

@@ -34,8 +34,8 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
         yield
         following.cancel()
         await server.snapshots.close()
-        if server.gate is not None:
-            server.gate.close()
+        if server.detector is not None:
+            server.detector.close()
         await asyncio.to_thread(server.decoding.stop)
         server.database.dispose()
 
@@ -54,8 +54,8 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
             "reply_tokens": ("Tokens decoded", lambda: server.decoding.tokens),
             "swaps": ("How often another snapshot became the live one", lambda: snapshots.swaps),
             "far_requests": (
-                "Requests that the gate found far from home",
-                lambda: server.gate.far if server.gate else 0,
+                "Requests that the detector found far from home",
+                lambda: server.detector.far if server.detector else 0,
             ),
             "failed_loads": ("Snapshots that could not be loaded", lambda: snapshots.failed_loads),
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 from db.session import make_engine
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread
-from orchestrator.serving.far_requests import Gate, GateConfig
+from orchestrator.serving.far_requests import DetectorConfig, FarRequests
 from orchestrator.serving.snapshots import SnapshotLimits, Snapshots
 from orchestrator.store.artifacts import ArtifactStore
 
@@ -27,7 +27,7 @@ class PolicyServerConfig:
     """Whether /v1 asks for an API key; else everybody who reaches the server may use it."""
     requests_per_minute: int = 600
     """Of each API key that has no limit of its own."""
-    gate: GateConfig | None = None
+    detector: DetectorConfig | None = None
     """The detector that judges each request, and what becomes of those far from home."""
     max_tokens: int = 4096
     """Longest reply that a request may ask for."""
@@ -46,7 +46,7 @@ class PolicyServer:
         self.database = make_engine(config.database_url)
         store = ArtifactStore(config.artifact_url, config.cache)
         self.snapshots = Snapshots(self.database, store, config.limits)
-        gate = config.gate
-        self.gate = None if gate is None else Gate(gate, self.database, store, config.limits.device)
+        detector = config.detector
+        self.detector = None if detector is None else FarRequests(detector, self.database, store, config.limits.device)
         self.callers = Callers(self.database, config.admin_token, config.requests_per_minute)
         self.replies = 0

@@ -1,6 +1,6 @@
 """Detectors of requests far from what a policy was trained to answer: in a cycle, and by hand.
 
-The job is `models/jobs/fit_ood_detector.py`; `serve-policy --gate DIGEST` puts the artifact before the policies.
+The job is `models/jobs/fit_ood_detector.py`; `serve-policy --detector DIGEST` puts the artifact before the policies.
 """
 
 from __future__ import annotations

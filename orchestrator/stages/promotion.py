@@ -6,13 +6,12 @@ between the two leaves a policy server that the next run of the stage brings up 
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.policy.results import Evaluation
+from models.preference.results import ModelSummary
 from models.runtime.results import result_from_json
 from models.statistics.intervals import mean_interval
 from orchestrator.conversations.contestants import policy
@@ -161,16 +160,15 @@ def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evalua
     numbers = context.results(snapshot_evaluation_id)
     snapshot = result_from_json(Evaluation, numbers, where=f"the results of evaluation {snapshot_evaluation_id}")
     gain, gain_ci = _paired_gain(context, snapshot_evaluation_id, initial_evaluation_id)
-    held_out = _preference_model_results(context, snapshot_evaluation_id)["held_out"]
-    ci = held_out.get("ci")
+    held_out = _preference_model(context, snapshot_evaluation_id).held_out
     # An evaluation found from before these were measured doesn't have them.
     ordinary = snapshot.of_ordinary_requests
     refusing = ordinary.collapse if ordinary is not None else None
     return Evidence(
-        pm_accuracy=held_out.get("accuracy"),
-        pm_accuracy_ci=(ci[0], ci[1]) if ci else None,
-        num_held_out=held_out.get("n", 0),
-        num_dialogues=held_out.get("dialogues"),
+        pm_accuracy=held_out.accuracy,
+        pm_accuracy_ci=held_out.ci,
+        num_held_out=held_out.n,
+        num_dialogues=held_out.dialogues,
         score_gain=gain,
         score_gain_ci=gain_ci,
         kl_nats=snapshot.kl_nats,
@@ -179,14 +177,15 @@ def _evidence(context: StageContext, snapshot_evaluation_id: int, initial_evalua
     )
 
 
-def _preference_model_results(context: StageContext, evaluation_id: int) -> dict[str, Any]:
+def _preference_model(context: StageContext, evaluation_id: int) -> ModelSummary:
+    """The preference model that an evaluation scored with."""
     with context.session() as session:
         parent = session.execute(
             select(t.Artifact)
             .join(t.LineageEdge, t.LineageEdge.parent_id == t.Artifact.id)
             .where(t.LineageEdge.child_id == evaluation_id, t.LineageEdge.role == "preference_model")
         ).scalar_one()
-    return parent.results
+    return result_from_json(ModelSummary, parent.results, where=f"the results of preference model {parent.id}")
 
 
 def _paired_gain(context: StageContext, one_id: int, other_id: int) -> tuple[float, tuple[float, float]]:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from db import tables as t
 from models.policy.results import PPOResult
+from models.preference.results import ModelSummary
 from models.runtime.results import part_to_json, result_from_json, result_to_json
 from orchestrator.config import CycleConfig
 from orchestrator.database import database
@@ -97,7 +98,7 @@ def write_report(
             name=config.name,
             policies=tuple(policies),
             preference_models={
-                role: _trained(context.results(id_))
+                role: _trained(context, id_)
                 for role, id_ in (("training PM", preference_model_id), ("watcher", watcher_id))
             },
             gap_opens=gap_opens(policies),
@@ -108,8 +109,8 @@ def write_report(
         picture = Picture("gap", CAPTION, png(figure))
 
         def write(out: Path) -> dict[str, Any]:
-            told = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
-            (out / "report.json").write_text(json.dumps(told, indent=1, sort_keys=True))
+            report = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
+            (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
             (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
             (out / "gap.png").write_bytes(picture.png)
             return result_to_json(found)
@@ -133,6 +134,7 @@ def report_folder(reference: str | None = None) -> Path:
     return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(found.digest)
 
 
-def _trained(results: dict[str, Any]) -> Trained:
-    held_out = results["held_out"]
-    return Trained(results["num_train"], held_out["accuracy"], tuple(held_out["ci"]))
+def _trained(context: StageContext, model_id: int) -> Trained:
+    where = f"the results of preference model {model_id}"
+    model = result_from_json(ModelSummary, context.results(model_id), where=where)
+    return Trained(model.num_train, model.held_out.accuracy, model.held_out.ci)

@@ -142,9 +142,9 @@ def test_its_rows_are_listed_with_their_lineage(old_home: OldHome) -> None:
 
 def test_its_live_policy_answers_and_its_raters_go_on(old_home: OldHome) -> None:
     token = old_home.json("rater", "token", "anna")["token"]
-    gate = ["--gate", DETECTOR, "--gate-action", "flag"]
+    detector = ["--detector", DETECTOR, "--detector-action", "flag"]
     with listening(
-        ["serve-policy", *gate], old_home.env, old_home.folder, old_home.folder / "policy.log"
+        ["serve-policy", *detector], old_home.env, old_home.folder, old_home.folder / "policy.log"
     ) as policy_url:
         wait_for("a live policy", lambda: httpx.get(f"{policy_url}/health").json()["status"] == "ok")
         health = httpx.get(f"{policy_url}/health").json()

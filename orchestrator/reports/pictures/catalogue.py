@@ -6,7 +6,7 @@ or None where there is nothing to show, and name it in `PICTURES`. matplotlib is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from models.preference.results import HeldOutReport
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-"""Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
-
-
-def draw_all(numbers: dict[str, Any]) -> list[Picture]:
+def draw_all(numbers: Mapping[str, Any]) -> list[Picture]:
     """Every picture for which the cycle has numbers."""
     drawn = []
     for name, (caption, draw) in PICTURES.items():
@@ -44,15 +41,15 @@ def draw_all(numbers: dict[str, Any]) -> list[Picture]:
     return drawn
 
 
-Draw = Callable[[dict[str, Any]], "Figure | None"]
+Draw = Callable[[Mapping[str, Any]], "Figure | None"]
 
 
-def _ppo_course(numbers: dict[str, Any]) -> Figure | None:
+def _ppo_course(numbers: Mapping[str, Any]) -> Figure | None:
     training = training_of(numbers)
     return None if training is None else ppo_course.ppo_course(training)
 
 
-def _kl_law(numbers: dict[str, Any]) -> Figure | None:
+def _kl_law(numbers: Mapping[str, Any]) -> Figure | None:
     training = training_of(numbers)
     if training is None:
         return None
@@ -62,19 +59,19 @@ def _kl_law(numbers: dict[str, Any]) -> Figure | None:
 def _of_held_out(draw: Callable[[HeldOutReport], Figure | None]) -> Draw:
     """A picture of the report of the cycle's preference model."""
 
-    def drawn(numbers: dict[str, Any]) -> Figure | None:
+    def drawn(numbers: Mapping[str, Any]) -> Figure | None:
         model = model_of(numbers)
         return draw(model.held_out) if model is not None else None
 
     return drawn
 
 
-def _policy_scores(numbers: dict[str, Any]) -> Figure | None:
+def _policy_scores(numbers: Mapping[str, Any]) -> Figure | None:
     scores = numbers.get("policy_scores") or {}
     return _of_held_out(lambda held_out: policy_scores(held_out, scores))(numbers)
 
 
-def _scaling(numbers: dict[str, Any]) -> Figure | None:
+def _scaling(numbers: Mapping[str, Any]) -> Figure | None:
     found = scaling_of(numbers)
     return scaling(found) if found is not None else None
 

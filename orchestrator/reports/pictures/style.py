@@ -21,6 +21,7 @@ PANEL_INCHES = (4.0, 3.1)
 DPI = 150
 SMALL, NORMAL = 8, 9
 Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
+"""Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from models.runtime import random_numbers
 from models.runtime.random_numbers import derive_seed, permutation, uniforms
+from models.sampling import key_value_cache
 from models.sampling import llama as sampler_llama
 from models.sampling.draws import choose_tokens
 from models.sampling.engine import DecodeEngine, SamplingParams
@@ -290,12 +291,12 @@ def test_drawn_tokens_follow_the_models_probabilities():
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_cached_keys_in_many_blocks_tell_the_same_as_the_plain_forward(monkeypatch, groups):
     # Blocks of 2, 2, 2, 2, 4, 4, ... positions: replies cross them, rows move between them, and the cache grows twice.
-    monkeypatch.setattr(sampler_llama, "_FIRST_BLOCK_CPU", 2)
+    monkeypatch.setattr(key_value_cache, "_FIRST_BLOCK_CPU", 2)
     model = llama(num_key_value_heads=4 // groups)
     engine = DecodeEngine(model, EOS, max_slots=4)
     assert_equal_to_plain_forward(model, engine.generate(some_prompts(1), SamplingParams(4, seed=9)))
     params = [SamplingParams(6 + 5 * i, seed=i) for i in range(8)]
     assert_equal_to_plain_forward(model, engine.generate(some_prompts(), params))
-    sizes = [block.size for block in engine._decoder._blocks]
+    sizes = [block.size for block in engine._decoder.cache.blocks]
     assert sizes[:5] == [2, 2, 2, 2, 4]
-    assert [block.start for block in engine._decoder._blocks][:6] == [0, 2, 4, 6, 8, 12]
+    assert [block.start for block in engine._decoder.cache.blocks][:6] == [0, 2, 4, 6, 8, 12]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from models.backbone import adapters
+from models.sampling import key_value_cache
 from models.sampling import llama as sampler_llama
 from models.sampling import static as sampler_static
 from models.sampling.engine import DecodeEngine, SamplingParams
@@ -79,7 +80,7 @@ def assert_same(ours, theirs, tolerance=LOGP_ROUNDING):
 @pytest.fixture
 def small_shapes(monkeypatch):
     """Blocks of 8 and widths from 4 on, so that replies of 30 tokens meet many of both."""
-    monkeypatch.setattr(sampler_llama, "_FIRST_BLOCK_CPU", 8)
+    monkeypatch.setattr(key_value_cache, "_FIRST_BLOCK_CPU", 8)
     monkeypatch.setattr(sampler_static, "_FIRST_WIDTH", 4)
 
 

@@ -154,11 +154,11 @@ def test_a_user_s_own_prefect_settings_do_not_reach_the_instance(
 
 
 def test_the_policy_server_of_an_instance_gets_the_gate(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORCHESTRATOR_GATE", "sha256:abcdef")
-    monkeypatch.setenv("ORCHESTRATOR_GATE_ACTION", "refuse")
+    monkeypatch.setenv("ORCHESTRATOR_DETECTOR", "sha256:abcdef")
+    monkeypatch.setenv("ORCHESTRATOR_DETECTOR_ACTION", "refuse")
     env = instance.env()
-    assert (env["ORCHESTRATOR_GATE"], env["ORCHESTRATOR_GATE_ACTION"]) == ("sha256:abcdef", "refuse")
-    assert "--gate" not in instance.children["policy-server"].command
+    assert (env["ORCHESTRATOR_DETECTOR"], env["ORCHESTRATOR_DETECTOR_ACTION"]) == ("sha256:abcdef", "refuse")
+    assert "--detector" not in instance.children["policy-server"].command
 
 
 def test_a_service_that_cannot_start_ends_the_others_and_says_why(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_report_tells_what_a_detector_is_worth_and_how_it_is_used() -> None:
             "Detector of far requests",
             "relative on layer 2; 5.0% [0.9%, 23.6%] of unseen prompts of home lie beyond its threshold (n = 20)",
         ),
-        ("… before the policies", "`orchestrator serve-policy --gate sha256:abc`"),
+        ("… before the policies", "`orchestrator serve-policy --detector sha256:abc`"),
     ]
     others = OtherPrompts(n=4, beyond=3, share=0.75, ci=(0.3, 0.95), auroc=0.9, length_auroc=0.6)
     examples = Examples(auroc_by_layer={"1": 0.5, "2": None}, length_auroc=0.7)

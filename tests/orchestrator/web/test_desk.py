@@ -12,12 +12,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.preference.results import Accuracy
 from orchestrator.people import access
 from orchestrator.people.quality import figures_of, repeated_openings, times_by_task
 from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
 from tests.db.rows import add_comparison
+from tests.orchestrator.published_results import held_out_report, preference_model_results
 from tests.orchestrator.web.browsing import Browser, forms
 from tests.orchestrator.web.rating import ask, ok, pair_of
 from tests.orchestrator.web.routes import routes_of
@@ -247,17 +249,12 @@ def test_agreement_is_that_of_the_newest_preference_model(
     with database() as session, session.begin():
         ids = {rater.handle: rater.id for rater in session.scalars(select(t.Rater))}
         for name, correct in (("old", 0.1), ("new", 0.75)):
-            entry = {"accuracy": correct, "ci": [0.3, 0.95], "n": 4}
-            artifact = add_artifact(
-                session,
-                name,
-                kind="preference_model",
-                results={
-                    "held_out": {
-                        "by_rater": {str(ids["ann"]): entry, str(ids["ben"]): entry | {"n": 0, "accuracy": None}}
-                    }
-                },
-            )
+            by_rater = {
+                str(ids["ann"]): Accuracy(accuracy=correct, ci=(0.3, 0.95), n=4),
+                str(ids["ben"]): Accuracy(accuracy=None, ci=(0.0, 1.0), n=0),
+            }
+            results = preference_model_results(held_out_report(by_rater=by_rater))
+            artifact = add_artifact(session, name, kind="preference_model", results=results)
             assert artifact.id
     listed = admin.get("/desk").text
     rows = [row.split("<td>") for row in listed.split("<tr>")[2:]]

@@ -26,7 +26,12 @@ _OFFERED = 30
 
 def add_contestants(router: APIRouter, desk: Desk) -> None:
     """The routes of contestants and pairings."""
+    _add_list(router, desk)
+    _add_pairings(router, desk)
+    _add_new_contestant(router, desk)
 
+
+def _add_list(router: APIRouter, desk: Desk) -> None:
     @router.get("/pairings")
     def listing(request: Request) -> HTMLResponse:
         """The pairing table and the contestants."""
@@ -44,6 +49,8 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
 
         return desk.show(request, "pairings.html", work)
 
+
+def _add_pairings(router: APIRouter, desk: Desk) -> None:
     @router.post("/pairings")
     async def open_pairing(request: Request) -> Response:
         """Let two contestants meet in a task."""
@@ -62,33 +69,36 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
         await desk.act(request, lambda session, form: pairings.end_pairing(session, pairing_id))
         return go_to("/desk/pairings")
 
+
+def _add_new_contestant(router: APIRouter, desk: Desk) -> None:
     @router.post("/contestants")
     async def add(request: Request) -> Response:
         """Add a contestant that is not a plain policy."""
 
-        def work(session: Session, form: FormData) -> None:
-            kind, name = text_of(form, "kind"), text_of(form, "name").strip()
-            if kind == "best_of":
-                k = text_of(form, "k").strip()
-                if not k.isdecimal() or len(k) > 9:
-                    raise ContestantError(f"k is {k!r}; expected a whole number.")
-                policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
-                contestants.add_best_of(session, name, policy, judge, int(k))
-            elif kind == "endpoint":
-                contestants.add_endpoint(
-                    session,
-                    name,
-                    text_of(form, "url").strip(),
-                    text_of(form, "model"),
-                    text_of(form, "key_variable").strip() or None,
-                )
-            elif kind == "writer":
-                contestants.add_writer(session, name, text_of(form, "group"))
-            else:
-                raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
-
-        await desk.act(request, work)
+        await desk.act(request, _add_contestant)
         return go_to("/desk/pairings")
+
+
+def _add_contestant(session: Session, form: FormData) -> None:
+    kind, name = text_of(form, "kind"), text_of(form, "name").strip()
+    if kind == "best_of":
+        k = text_of(form, "k").strip()
+        if not k.isdecimal() or len(k) > 9:
+            raise ContestantError(f"k is {k!r}; expected a whole number.")
+        policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
+        contestants.add_best_of(session, name, policy, judge, int(k))
+    elif kind == "endpoint":
+        contestants.add_endpoint(
+            session,
+            name,
+            text_of(form, "url").strip(),
+            text_of(form, "model"),
+            text_of(form, "key_variable").strip() or None,
+        )
+    elif kind == "writer":
+        contestants.add_writer(session, name, text_of(form, "group"))
+    else:
+        raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
 
 
 def _newest(session: Session, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
