@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from db.split import is_held_out, split_key
 from orchestrator.config import OrientationSection
 from orchestrator.data.check import name_of
 from orchestrator.data.comparison_records import oriented
-from orchestrator.data.formats import detect, make_parser
+from orchestrator.data.formats import detect, detect_or_none, make_parser
 from orchestrator.data.formats.reading import RecordFile
-from orchestrator.data.formats.records import ImportedComparison, Refused, load_object
+from orchestrator.data.formats.records import ImportedComparison, Parser, Refused, load_object
 from orchestrator.errors import ConfigError, ImportFileError
 
 MANIFEST_FORMAT = 1
@@ -99,38 +100,73 @@ def comparisons_in(record: dict[str, Any], where: str, file: Path) -> Iterator[I
         raise ConfigError(f"{where}: {error}") from None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A record, or a part of it, that gives no pair: a reason code, and what was found."""
+
+    reason: str
+    detail: str
+
+
+def pairs_of_file(
+    file: Path, source: str, question: str, *, undecided: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | LeftOut]]:
+    """The pairs of a file in any format that can be imported, as records of a comparison set, each with its line.
+
+    Args:
+        source: What the records name as their source; their ids begin with it.
+        question: What is asked of the pairs, where the records don't say it.
+        undecided: Whether a comparison without a choice is a pair too, the second reply as the better one.
+
+    Raises:
+        ImportFileError: the file can't be read, or is in no known format.
+    """
+    parsers: dict[str, Parser] = {}
+    with RecordFile(file) as opened:
+        for raw in opened:
+            try:
+                record = load_object(raw.text)
+                # One that fits no format, or several, is read as the first was: what it lacks is said by that reader.
+                if (name := detect_or_none(record) or next(iter(parsers), None)) is None:
+                    name = detect(record, f"{file}, line {raw.line}")
+                if name not in parsers:
+                    parsers[name] = make_parser(name, file)
+                items = list(parsers[name](record))
+            except Refused as refused:
+                items = [refused]
+            for number, item in enumerate(items):
+                id = f"{source}:{raw.line}" + (f":{number}" if len(items) > 1 else "")
+                if isinstance(item, Refused):
+                    yield raw.line, LeftOut(item.reason, item.detail)
+                elif item.side == "none" and not undecided:
+                    yield raw.line, LeftOut("none_" + (item.reason or "tie"), "neither reply is the better one")
+                else:
+                    yield raw.line, _pair_of(item, id, source, item.question or question)
+
+
+def _pair_of(item: ImportedComparison, id: str, source: str, question: str) -> dict[str, Any]:
+    prompt, a, b = list(item.prompt), list(item.a.messages()), list(item.b.messages())
+    return oriented(id=id, source=source, question=question, side=item.side, prompt=prompt, a=a, b=b)
+
+
 def write_orientation_pairs(file: Path, out: Path) -> dict[str, Any]:
     """Write `pairs.jsonl` for the orientation check: records as in a comparison set, from prompt/chosen/rejected.
 
     Raises:
-        ConfigError: a line is no comparison of two different replies, or there is none.
+        ConfigError: a line is no comparison of two different replies, or there is none; the file can't be read.
     """
-    from orchestrator.data.formats import detect, make_parser
-    from orchestrator.data.formats.reading import RecordFile
-    from orchestrator.data.formats.records import Refused, load_object
-
     num_pairs = 0
-    with (out / "pairs.jsonl").open("w", encoding="utf-8") as lines, RecordFile(file) as records:
-        for raw in records:
-            where = f"{file}, line {raw.line}"
-            try:
-                record = load_object(raw.text)
-                for item in make_parser(detect(record, where), file)(record):
-                    if isinstance(item, Refused):
-                        raise item
-                    num_pairs += 1
-                    pair = oriented(
-                        id=f"{file.name}:{raw.line}",
-                        source="orientation",
-                        question=item.question or "helpful",
-                        side=item.side,
-                        prompt=list(item.prompt),
-                        a=list(item.a.messages()),
-                        b=list(item.b.messages()),
+    try:
+        with (out / "pairs.jsonl").open("w", encoding="utf-8") as lines:
+            for line, pair in pairs_of_file(file, "orientation", "helpful", undecided=True):
+                if isinstance(pair, LeftOut):
+                    raise ConfigError(
+                        f"{file}, line {line} is no orientation pair: {pair.reason}: {pair.detail}. Correct the file."
                     )
-                    lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
-            except (Refused, ImportFileError) as error:
-                raise ConfigError(f"{where} is no orientation pair: {error}. Correct the file.") from None
+                num_pairs += 1
+                lines.write(json.dumps(pair | {"id": f"{file.name}:{line}"}, ensure_ascii=False) + "\n")
+    except ImportFileError as error:
+        raise ConfigError(f"{error} The configuration names it.") from None
     if num_pairs == 0:
         raise ConfigError(f"{file} holds no pairs; the orientation check needs at least one.")
     return {"num_pairs": num_pairs, "file": file.name}
@@ -145,37 +181,18 @@ def write_pairs(file: Path, out: Path, question: str | None = None) -> Counter[s
     left_out: Counter[str] = Counter()
     folder = file.absolute().parent.name.lower()
     default = question or ("harmless" if "harmless" in folder else "helpful")
-    parser, num_pairs = None, 0
-    with out.open("a", encoding="utf-8") as lines, RecordFile(file) as records:
-        for raw in records:
-            try:
-                record = load_object(raw.text)
-                if parser is None:
-                    parser = make_parser(detect(record, f"{file}, line {raw.line}"), file)
-                items = list(parser(record))
-            except Refused as refused:
-                items = [refused]
-            for number, item in enumerate(items):
-                if isinstance(item, Refused):
-                    left_out[item.reason] += 1
-                elif item.side == "none":
-                    left_out["none_" + (item.reason or "tie")] += 1
-                else:
-                    num_pairs += 1
-                    pair = oriented(
-                        id=f"{name_of(file)}:{raw.line}" + (f":{number}" if len(items) > 1 else ""),
-                        source=name_of(file),
-                        question=item.question or default,
-                        side=item.side,
-                        prompt=list(item.prompt),
-                        a=list(item.a.messages()),
-                        b=list(item.b.messages()),
-                    )
-                    # Benchmarks ask many raters about one prompt: those comparisons are not independent.
-                    opening = next((message["content"] for message in item.prompt if message["role"] == "user"), None)
-                    if opening is not None:
-                        pair["split_key"] = split_key(opening)
-                    lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+    num_pairs = 0
+    with out.open("a", encoding="utf-8") as lines:
+        for _, pair in pairs_of_file(file, name_of(file), default):
+            if isinstance(pair, LeftOut):
+                left_out[pair.reason] += 1
+                continue
+            num_pairs += 1
+            # Benchmarks ask many raters about one prompt: those comparisons are not independent.
+            opening = next((message["content"] for message in pair["prompt"] if message["role"] == "user"), None)
+            if opening is not None:
+                pair["split_key"] = split_key(opening)
+            lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
     if num_pairs == 0:
         raise ImportFileError(f"{file} holds no pair of which one side is better; expected comparisons.")
     return left_out

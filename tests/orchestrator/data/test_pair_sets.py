@@ -10,6 +10,7 @@ import pytest
 
 from models.preference.comparison_set import read_manifest, stream_records
 from orchestrator.config import PMPSection, SkillSection
+from orchestrator.data.pair_set import LeftOut, pairs_of_file, write_orientation_pairs
 from orchestrator.data.ranked_answers import answer_score, binary, ranked_pairs, write_pmp_pairs
 from orchestrator.data.reference_set import choose
 from orchestrator.data.skills import skill_records, write_skill_set
@@ -125,3 +126,32 @@ def test_the_reference_set_is_the_same_held_out_pairs_whatever_their_order_and_i
     assert {split for split, *_ in chosen[0]} == {"held_out"}
     with pytest.raises(CycleError, match=r"reference\.file"):
         choose(write_comparison_set(tmp_path / "none", polite_comparisons(3, 0)), 8, tmp_path)
+
+
+def test_the_pairs_of_a_file_are_named_by_line_and_what_gives_none_says_why(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path / "mixed.jsonl",
+        {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away.", "question": "harmless"},
+        {"prompt": "Hi", "chosen": "same", "rejected": "same"},
+        # Another format than the first line's, without a choice.
+        {"model_a": "x", "model_b": "y", "winner": "tie",
+         "conversation_a": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+         "conversation_b": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "B"}]},
+        {"prompt": "Hi"},
+    )  # fmt: skip
+    found = dict(pairs_of_file(file, "mine", "helpful"))
+    pair = found[1]
+    assert not isinstance(pair, LeftOut)
+    assert (pair["id"], pair["source"], pair["question"]) == ("mine:1", "mine", "harmless")
+    assert texts(pair) == ("Hello.", "Go away.")
+    reasons = [one.reason for line, one in found.items() if line > 1 and isinstance(one, LeftOut)]
+    assert reasons == ["identical_replies", "none_tie", "missing_field"]
+    undecided = dict(pairs_of_file(file, "mine", "helpful", undecided=True))[3]
+    assert not isinstance(undecided, LeftOut)
+    assert (texts(undecided), undecided["question"]) == (("B", "A"), "helpful")
+
+
+def test_orientation_pairs_from_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:
+    file = lines(tmp_path / "other.jsonl", {"text": "once upon a time"})
+    with pytest.raises(ConfigError, match=r"line 1: .* fits no known format.*The configuration names it"):
+        write_orientation_pairs(file, tmp_path)
