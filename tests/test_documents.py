@@ -54,7 +54,9 @@ def targets(path: Path) -> list[str]:
 
 def test_anchors_are_those_of_github(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# What is `up`, and √KL?\n\n```\n# no heading\n```\n\n## A [link](x.md) here\n\n## Same\n\n## Same\n")
+    page.write_text(
+        "# What is `up`, and √KL?\n\n```\n# no heading\n```\n\n## A [link](x.md) here\n\n## Same\n\n## Same\n"
+    )
     assert anchors(page) == {"what-is-up-and-kl", "a-link-here", "same", "same-1"}
 
 
