@@ -35,6 +35,7 @@ OTHERS = (
     "ppo_ablations",
     "raters_load",
     "real_text",
+    "same_artifacts",
     "step_costs",
     "watch_false_alarms",
 )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.preference.curves import accuracy_entry
+from models.preference.curves import accuracy_of
 from models.statistics.intervals import wilson
 
 COMPARISONS = (20, 60, 200, 600, 2000)
@@ -84,8 +84,7 @@ def cell(
         dialogues = [number for number, size in enumerate(sizes) for _ in range(size)]
         found["Wilson"].append(wilson(sum(flat), n))
         found["bootstrap"].append(bootstrap(np.array(sizes), np.array(right), generator))
-        low, high = accuracy_entry(flat, dialogues)["ci"]
-        found["ours"].append((low, high))
+        found["ours"].append(accuracy_of(flat, dialogues).ci)
     for name, intervals in found.items():
         rows[name].coverage.append(float(np.mean([low <= accuracy <= high for low, high in intervals])))
         rows[name].width.append(float(np.mean([high - low for low, high in intervals])))

@@ -36,7 +36,7 @@ from models.policy.critic import Critic
 from models.policy.model import Policy, selected_logps
 from models.policy.reply_chunks import ReplyChunk, reply_chunks
 from models.policy.rollout import CHUNK_TOKENS_GPU
-from models.sampling import llama
+from models.sampling import key_value_cache, llama
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.static import Step
 
@@ -128,14 +128,14 @@ def counting() -> Iterator[_Counter]:
 @contextmanager
 def as_on_a_gpu(joined: bool) -> Iterator[None]:
     """The sampler's blocks of cached positions as there, and projections of a large model apart, as they lie."""
-    block, below = llama._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS
-    llama._FIRST_BLOCK_CPU = llama._FIRST_BLOCK_GPU
+    block, below = key_value_cache._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS
+    key_value_cache._FIRST_BLOCK_CPU = key_value_cache._FIRST_BLOCK_GPU
     if not joined:
         llama._JOIN_BELOW_PARAMETERS = 0
     try:
         yield
     finally:
-        llama._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS = block, below
+        key_value_cache._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS = block, below
 
 
 def of_decoding(model: Any, precision: Precision, device: torch.device) -> dict[str, int]:

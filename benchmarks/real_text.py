@@ -233,7 +233,7 @@ def _accuracy(
     for source in sorted({pair.source for pair in pairs}):
         mine = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: pair.id)
         report = held_out_report(score_pairs(model, mine[:MAX_TRAIN_SCORED] if split == "train" else mine))
-        by_source[source] = {key: report[key] for key in ("accuracy", "ci", "n")}
+        by_source[source] = {"accuracy": report.accuracy, "ci": list(report.ci), "n": report.n}
     return by_source
 
 

@@ -21,8 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.policy.model import Policy
 from models.policy.reply_chunks import reply_chunks
+from models.policy.results import RolloutSignals
 from models.policy.settings import WatchSettings
-from models.policy.watch import RolloutSignals, Watch, mean_and_error
+from models.policy.watch import Watch, mean_and_error
 from models.sampling.engine import DecodeEngine, SamplingParams
 
 VOCABULARY = 256

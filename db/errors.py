@@ -105,7 +105,6 @@ BY_CONSTRAINT: dict[str, type[RefusedByDatabase]] = {
     "uq_dialogues_rater_id_client_key": DuplicateDialogue,
     "uq_dialogues_identity_digest": DuplicateImport,
     "uq_pairs_identity_digest": DuplicateImport,
-    "uq_prompts_identity_digest": DuplicateImport,
     "uq_quarantined_records_record": DuplicateImport,
     "uq_raters_handle": DuplicateRater,
     "uq_raters_token_digest": DuplicateRater,

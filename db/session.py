@@ -38,17 +38,28 @@ def make_engine(url: str, *, pool_size: int = 5, max_overflow: int = 10) -> Engi
 
 
 @contextmanager
-def session(url: str) -> Iterator[Session]:
-    """A transaction on the database at `url`: committed at the end, rolled back on an error.
+def transaction(engine: Engine) -> Iterator[Session]:
+    """A transaction on an engine that its owner keeps: committed at the end, rolled back on an error.
 
-    Opens and closes its own connection: for commands and stages. A server keeps one engine instead.
+    What it read can be used afterwards.
 
     Raises:
         RefusedByDatabase: a named constraint or an append-only table refused a row; see `db/errors.py`.
     """
+    with translate(), Session(engine, expire_on_commit=False) as opened, opened.begin():
+        yield opened
+
+
+@contextmanager
+def session(url: str) -> Iterator[Session]:
+    """The same on the database at `url`, by a connection of its own: for commands. A server keeps one engine instead.
+
+    Raises:
+        RefusedByDatabase: as for `transaction`.
+    """
     engine = make_engine(url, pool_size=1)
     try:
-        with translate(), Session(engine, expire_on_commit=False) as opened, opened.begin():
+        with transaction(engine) as opened:
             yield opened
     finally:
         engine.dispose()

@@ -56,20 +56,20 @@ async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bo
 
     comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
     await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
-    trained = await run.on_gpu(training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh)
-    preference_model_id, watcher_id = trained["train_preference_model"], trained.get("train_watcher")
+    models = await run.on_gpu(training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh)
     prompt_set_id = await run.stage(stages.build_prompts, cycle_id, comparison_set_id, fresh=fresh)
     if config.prompts.written:
-        trained = await run.on_gpu(training.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
-        prompt_set_id = trained["write_prompts"]
+        prompts = await run.on_gpu(training.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+        prompt_set_id = prompts.prompt_set_id
     trained = await run.on_gpu(
-        training.train_policy, cycle_id, initial_id, preference_model_id, prompt_set_id,
-        watcher_id=watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
+        training.train_policy, cycle_id, initial_id, models.preference_model_id, prompt_set_id,
+        watcher_id=models.watcher_id, best_of=config.evaluation.best_of, fresh=fresh,
     )  # fmt: skip
-    snapshot_id = trained["train_policy"]
+    snapshot_id = trained.snapshot_id
     await run.on_gpu(
-        training.evaluate_policies, cycle_id, initial_id, snapshot_id, preference_model_id, prompt_set_id,
-        watcher_id=watcher_id, best_of=config.evaluation.best_of, fit_detector=config.ood is not None, fresh=fresh,
+        training.evaluate_policies, cycle_id, initial_id, snapshot_id, models.preference_model_id, prompt_set_id,
+        watcher_id=models.watcher_id, best_of=config.evaluation.best_of, fit_detector=config.ood is not None,
+        fresh=fresh,
     )  # fmt: skip
 
     before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)

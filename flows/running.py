@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints
 from uuid import UUID
 
 from prefect import Flow, get_client, task
@@ -23,12 +23,14 @@ from prefect.deployments import arun_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
+from flows.made import Made
 from orchestrator.cycles.turn import artifacts_of_run
 from orchestrator.errors import JobFailed, JobRefused
 
 P = ParamSpec("P")
 T = TypeVar("T")
-GpuFlow = Flow[P, Coroutine[Any, Any, dict[str, int]]]
+M = TypeVar("M", bound=Made)
+GpuFlow = Flow[P, Coroutine[Any, Any, M]]
 
 GPU = "gpu"
 """Name of the deployments on the pool of the same name."""
@@ -54,8 +56,8 @@ class Runner(Protocol):
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage here."""
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
-        """Run a flow of `training.py` where the GPU is; returns the artifacts that its stages ended with, by stage."""
+    async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
+        """Run a flow of `training.py` where the GPU is; returns what it made."""
 
     async def announce(self, title: str) -> None:
         """Say which cycle this is, once that is known."""
@@ -79,7 +81,7 @@ class InProcess:
         self._say(function.__name__)  # type: ignore[attr-defined]
         return await asyncio.to_thread(function, *args, **kwargs)
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
+    async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
         """Run the flow's function."""
         self._say(gpu_flow.fn.__name__)
         return await gpu_flow.fn(*args, **kwargs)
@@ -110,7 +112,7 @@ class OnPools:
         result: T = await named(functools.partial(function, *args, **kwargs))
         return result
 
-    async def on_gpu(self, gpu_flow: GpuFlow[P], *args: P.args, **kwargs: P.kwargs) -> dict[str, int]:
+    async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
         """Start the Prefect deployment, wait for it, and find what it made in the ledger.
 
         Raises:
@@ -132,7 +134,8 @@ class OnPools:
             raise JobFailed(
                 f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. {_how_to_go_on(state)}"
             )
-        return await asyncio.to_thread(artifacts_of_run, str(started.id))
+        made: type[M] = get_type_hints(gpu_flow.fn)["return"]
+        return made.by_stage(await asyncio.to_thread(artifacts_of_run, str(started.id)))
 
     async def announce(self, title: str) -> None:
         """Name the flow run after its cycle."""

@@ -1,7 +1,6 @@
 """What needs a GPU: flows of the `gpu` work pool, one stage or a few that belong together.
 
-Each returns the artifacts its stages ended with, by stage. Where it ran elsewhere, the caller reads them from the
-ledger.
+Each returns the artifacts it made (`made.py`). Where it ran elsewhere, the caller reads them from the ledger.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.made import Evaluated, PreferenceModels, TrainedPolicy, WrittenPrompts
 from orchestrator import stages
 from orchestrator.settings import Settings
 
@@ -19,32 +19,28 @@ from orchestrator.settings import Settings
 @flow(name="train-preference-model")
 async def train_preference_model(
     cycle_id: int, comparison_set_id: int, initial_id: int, fresh: bool = False
-) -> dict[str, int]:
+) -> PreferenceModels:
     """Train the preference model and check it: held-out accuracy, and no sign the wrong way round. Then its twin."""
     config = await asyncio.to_thread(stages.cycle_config, cycle_id)
-    made: dict[str, int] = {}
+    pmp_id = watcher_id = None
     if config.pmp.files:
-        made["pretrain_preference_model"] = await asyncio.to_thread(
-            stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh
-        )
-    pmp_id = made.get("pretrain_preference_model")
+        pmp_id = await asyncio.to_thread(stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh)
     model_id = await asyncio.to_thread(
         stages.train_preference_model, cycle_id, comparison_set_id, initial_id, pmp_id, fresh=fresh
     )
-    made["train_preference_model"] = model_id
     await asyncio.to_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
     if config.preference_model.twin != "off":
-        made["train_watcher"] = await asyncio.to_thread(
+        watcher_id = await asyncio.to_thread(
             stages.train_watcher, cycle_id, comparison_set_id, initial_id, model_id, pmp_id, fresh=fresh
         )
-    return made
+    return PreferenceModels(model_id, watcher_id)
 
 
 @flow(name="write-prompts")
-async def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, fresh: bool = False) -> dict[str, int]:
+async def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, fresh: bool = False) -> WrittenPrompts:
     """Let the initial policy write more training prompts after people's."""
     written = await asyncio.to_thread(stages.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
-    return {"write_prompts": written}
+    return WrittenPrompts(written)
 
 
 @flow(name="train-policy")
@@ -56,7 +52,7 @@ async def train_policy(
     watcher_id: int | None = None,
     best_of: int = 1,
     fresh: bool = False,
-) -> dict[str, int]:
+) -> TrainedPolicy:
     """PPO from the initial policy against the preference model, watched by its twin where there is one.
 
     Where `ORCHESTRATOR_JOBS_AT_ONCE` admits more than one job, the initial policy is scored beside it.
@@ -65,7 +61,7 @@ async def train_policy(
     training = policies.train(fresh)
     beside = policies.score_initial(best_of, fresh) if policies.several_at_once else []
     snapshot_id, *_ = await asyncio.gather(training, *beside)
-    return {"train_policy": snapshot_id}
+    return TrainedPolicy(snapshot_id)
 
 
 @flow(name="evaluate-policies")
@@ -79,7 +75,7 @@ async def evaluate_policies(
     best_of: int = 1,
     fit_detector: bool = False,
     fresh: bool = False,
-) -> dict[str, int]:
+) -> Evaluated:
     """Score the snapshot, the initial policy and, as a yardstick, the best of n replies of the initial policy.
 
     One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
@@ -90,7 +86,7 @@ async def evaluate_policies(
     *_, evaluation_id = await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
     if fit_detector:
         await asyncio.to_thread(stages.fit_ood_detector, cycle_id, initial_id, prompt_set_id, fresh=fresh)
-    return {"evaluate_policy": evaluation_id}
+    return Evaluated(evaluation_id)
 
 
 class Policies:

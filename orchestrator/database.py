@@ -15,14 +15,23 @@ from orchestrator.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+# SQLSTATE values. Our triggers raise codes of their own, so plain `raise exception` is a migration's refusal.
+RAISED_BY_A_MIGRATION = "P0001"
+# Somebody stops the server or ends the connection; a crash of another connection; it does not take any yet.
+SHUTS_DOWN = ("57P01", "57P02", "57P03")
+
 
 def as_operators_error(error: Exception) -> OrchestratorError | None:
     """The one-line error that stands for an error of the database, or None where it is something else."""
     if "UndefinedTable" in str(error):
         # A database that nobody migrated has no tables.
         return OrchestratorError("the database has no schema of ours, or an older one. Run `orchestrator migrate`.")
+    original: Any = getattr(error, "orig", None)
+    state = getattr(original, "pgcode", "")
+    if state == RAISED_BY_A_MIGRATION:
+        return OrchestratorError(f"The database was not migrated: {original.diag.message_primary}.")
     # By an SQLSTATE one knows what a database that does answer refuses: a lock that is not free, for one.
-    if type(error).__name__ == "OperationalError" and getattr(getattr(error, "orig", None), "pgcode", "") is None:
+    if type(error).__name__ == "OperationalError" and (state is None or state in SHUTS_DOWN):
         return no_answer(error, Settings.from_env().database_url or "")
     return None
 
@@ -38,15 +47,13 @@ def no_answer(error: Any, url: str) -> ServiceUnavailable:
 
 @contextmanager
 def database() -> Iterator[Session]:
-    """A transaction on the instance's database."""
+    """A transaction on the instance's database.
+
+    Raises:
+        RefusedByDatabase: a named constraint or an append-only table refused a row; see `db/errors.py`.
+    """
     # Every command imports this module, and most start without SQLAlchemy.
-    from sqlalchemy.orm import Session
+    from db.session import session
 
-    from db.session import make_engine
-
-    engine = make_engine(Settings.from_env().require_database_url())
-    try:
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
+    with session(Settings.from_env().require_database_url()) as opened:
+        yield opened

@@ -18,42 +18,301 @@ from orchestrator import running_instance
 from orchestrator.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# A wheel has them inside this package, a clone beside it.
+_PACKAGED = Path(__file__).resolve().parent / "examples"
+EXAMPLES = _PACKAGED if _PACKAGED.is_dir() else PROJECT_ROOT / "examples"
 
-GateAction = Literal["log", "flag", "refuse"]
+# Names that a variable had before, and those that it has now.
+RENAMED = {
+    "ORCHESTRATOR_GATE": "ORCHESTRATOR_DETECTOR",
+    "ORCHESTRATOR_GATE_ACTION": "ORCHESTRATOR_DETECTOR_ACTION",
+}
+
+DetectorAction = Literal["log", "flag", "refuse"]
 """What becomes of a request that is far from what the policy was trained to answer."""
 DIGEST = re.compile(r"(sha256:)?[0-9a-f]{6,64}")
 """A digest, or its beginning."""
 
 
 @dataclass(frozen=True)
+class Variable:
+    """One variable of the environment, stated once: docs/reference/environment.md is made from it."""
+
+    name: str
+    meaning: str
+    readers: str
+    """Which processes look at it."""
+    default: str | None = None
+    """What holds where it is unset or empty; None: nothing."""
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    raised: str = ""
+    """What a higher number does."""
+    default_in_words: str = ""
+    """Where the default is no fixed text."""
+
+
+ALL = "every command and service"
+PREFECT = "what speaks to Prefect"
+WORK = "worker, and each job"
+TRYING = "tests and benchmarks"
+VARIABLES: dict[str, tuple[Variable, ...]] = {
+    "Where the instance is": (
+        Variable(
+            "ORCHESTRATOR_HOME",
+            "Everything that an instance keeps lies under it: database, artifacts, logs, secrets.",
+            ALL,
+            default_in_words="`~/.orchestrator`",
+        ),
+        Variable(
+            "DATABASE_URL",
+            "A Postgres of your own, `postgresql://…`. Without it the embedded one under the home is used.",
+            ALL,
+            default_in_words="that of the instance that runs on the home",
+        ),
+        Variable(
+            "ORCHESTRATOR_ARTIFACT_URL",
+            "The artifact store, an fsspec URL: `file:///…`, or `s3://…` with the extra `s3`. All machines name the "
+            "same.",
+            ALL,
+            default_in_words="`file://$ORCHESTRATOR_HOME/artifacts`",
+        ),
+        Variable(
+            "ORCHESTRATOR_POLICY_URL",
+            "Base URL of the policy server.",
+            "feedback app, stages, commands",
+            default_in_words="that of the instance that runs on the home",
+        ),
+        Variable(
+            "ORCHESTRATOR_FEEDBACK_URL",
+            "Base URL of the feedback app, of which links to raters are made.",
+            "commands that print links, the demo",
+            default_in_words="that of the instance that runs on the home",
+        ),
+        Variable(
+            "PREFECT_API_URL",
+            "The Prefect server, ending in `/api`. Prefect's own variable.",
+            PREFECT,
+            default_in_words="that of the instance that runs on the home",
+        ),
+    ),
+    "Secrets": (
+        Variable(
+            "ORCHESTRATOR_ADMIN_TOKEN",
+            "Shared by stages and policy server, and by which one signs in at the desk, which is closed without it.",
+            "policy server, feedback app, stages, commands",
+            default_in_words="made by `orchestrator up`, in `admin-token` under the home",
+        ),
+        Variable(
+            "ORCHESTRATOR_ADMIN_TOKEN_FILE",
+            "A file that holds the token, where ORCHESTRATOR_ADMIN_TOKEN is not set.",
+            "policy server, feedback app, stages, commands",
+        ),
+        Variable(
+            "ORCHESTRATOR_ENGINE_KEY",
+            "API key of the outside engine that `serve-policy --engine` names. Keys of outside contestants are in "
+            "variables that you name (`orchestrator contestant`). Each of them may be in a file that a variable of "
+            "the same name with `_FILE` after it names.",
+            "policy server",
+        ),
+        Variable(
+            "ORCHESTRATOR_ENGINE_KEY_FILE",
+            "A file that holds that key, where ORCHESTRATOR_ENGINE_KEY is not set.",
+            "policy server",
+        ),
+    ),
+    "How work is done": (
+        Variable(
+            "ORCHESTRATOR_DEVICE",
+            "What jobs and the policy server compute on. `auto`: a GPU where there is one; `cuda`: an error without "
+            "one.",
+            "worker, policy server",
+            default="auto",
+            choices=("auto", "cpu", "cuda"),
+        ),
+        Variable(
+            "ORCHESTRATOR_JOBS_AT_ONCE",
+            "Jobs that may run at the same time on a worker: evaluations, and the initial policy's beside PPO. On a "
+            "GPU leave it at 1, so that each job has it for itself.",
+            "worker",
+            default="1",
+            unit="jobs",
+            raised="evaluations run side by side, each with its own memory and threads",
+        ),
+        Variable(
+            "ORCHESTRATOR_JOB_PYTHON",
+            "Interpreter that runs the jobs, where the GPU machine has a torch of its own.",
+            "worker",
+            default_in_words="that of the worker",
+        ),
+        Variable(
+            "ORCHESTRATOR_DETECTOR",
+            "Digest, or its beginning, of the detector of far requests that the policy server asks, as `serve-policy "
+            "--detector` says it; `orchestrator ood list` shows those there are. None is asked where not set.",
+            "policy server",
+        ),
+        Variable(
+            "ORCHESTRATOR_DETECTOR_ACTION",
+            "What becomes of a far request: it is logged, answered with a flag, or refused.",
+            "policy server",
+            default="log",
+            choices=get_args(DetectorAction),
+        ),
+        Variable(
+            "ORCHESTRATOR_REVISION",
+            "Revision of the code, which is stored on artifacts and cycles; set in images, which have no git checkout.",
+            "stages",
+            default_in_words="`git describe` of the checkout, or none",
+        ),
+    ),
+    "Set by us for Prefect": (
+        Variable("PREFECT_HOME", "Prefect's own files; `prefect/` under the home, and never the user's.", PREFECT),
+        Variable(
+            "PREFECT_SERVER_UI_API_URL", "`/api`, so that the UI calls the port that it came from.", "Prefect server"
+        ),
+        Variable("PREFECT_SERVER_ANALYTICS_ENABLED", "`false`: nothing is sent to Prefect's makers.", "Prefect server"),
+        Variable("DO_NOT_TRACK", "`1`: the same.", PREFECT),
+        Variable("PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT", "`false`: no advertisements.", "Prefect server"),
+        Variable("PREFECT_SERVER_UI_V2_ENABLED", "`false`: the second UI calls an outside host.", "Prefect server"),
+        Variable(
+            "PREFECT_CLIENT_MAX_RETRIES",
+            "Attempts of a call to the Prefect server; `8` here.",
+            PREFECT,
+            unit="attempts",
+            raised="a busy server is borne for longer",
+        ),
+        Variable(
+            "PREFECT_WORKER_QUERY_SECONDS",
+            "How often a worker asks for runs; `1` here.",
+            "worker",
+            unit="seconds",
+            raised="runs begin later, and the server has less to do",
+        ),
+        Variable(
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY",
+            "How often a flow gives a sign of life; `30` here, the shortest that Prefect allows.",
+            "worker, flows",
+            unit="seconds",
+            raised="a run whose worker died is noticed later",
+        ),
+        Variable(
+            "PREFECT__FLOW_RUN_ID", "The flow run of a process; Prefect sets it for its workers' children.", "stages"
+        ),
+        Variable(
+            "ORCHESTRATOR_WORKER_PID",
+            "Process id of the worker, by which a flow ends when its worker has died. The worker sets it.",
+            "flows",
+        ),
+    ),
+    "Set by us for jobs and services": (
+        Variable(
+            "HF_HUB_OFFLINE",
+            "`1`: a job or the policy server gets folders and never asks a hub. Set it yourself where stages shall "
+            "take models from the hub's local cache alone.",
+            "jobs, policy server; stages read yours",
+        ),
+        Variable("TOKENIZERS_PARALLELISM", "`false`: a job has the threads that its section says.", "jobs"),
+        Variable(
+            "OMP_NUM_THREADS",
+            "Threads of a job: the key `threads` of its section.",
+            "jobs",
+            unit="threads",
+            raised="as `threads`",
+        ),
+        Variable(
+            "OMP_WAIT_POLICY",
+            "How waiting threads wait; sleeping leaves the processor to others.",
+            "jobs",
+            default="PASSIVE",
+        ),
+        Variable("PYTHONPATH", "Begins with the folder of the program, so that `models` is found from anywhere.", WORK),
+        Variable("PYTHONUNBUFFERED", "`1`: logs are written as they come.", "jobs, services"),
+        Variable(
+            "PATH", "Begins with the folder of the interpreter, so that its programs are found.", "services, worker"
+        ),
+        Variable("LC_ALL", "`C`: messages of the embedded Postgres are in English.", "embedded Postgres"),
+    ),
+    "The `.env` file beside docker-compose.yml": (
+        Variable("POSTGRES_PASSWORD", "Password of the Postgres container; must be given.", "containers"),
+        Variable("BIND", "Address on which the pages are offered.", "containers", default="127.0.0.1"),
+        Variable("CONFIG", "File of examples/ that the weekly cycle trains.", "containers", default="hh.toml"),
+        Variable(
+            "TORCH_INDEX",
+            "Package index of the torch build that fits the GPU's driver.",
+            "building of the image",
+            default_in_words="that of the CPU build",
+        ),
+    ),
+    "Tests, benchmarks and pictures": (
+        Variable(
+            "ORCHESTRATOR_DATA",
+            "Folder of the real comparisons; what needs it is skipped where there is none. The examples name it.",
+            TRYING,
+            default_in_words="`shared/data` beside the checkout; for containers `./data`",
+        ),
+        Variable(
+            "ORCHESTRATOR_BROWSER",
+            "Chromium, by which pages are tested and pictures taken.",
+            "tests, benchmarks, docs/screenshots.py, docs/tour_screenshots.py",
+            default_in_words="`chromium` or `google-chrome` of the path",
+        ),
+        Variable(
+            "BENCH_PIP_ARGS",
+            "Further arguments of pip, where a benchmark makes an environment to compare with.",
+            "benchmarks",
+        ),
+        Variable(
+            "XDG_CACHE_HOME",
+            "Where a benchmark keeps that environment.",
+            "benchmarks",
+            default_in_words="`~/.cache`",
+        ),
+    ),
+}
+"""By heading, every variable that the product reads or sets."""
+BY_NAME = {variable.name: variable for group in VARIABLES.values() for variable in group}
+
+
+def read(name: str) -> str | None:
+    """The value of a variable of the table; its default where it is unset or empty.
+
+    Raises:
+        ConfigError: it has another value than those there are.
+    """
+    variable = BY_NAME[name]
+    value = os.environ.get(name) or variable.default
+    if variable.choices and value not in variable.choices:
+        *first, last = variable.choices
+        raise ConfigError(f"{name} is {value!r}; expected {', '.join(first)} or {last}.")
+    return value
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The instance's home and the addresses of its services, from `ORCHESTRATOR_*` and `DATABASE_URL`."""
+    """The instance's home and the addresses of its services, from the environment; `VARIABLES` says what each means."""
 
     home: Path
-    """Everything an instance keeps lies under it: `ORCHESTRATOR_HOME`, default `~/.orchestrator`."""
+    """`ORCHESTRATOR_HOME`, an absolute path."""
     database_url: str | None
-    """`DATABASE_URL`; without it the embedded Postgres under `home` is used."""
+    """`DATABASE_URL`, or that of the instance that runs on the home, with SQLAlchemy's driver name."""
     artifact_url: str
-    """`ORCHESTRATOR_ARTIFACT_URL`, an fsspec URL; default `file://<home>/artifacts`."""
+    """`ORCHESTRATOR_ARTIFACT_URL`."""
     policy_url: str | None
-    """`ORCHESTRATOR_POLICY_URL`: base URL of the policy server."""
+    """`ORCHESTRATOR_POLICY_URL`, or that of the instance that runs on the home, without a slash at its end."""
     feedback_url: str | None
-    """`ORCHESTRATOR_FEEDBACK_URL`: base URL of the feedback app."""
+    """`ORCHESTRATOR_FEEDBACK_URL`, in the same way."""
     admin_token: str | None
-    """`ORCHESTRATOR_ADMIN_TOKEN`, or the content of the file `ORCHESTRATOR_ADMIN_TOKEN_FILE`; shared by policy
-    server and stages."""
+    """`ORCHESTRATOR_ADMIN_TOKEN`, or the content of the file `ORCHESTRATOR_ADMIN_TOKEN_FILE`."""
     device: str
-    """`ORCHESTRATOR_DEVICE` for jobs: `auto`, `cpu` or `cuda`; default auto."""
+    """`ORCHESTRATOR_DEVICE`."""
     python: str | None
-    """`ORCHESTRATOR_JOB_PYTHON`: interpreter that runs the jobs, for GPU machines with their own; default ours."""
-    gate: str | None
-    """`ORCHESTRATOR_GATE`: digest, or its beginning, of the detector of far requests that the policy server asks; none
-    where not set."""
-    gate_action: GateAction
-    """`ORCHESTRATOR_GATE_ACTION`: what becomes of a far request, `log`, `flag` or `refuse`; default log."""
+    """`ORCHESTRATOR_JOB_PYTHON`."""
+    detector: str | None
+    """`ORCHESTRATOR_DETECTOR`."""
+    detector_action: DetectorAction
+    """`ORCHESTRATOR_DETECTOR_ACTION`."""
     jobs_at_once: int
-    """`ORCHESTRATOR_JOBS_AT_ONCE`: jobs that may run at the same time; 1, so that a GPU has one job, else as
-    many as the cores allow."""
+    """`ORCHESTRATOR_JOBS_AT_ONCE`."""
 
     @classmethod
     def from_env(cls, *, find_instance: bool = True) -> Settings:
@@ -64,32 +323,30 @@ class Settings:
         Raises:
             ConfigError: a variable is set to something unusable; the message names variable and value.
         """
-        env = os.environ
-        home = Path(env.get("ORCHESTRATOR_HOME") or running_instance.default_home()).expanduser().absolute()
-        device = env.get("ORCHESTRATOR_DEVICE", "auto")
-        if device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"ORCHESTRATOR_DEVICE is {device!r}; expected auto, cpu or cuda.")
-        database_url = env.get("DATABASE_URL") or None
+        for old, new in RENAMED.items():
+            if os.environ.get(old):
+                raise ConfigError(f"{old} is now called {new}; set that instead, to {os.environ[old]!r}.")
+        home = Path(read("ORCHESTRATOR_HOME") or running_instance.default_home()).expanduser().absolute()
+        device = str(read("ORCHESTRATOR_DEVICE"))
+        database_url = read("DATABASE_URL")
         if database_url is not None:
             database_url = normalised_database_url(database_url)
-        gate = env.get("ORCHESTRATOR_GATE") or None
-        if gate is not None and not DIGEST.fullmatch(gate):
+        detector = read("ORCHESTRATOR_DETECTOR")
+        if detector is not None and not DIGEST.fullmatch(detector):
             raise ConfigError(
-                f"ORCHESTRATOR_GATE is {gate!r}; expected the digest of a detector, sha256:... "
+                f"ORCHESTRATOR_DETECTOR is {detector!r}; expected the digest of a detector, sha256:... "
                 "`orchestrator ood list` shows those there are."
             )
-        gate_action = env.get("ORCHESTRATOR_GATE_ACTION") or "log"
-        if gate_action not in get_args(GateAction):
-            raise ConfigError(f"ORCHESTRATOR_GATE_ACTION is {gate_action!r}; expected log, flag or refuse.")
-        jobs_at_once = env.get("ORCHESTRATOR_JOBS_AT_ONCE", "1")
+        detector_action = read("ORCHESTRATOR_DETECTOR_ACTION")
+        jobs_at_once = str(read("ORCHESTRATOR_JOBS_AT_ONCE"))
         if not jobs_at_once.isdecimal() or int(jobs_at_once) < 1:
             raise ConfigError(f"ORCHESTRATOR_JOBS_AT_ONCE is {jobs_at_once!r}; expected a whole number from 1.")
         # A command in another terminal speaks to the instance that runs on the home, unless told of a database.
         running = running_instance.running(home) if find_instance and database_url is None else None
         if running is not None:
             database_url = normalised_database_url(running.database_url)
-        token = env.get("ORCHESTRATOR_ADMIN_TOKEN") or (running.admin_token if running else None)
-        token_file = env.get("ORCHESTRATOR_ADMIN_TOKEN_FILE")
+        token = read("ORCHESTRATOR_ADMIN_TOKEN") or (running.admin_token if running else None)
+        token_file = read("ORCHESTRATOR_ADMIN_TOKEN_FILE")
         if token is None and token_file:
             try:
                 token = Path(token_file).read_text().strip()
@@ -98,14 +355,14 @@ class Settings:
         return cls(
             home=home,
             database_url=database_url,
-            artifact_url=env.get("ORCHESTRATOR_ARTIFACT_URL") or f"file://{home / 'artifacts'}",
-            policy_url=_url(env.get("ORCHESTRATOR_POLICY_URL") or (running.policy_url if running else None)),
-            feedback_url=_url(env.get("ORCHESTRATOR_FEEDBACK_URL") or (running.feedback_url if running else None)),
+            artifact_url=read("ORCHESTRATOR_ARTIFACT_URL") or f"file://{home / 'artifacts'}",
+            policy_url=_url(read("ORCHESTRATOR_POLICY_URL") or (running.policy_url if running else None)),
+            feedback_url=_url(read("ORCHESTRATOR_FEEDBACK_URL") or (running.feedback_url if running else None)),
             admin_token=token,
             device=device,
-            python=env.get("ORCHESTRATOR_JOB_PYTHON") or None,
-            gate=gate,
-            gate_action=cast(GateAction, gate_action),
+            python=read("ORCHESTRATOR_JOB_PYTHON"),
+            detector=detector,
+            detector_action=cast(DetectorAction, detector_action),
             jobs_at_once=int(jobs_at_once),
         )
 
@@ -154,7 +411,7 @@ def _url(value: str | None) -> str | None:
 @cache
 def code_revision() -> str | None:
     """The revision of this code: of the git checkout it runs from, or `ORCHESTRATOR_REVISION` in an image."""
-    named = os.environ.get("ORCHESTRATOR_REVISION")
+    named = read("ORCHESTRATOR_REVISION")
     if named or not (PROJECT_ROOT / ".git").exists():
         return named
     run = subprocess.run(
@@ -168,4 +425,4 @@ def code_revision() -> str | None:
 
 def flow_run_id() -> str | None:
     """The Prefect flow run in whose process the stage runs; Prefect sets it for its workers' children."""
-    return os.environ.get("PREFECT__FLOW_RUN_ID")
+    return read("PREFECT__FLOW_RUN_ID")

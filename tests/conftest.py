@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.skipped import (  # noqa: F401 - pytest finds its hooks by their name
     pytest_deselected,
     pytest_runtest_logreport,
 )
+from tests.warm_jobs import WarmJobs, warm_jobs
 
 if TYPE_CHECKING:
     # The GPU machine runs the tests of models/ and has neither SQLAlchemy nor Postgres: imported where used.
@@ -149,6 +151,20 @@ def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"test-{uuid.uuid4().hex}"
     S3FileSystem().mkdir(name)
     return name
+
+
+@pytest.fixture(scope="session")
+def job_server() -> Iterator[WarmJobs]:
+    """The process from which quick jobs are forked."""
+    # A folder of its own: the path of a socket has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="jobs-") as folder, warm_jobs(Path(folder)) as jobs:
+        yield jobs
+
+
+@pytest.fixture
+def quick_jobs(job_server: WarmJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test's own process runs as jobs is forked from one that has imported torch already (warm_jobs.py)."""
+    monkeypatch.setattr("orchestrator.instance.training_jobs._run", job_server.run)
 
 
 @pytest.fixture

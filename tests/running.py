@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hashlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,11 +27,19 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
     listener.bind(("127.0.0.1", port))
     listener.listen(256)
     started = threading.Event()
+    end: Callable[[], object]
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+        async def main_loop(self) -> None:
+            nonlocal end
+            # uvicorn looks ten times a second whether it shall end. Two servers for every test of a page waited for
+            # the next look: half a minute of the whole suite.
+            ended = asyncio.Event()
+            end = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set)
+            ticks = asyncio.create_task(super().main_loop())
             started.set()
+            await ended.wait()
+            ticks.cancel()
 
     server = Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -38,7 +48,7 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        end()
         thread.join(20)
         listener.close()
 

@@ -260,3 +260,14 @@ def test_every_file_that_code_names_exists() -> None:
             named += [path.parent / name for name in BARE_NAME.findall(line) if not (PROJECT_ROOT / name).exists()]
             wrong += [f"{path.relative_to(PROJECT_ROOT)}:{number} {name}" for name in named if not name.exists()]
     assert wrong == []
+
+
+def test_tests_import_helpers_and_never_other_tests() -> None:
+    """What several files of tests need stands in a module of its own: importing a test file would hide its fixtures."""
+    wrong = [
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
+        for path in files("tests")
+        for line, module in imported(path)
+        if any(part == "conftest" or part.startswith("test_") for part in module.split("."))
+    ]
+    assert wrong == []

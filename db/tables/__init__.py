@@ -19,7 +19,6 @@ from db.tables.dialogues import (
     FrozenWithdrawal,
     Message,
     Pair,
-    Prompt,
 )
 from db.tables.erasures import ErasedArtifact, ErasedComparison, Erasure
 from db.tables.ledger import (
@@ -65,7 +64,6 @@ __all__ = [
     "Pair",
     "Pairing",
     "ProblemReport",
-    "Prompt",
     "QuarantinedRecord",
     "Queue",
     "Rater",

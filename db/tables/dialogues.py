@@ -246,21 +246,3 @@ class FrozenWithdrawal(Base):
 
     withdrawal_id: Mapped[int] = mapped_column(ForeignKey("withdrawals.id"), primary_key=True)
     freeze_id: Mapped[int] = mapped_column(ForeignKey("freezes.id"))
-
-
-class Prompt(Base):
-    """A prompt that came by itself, not out of a dialogue: imported, or written by a model. Append-only."""
-
-    __tablename__ = "prompts"
-    __table_args__ = (
-        CheckConstraint("kind in ('helpful', 'harmless')", name="kind"),
-        UniqueConstraint("identity_digest"),
-    )
-
-    id: Mapped[Id]
-    source: Mapped[str]
-    kind: Mapped[str]
-    messages: Mapped[list[Any]]
-    """`[{"role", "content"}, ...]`, ends with a user message."""
-    identity_digest: Mapped[str]
-    created_at: Mapped[CreatedAt]

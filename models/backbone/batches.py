@@ -18,13 +18,9 @@ from models.backbone.throughput import product_parameters
 # backward, whatever the size of the model, since weights and their gradients are read once a chunk
 # (docs/log/speed.md, "Speed, second round: a layer's gradients by hand").
 CHUNK_COST_CPU = 64
-
-
 # On a GPU: launching a layer's operations, forward and backward, 98 (benchmarks/launches.py) of about 5 µs, in which
 # two fifths of an H200's bfloat16 peak would be computed. Assumed, not measured.
 _LAYER_LAUNCH_S = 98 * 5e-6
-
-
 _GPU_FLOPS = 4e14
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,14 +19,14 @@ from torch import Tensor
 from models.backbone.batches import chunks_by_length, right_padded
 from models.chat.format import ChatFormat, Message
 from models.detectors.scores import exposure_logit, mahalanobis, relative_mahalanobis
+from models.detectors.settings import DetectorKind
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import model_card, save_model
 
 SETTINGS_FILE = "detector.json"
 STATISTICS_FILE = "statistics.safetensors"
 
-DetectorKind = Literal["mahalanobis", "relative", "exposure"]
-KINDS: tuple[DetectorKind, ...] = ("mahalanobis", "relative", "exposure")
+KINDS: tuple[DetectorKind, ...] = get_args(DetectorKind)
 
 # Tokens of one forward pass, padding included.
 _CHUNK_TOKENS = 4096

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from models.chat.format import ChatFormat, Message
-from models.detectors.detector import DetectorKind, hidden_states, score_states
+from models.detectors.detector import hidden_states, score_states
+from models.detectors.results import Beyond, DetectorResults, Examples, LayerChosenBy, OtherPrompts
 from models.detectors.scores import auroc, fit_exposure, fit_gaussian
+from models.detectors.settings import OodSettings
 from models.statistics.intervals import wilson
 
 # Shares of the openings that fit the detector, and that choose its layer and threshold; the rest judges it.
@@ -38,39 +40,13 @@ Dialogue = Sequence[Message]
 
 
 @dataclass(frozen=True)
-class OodSettings:
-    """What a detector is asked to be."""
-
-    detector: DetectorKind = "relative"
-    layer: int | None = None
-    """0: the embeddings. Without it, the layer that tells the examples of harm best from home, where there are 30 or
-    more; else the last of up to six layers, or the middle one of more."""
-    home: str = "helpful"
-    """The kind of prompt that the policy knows; what the prompt set has of the other kind is used to judge."""
-    quantile: float = 0.99
-    """Share of home that is within the threshold, taken from prompts that did not fit the detector."""
-    max_prompts: int = 4096
-    """Prompts of home, drawn by hash."""
-    l2: float = 1e-3
-    """Penalty of the exposure detector's weight; raise it where it knows the examples by heart."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile is {self.quantile}; expected a share above 0, at most 1")
-        if self.home not in ("helpful", "harmless"):
-            raise ValueError(f"home is {self.home!r}; expected helpful or harmless")
-        if self.max_prompts < 8 or not self.l2 > 0:
-            raise ValueError("max_prompts must be at least 8, and l2 positive")
-
-
-@dataclass(frozen=True)
 class Fitted:
     """A detector without its model, and what was measured while it was fitted."""
 
     layer: int
     statistics: Mapping[str, Tensor]
     threshold: float
-    results: dict[str, Any]
+    results: DetectorResults
 
 
 def opening(dialogue: Dialogue) -> str:
@@ -172,6 +148,7 @@ def fit_detector(
     judged = [dialogue for dialogue in others if opening(dialogue) not in known | bad]
     judged = sorted(judged, key=lambda dialogue: _draw(seed, dialogue))[: settings.max_prompts]
 
+    chosen_by: LayerChosenBy
     if settings.layer is not None:
         layers, chosen_by = [settings.layer], "setting"
     elif len(examples) >= MIN_EXAMPLES_TO_CHOOSE:
@@ -207,30 +184,33 @@ def fit_detector(
     threshold = float(torch.quantile(score(validation[layer]), settings.quantile, interpolation="higher"))
     lengths = [torch.tensor([float(len(ids)) for ids in group]) for group in sequences]
     test_scores = score(test[layer])
-    results: dict[str, Any] = {
-        "kind": settings.detector,
-        "layer": layer,
-        "layer_chosen_by": chosen_by,
-        "threshold": threshold,
-        "num_fit": sizes[0],
-        "num_validation": sizes[1],
-        "num_examples": sizes[3],
-        "left_out": len(home) - len(kept),
-        "false_alarms": _beyond(test_scores, threshold),
-    }
+    of_examples, of_others = None, None
     if examples:
-        results["examples"] = {
-            "auroc_by_layer": {str(key): value for key, value in told.items()},
-            "length_auroc": auroc(lengths[1], lengths[3]),
-        }
+        of_examples = Examples(
+            auroc_by_layer={str(key): value for key, value in told.items()},
+            length_auroc=auroc(lengths[1], lengths[3]),
+        )
     if judged:
         scores = score(other[layer])
-        results["others"] = _beyond(scores, threshold) | {
-            "auroc": auroc(test_scores, scores),
-            "length_auroc": auroc(lengths[2], lengths[4]),
-        }
-    if settings.detector != "exposure":
-        results["shrinkage"] = fit_gaussian(fit[layer]).shrinkage
+        of_others = OtherPrompts(
+            **vars(_beyond(scores, threshold)),
+            auroc=auroc(test_scores, scores),
+            length_auroc=auroc(lengths[2], lengths[4]),
+        )
+    results = DetectorResults(
+        kind=settings.detector,
+        layer=layer,
+        layer_chosen_by=chosen_by,
+        threshold=threshold,
+        num_fit=sizes[0],
+        num_validation=sizes[1],
+        num_examples=sizes[3],
+        left_out=len(home) - len(kept),
+        false_alarms=_beyond(test_scores, threshold),
+        examples=of_examples,
+        others=of_others,
+        shrinkage=None if settings.detector == "exposure" else fit_gaussian(fit[layer]).shrinkage,
+    )
     return Fitted(layer, statistics, threshold, results)
 
 
@@ -239,7 +219,6 @@ def _draw(seed: int, dialogue: Dialogue) -> bytes:
     return hashlib.sha256(f"ood/{seed}/{text}".encode("utf-8", "replace")).digest()
 
 
-def _beyond(scores: Tensor, threshold: float) -> dict[str, Any]:
-    """How many scores lie beyond the threshold, with the Wilson interval of the share."""
-    count = int((scores > threshold).sum())
-    return {"n": len(scores), "beyond": count, "share": count / len(scores), "ci": list(wilson(count, len(scores)))}
+def _beyond(scores: Tensor, threshold: float) -> Beyond:
+    count, n = int((scores > threshold).sum()), len(scores)
+    return Beyond(n=n, beyond=count, share=count / n, ci=wilson(count, n))

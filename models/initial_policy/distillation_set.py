@@ -9,7 +9,6 @@ import json
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,13 @@ from models.initial_policy.distillation import (
     lay_out,
     targets_of,
 )
+from models.initial_policy.settings import DistillationSetSettings
 from models.runtime.job import JobError
 from models.runtime.random_numbers import permutation
 
 # Tokens of one forward pass of the teacher, the prompt's included.
 CHUNK_TOKENS = 4096
-
-
 KINDS = ("plain", "dialogue")
-
-
-@dataclass(frozen=True)
-class DistillationSetSettings:
-    """How much text the teacher reads."""
-
-    tokens: int = 1_000_000
-    """Tokens of text, the prompt not counted; the paper: 350 million. Less where the files hold less."""
-    max_tokens: int = 256
-    """Tokens of one text; longer ones are cut."""
-    shard_tokens: int = 16_384
-    """Tokens of a shard: about 400 bytes of memory and disk each."""
-    held_out_texts: int = 64
-    """Texts that students are judged on and never trained on."""
-
-    def __post_init__(self) -> None:
-        if min(self.tokens, self.shard_tokens, self.held_out_texts) < 1 or self.max_tokens < 2:
-            raise ValueError("tokens, shard_tokens, held_out_texts must be positive, and max_tokens at least 2")
 
 
 def read_prompt(folder: Path) -> tuple[str, list[Message]]:

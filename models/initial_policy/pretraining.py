@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,38 +17,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.chat.format import ChatFormat, Message
+from models.initial_policy.settings import PretrainSettings
 from models.runtime.job import Job
 
 # Rows of one forward pass; more gains no speed on CPU and mixes fewer lengths into a step.
 CHUNK_TOKENS = 2048
-
-
-@dataclass
-class PretrainSettings:
-    """Shape of the model and of its training. Sizes in tokens; rates per optimiser step."""
-
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    vocab_size: int = 1024
-    max_tokens: int = 256  # context length; longer dialogues are cut into pieces
-    # Per optimiser step; at little text the number of steps counts
-    # (docs/log/initial-policy.md, "Pretraining the small model: batches, step size, optimiser").
-    batch_tokens: int = 1024
-    learning_rate: float = 6e-3  # for the small default; a model of twice the width wants about half
-    weight_decay: float = 0.1
-    warmup_fraction: float = 0.05
-    epochs: int = 1
-    held_out_fraction: float = 0.02
-    checkpoint_every: int = 100  # optimiser steps; a checkpoint costs about as much as one of them
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 2 x num_heads {self.num_heads}")
-        if min(self.epochs, self.batch_tokens, self.checkpoint_every, self.num_layers) < 1 or self.max_tokens < 2:
-            raise ValueError("epochs, batch_tokens, checkpoint_every, num_layers and max_tokens must be positive")
-        if not 0 <= self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction is {self.held_out_fraction}; expected at least 0 and less than 1")
 
 
 def split_pieces(

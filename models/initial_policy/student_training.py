@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,13 @@ from models.initial_policy.distillation import (
     distillation_kl,
     shard_file,
 )
+from models.initial_policy.settings import DistillSettings
 from models.runtime.random_numbers import derive_seed, permutation
 
 # Tokens of one forward pass; its gradients are summed over the step.
 CHUNK_TOKENS = 2048
-
-
 # Points of the held-out curve, the first and the last included.
 CURVE_POINTS = 20
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """Training of the student; linear decay to zero, no weight decay."""
-
-    reference_learning_rate: float
-    """The learning rate that the model was pretrained with."""
-    learning_rate_multiple: float = 0.05
-    """Of the reference; the paper's."""
-    batch_texts: int = 32
-    """Texts per optimiser step; the paper's."""
-    epochs: int = 1
-    precision: Precision = "float32"
-    """Of training; the held-out curve is read in float32."""
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        if min(self.batch_texts, self.epochs, self.checkpoint_every) < 1:
-            raise ValueError("batch_texts, epochs and checkpoint_every must be positive")
 
 
 def steps_of(manifest: Manifest, settings: DistillSettings, seed: int) -> list[tuple[int, list[int]]]:

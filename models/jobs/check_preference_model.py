@@ -11,14 +11,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
 from models.preference.curves import confident_mistakes
 from models.preference.model import PreferenceModel, PreferenceModelError
 from models.preference.pairs import TokenPair
 from models.preference.report import ScoredPair, grouped, model_accuracy, score_pairs
+from models.preference.results import OrderedPairs
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 
 NAME = "check_preference_model"
@@ -56,7 +57,7 @@ def run(job: Job) -> None:
         with (directory / "scores.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
-    job.publish(write, orientation_results(scored) | {"too_long": dict(sorted(too_long.items()))})
+    job.publish(write, result_to_json(ordered_pairs(scored, dict(sorted(too_long.items())))))
 
 
 def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
@@ -74,18 +75,19 @@ def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
     return pairs
 
 
-def orientation_results(scored: list[ScoredPair]) -> dict[str, Any]:
+def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int]) -> OrderedPairs:
     """Accuracy with its Wilson interval, overall, per question and per source, and the ids of pairs ordered wrongly.
 
     A tie counts half in the accuracy and is listed as wrong. `mistakes` are the most confident ones with their scores.
     """
-    return {
-        **model_accuracy(scored),
-        "by_question": grouped(scored, lambda pair: pair.question, model_accuracy),
-        "by_source": grouped(scored, lambda pair: pair.source, model_accuracy),
-        "wrong": [pair.id for pair in scored if not pair.gap > 0],
-        "mistakes": confident_mistakes(scored),
-    }
+    return OrderedPairs(
+        **vars(model_accuracy(scored)),
+        by_question=grouped(scored, lambda pair: pair.question, model_accuracy),
+        by_source=grouped(scored, lambda pair: pair.source, model_accuracy),
+        wrong=tuple(pair.id for pair in scored if not pair.gap > 0),
+        mistakes=confident_mistakes(scored),
+        too_long=too_long,
+    )
 
 
 if __name__ == "__main__":

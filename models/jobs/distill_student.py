@@ -24,9 +24,10 @@ from models.initial_policy.distillation import (
     Shard,
     same_tokenizer,
 )
+from models.initial_policy.results import DistillationPoint, DistilledResults
+from models.initial_policy.settings import DistillSettings
 from models.initial_policy.student_training import (
     CURVE_POINTS,
-    DistillSettings,
     Shards,
     gradients,
     held_out_kl,
@@ -35,6 +36,7 @@ from models.initial_policy.student_training import (
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import model_card, save_model
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
 
 NAME = "distill_student"
@@ -103,22 +105,27 @@ def run(job: Job) -> None:
             job.save_checkpoint(done, kept | {"state": state | {"recent": recent}})
     if seen:
         job.facts["tokens_per_s"] = round(seen / (time.monotonic() - started_s))
-    results = {
-        "prompt_version": manifest.prompt_version,
-        "optimiser_steps": len(plan),
-        "num_tokens": state["tokens"],
-        "held_out_texts": manifest.held_out,
-        "held_out_kl_before": state["curve"][0][1],
-        "held_out_kl_after": state["curve"][-1][1],
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "vocab_size": chat.vocab_size,
-    }
-    curve = [{"tokens": tokens, "held_out_kl_nats": kl, "train_kl_nats": train} for tokens, kl, train in state["curve"]]
+    results = DistilledResults(
+        prompt_version=manifest.prompt_version,
+        optimiser_steps=len(plan),
+        num_tokens=state["tokens"],
+        held_out_texts=manifest.held_out,
+        held_out_kl_before=state["curve"][0][1],
+        held_out_kl_after=state["curve"][-1][1],
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=chat.vocab_size,
+        distillation_curve=tuple(
+            DistillationPoint(tokens=tokens, held_out_kl_nats=kl, train_kl_nats=train)
+            for tokens, kl, train in state["curve"]
+        ),
+    )
 
     def write(out: Path) -> None:
-        save_model(model, out, chat, model_card("Initial policy", CARD, results, tags=("initial-policy", "distilled")))
+        facts = part_to_json(results)
+        del facts["distillation_curve"]
+        save_model(model, out, chat, model_card("Initial policy", CARD, facts, tags=("initial-policy", "distilled")))
 
-    job.publish(write, results | {"distillation_curve": curve})
+    job.publish(write, result_to_json(results))
 
 
 if __name__ == "__main__":

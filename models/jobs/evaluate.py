@@ -1,8 +1,7 @@
 """Job: judge a policy on prompts by the preference model's score and by its distance from the initial policy.
 
-Inputs: `policy`, `initial`, `preference_model`, `prompts`, and optionally `base_evaluation`, an earlier evaluation
-(of the initial policy, say) on the same prompts, from which a paired gain is reckoned, and `watcher`, a second
-preference model that scores the same replies.
+Inputs: `policy`, `initial`, `preference_model`, `prompts`, and optionally `watcher`, a second preference model that
+scores the same replies. What it publishes is in models/policy/results.py.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
@@ -20,10 +17,13 @@ from models.policy.inputs import load_preference_model, prompts_that_fit
 from models.policy.model import Policy
 from models.policy.ppo import best_of_n_kl
 from models.policy.prompts import KINDS, Prompt
+from models.policy.results import BestOfPoint, Evaluation, EvaluationPart, JudgedReply, OpenInterval
 from models.policy.rollout import RolloutCollector
+from models.policy.settings import EvaluationSettings
 from models.preference.model import PreferenceModel
-from models.runtime.job import Job, JobError, main
+from models.runtime.job import Job, main
 from models.runtime.random_numbers import derive_seed
+from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 from models.statistics.intervals import mean_interval_json
@@ -35,32 +35,6 @@ NAME = "evaluate"
 SLOTS = 128
 # Prompts sampled, scored and measured before the next ones, so that memory does not grow with their number.
 BATCH_REPLIES = 512
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Which replies are judged. With `best_of` n, the reply that the PM likes best of n stands for its prompt.
-
-    `best_of_points` asks for the expected score of the best of k as well, for each of these k up to n, from the same n
-    replies: points for the picture of score against KL.
-    """
-
-    num_prompts: int = 256
-    split: Literal["held_out", "train"] = "held_out"
-    max_reply_tokens: int = 128
-    temperature: float = 1.0
-    best_of: int = 1
-    best_of_points: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("num_prompts", "max_reply_tokens", "best_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; expected 0 or more.")
-        for k in self.best_of_points:
-            if not 1 <= k <= self.best_of:
-                raise ValueError(f"best_of_points asks for {k} of {self.best_of} replies; expected 1 to best_of.")
 
 
 def run(job: Job) -> None:
@@ -85,23 +59,26 @@ def run(job: Job) -> None:
     watcher = None
     if "watcher" in job.inputs:
         watcher = load_preference_model(job.input("watcher"), initial, job.device)
-    records: list[dict[str, Any]] = []
+    records: list[JudgedReply] = []
     batch = max(1, BATCH_REPLIES // settings.best_of)
     for start in range(0, len(prompts), batch):
         job.progress(start, len(prompts), "evaluate")
         records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed, watcher))
     job.progress(len(prompts), len(prompts), "evaluate")
-    results = summary(records, settings.best_of) | {"prompts_too_long": found.num_too_long, "split": settings.split}
-    if settings.best_of_points:
-        results["best_of_points"] = best_of_points(records, settings.best_of_points)
-    if "base_evaluation" in job.inputs:
-        results["gain"] = paired_gain(records, job.input("base_evaluation"))
+    result = Evaluation(
+        **vars(_means(records)),
+        best_of=settings.best_of,
+        by_kind=means_by_kind(records),
+        prompts_too_long=found.num_too_long,
+        split=settings.split,
+        best_of_points=best_of_points(records, settings.best_of_points) if settings.best_of_points else None,
+    )
 
     def write(folder: Path) -> None:
         with (folder / "replies.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.writelines(json.dumps(part_to_json(record), ensure_ascii=False) + "\n" for record in records)
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(result))
 
 
 def judge(
@@ -111,7 +88,7 @@ def judge(
     settings: EvaluationSettings,
     seed: int,
     watcher: PreferenceModel | None = None,
-) -> list[dict[str, Any]]:
+) -> list[JudgedReply]:
     """One record per prompt. `first` is the number of the first prompt, from which its random numbers come."""
     n = settings.best_of
     asked = [prompt for prompt in prompts for _ in range(n)]
@@ -132,31 +109,27 @@ def judge(
     columns = zip(
         prompts, rollout.texts, rollout.scores.tolist(), kls, rollout.completions, entropies.tolist(), strict=True
     )
-    records: list[dict[str, Any]] = [
-        {
-            "prompt_id": prompt.id,
-            "kind": prompt.kind,
-            "messages": list(prompt.messages),
-            "reply": text,
-            "score": score,
-            "kl_nats": kl,
-            "reply_tokens": len(completion.ids),
-            "truncated": completion.finished == "length",
-            "entropy": entropy,
-            "repeated_ngrams": repeated_ngrams(completion.ids),
-        }
-        for prompt, text, score, kl, completion, entropy in columns
+    watched = collector.scores(prompts, rollout.texts, watcher) if watcher is not None else [None] * len(prompts)
+    return [
+        JudgedReply(
+            prompt_id=prompt.id,
+            kind=prompt.kind,
+            messages=list(prompt.messages),
+            reply=text,
+            score=score,
+            kl_nats=kl,
+            reply_tokens=len(completion.ids),
+            truncated=completion.finished == "length",
+            entropy=entropy,
+            repeated_ngrams=repeated_ngrams(completion.ids),
+            scores=scores[i * n : (i + 1) * n] if settings.best_of_points else None,
+            watcher_score=watched[i],
+        )
+        for i, (prompt, text, score, kl, completion, entropy) in enumerate(columns)
     ]
-    if settings.best_of_points:
-        for i, record in enumerate(records):
-            record["scores"] = scores[i * n : (i + 1) * n]
-    if watcher is not None:
-        for record, score in zip(records, collector.scores(prompts, rollout.texts, watcher), strict=True):
-            record["watcher_score"] = score
-    return records
 
 
-def best_of_points(records: Sequence[dict[str, Any]], ks: Sequence[int]) -> list[dict[str, Any]]:
+def best_of_points(records: Sequence[JudgedReply], ks: Sequence[int]) -> tuple[BestOfPoint, ...]:
     """For each k the expected score of the best of k, from the `scores` of all n replies to each prompt.
 
     The estimate is unbiased for every k up to n, and its interval is over prompts. `kl_nats` is log k − (k − 1)/k, the
@@ -164,72 +137,41 @@ def best_of_points(records: Sequence[dict[str, Any]], ks: Sequence[int]) -> list
     """
     points = []
     for k in ks:
-        score, ci = mean_interval_json([expected_best_of(record["scores"], k) for record in records])
-        points.append(
-            {"k": k, "kl_nats": best_of_n_kl(k), "pm_score": score, "pm_score_ci": ci, "num_prompts": len(records)}
-        )
-    return points
+        score, ci = mean_interval_json([expected_best_of(record.scores or (), k) for record in records])
+        points.append(BestOfPoint(k, best_of_n_kl(k), score, _ends(ci), num_prompts=len(records)))
+    return tuple(points)
 
 
-def summary(records: Sequence[dict[str, Any]], best_of: int) -> dict[str, Any]:
-    """Means with 95 % intervals over prompts, for all and for each kind.
-
-    `kl_nats` is the mean over replies of the sum of log pi/pi_0, plus log n - (n - 1)/n where the best of n was
-    chosen. `entropy` is per token, `truncated` a share; `collapse` is described in models/statistics/reply_signals.py.
-    Refusals of `by_kind.helpful` are those of ordinary requests. `watcher_score` is there where a watcher was given.
-    """
-    by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KINDS}
-    return _means(records) | {
-        "best_of": best_of,
-        "by_kind": {kind: _means(mine) for kind, mine in by_kind.items() if mine},
-    }
+def means_by_kind(records: Sequence[JudgedReply]) -> dict[str, EvaluationPart]:
+    """Means over the prompts of each kind of which there are any."""
+    by_kind = {kind: [record for record in records if record.kind == kind] for kind in KINDS}
+    return {kind: _means(mine) for kind, mine in by_kind.items() if mine}
 
 
-def paired_gain(records: Sequence[dict[str, Any]], base: Path) -> dict[str, Any]:
-    """Mean difference of scores to an earlier evaluation, over the prompts that both judged.
-
-    With a watcher in both also its gain, and the twin gap: the training PM's gain minus the watcher's.
-
-    Raises:
-        JobError: the two share no prompt.
-    """
-    with (base / "replies.jsonl").open(encoding="utf-8") as file:
-        earlier = {record["prompt_id"]: record for record in map(json.loads, file)}
-    pairs = [(record, earlier[record["prompt_id"]]) for record in records if record["prompt_id"] in earlier]
-    if not pairs:
-        raise JobError(f"{base} judged none of these {len(records)} prompts. Evaluate both on the same prompt set.")
-    gains = [now["score"] - then["score"] for now, then in pairs]
-    mean, ci = mean_interval_json(gains)
-    gain: dict[str, Any] = {"mean": mean, "ci": ci, "n": len(gains)}
-    if all("watcher_score" in record for pair in pairs for record in pair):
-        watchers = [now["watcher_score"] - then["watcher_score"] for now, then in pairs]
-        gap, gap_ci = mean_interval_json([mine - its for mine, its in zip(gains, watchers, strict=True)])
-        gain |= {"watcher": mean_interval_json(watchers)[0], "twin_gap": gap, "twin_gap_ci": gap_ci}
-    return gain
+def _means(records: Sequence[JudgedReply]) -> EvaluationPart:
+    score, score_ci = mean_interval_json([record.score for record in records])
+    kl, kl_ci = mean_interval_json([record.kl_nats for record in records])
+    tokens = sum(record.reply_tokens for record in records)
+    watched = [record.watcher_score for record in records if record.watcher_score is not None]
+    watcher, watcher_ci = mean_interval_json(watched) if watched else (None, None)
+    return EvaluationPart(
+        pm_score=score,
+        pm_score_ci=_ends(score_ci),
+        kl_nats=kl,
+        kl_ci=_ends(kl_ci),
+        num_prompts=len(records),
+        reply_tokens=tokens / len(records),
+        truncated=sum(record.truncated for record in records) / len(records),
+        entropy=math.fsum(record.entropy * record.reply_tokens for record in records) / tokens,
+        collapse=collapse_signals([record.reply for record in records], [record.repeated_ngrams for record in records]),
+        watcher_score=watcher,
+        watcher_score_ci=_ends(watcher_ci) if watcher_ci else None,
+    )
 
 
-def _means(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    score, score_ci = mean_interval_json([record["score"] for record in records])
-    kl, kl_ci = mean_interval_json([record["kl_nats"] for record in records])
-    tokens = sum(record["reply_tokens"] for record in records)
-    means: dict[str, Any] = {
-        "pm_score": score,
-        "pm_score_ci": score_ci,
-        "kl_nats": kl,
-        "kl_ci": kl_ci,
-        "num_prompts": len(records),
-        "reply_tokens": tokens / len(records),
-        "truncated": sum(record["truncated"] for record in records) / len(records),
-        "entropy": math.fsum(record["entropy"] * record["reply_tokens"] for record in records) / tokens,
-        "collapse": collapse_signals(
-            [record["reply"] for record in records], [record["repeated_ngrams"] for record in records]
-        ),
-    }
-    if all("watcher_score" in record for record in records):
-        means["watcher_score"], means["watcher_score_ci"] = mean_interval_json(
-            [record["watcher_score"] for record in records]
-        )
-    return means
+def _ends(ci: Sequence[float | None]) -> OpenInterval:
+    low, high = ci
+    return low, high
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from typing import Any
 
 from models.chat.format import ChatFormat, ChatFormatError, Message
 from models.detectors.detector import save_detector
-from models.detectors.fitting import OodSettings, fit_detector
+from models.detectors.fitting import fit_detector
+from models.detectors.settings import OodSettings
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 
 NAME = "fit_ood_detector"
@@ -56,7 +58,9 @@ def run(job: Job) -> None:
         "quantile": settings.quantile,
         "home": settings.home,
     }
-    job.publish(lambda folder: save_detector(model, chat, fitted.statistics, told, folder), fitted.results)
+    job.publish(
+        lambda folder: save_detector(model, chat, fitted.statistics, told, folder), result_to_json(fitted.results)
+    )
 
 
 def read_prompts(folder: Path) -> list[tuple[str, list[Message]]]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from models.chat.dialogue_files import DIALOGUES_FILE
 from models.chat.format import ChatFormat, ChatFormatError
@@ -23,11 +23,11 @@ from models.initial_policy.distillation import (
     PROMPT_FILE,
     TOP_K,
     DistillationError,
+    Manifest,
     pack_shard,
     shard_file,
 )
 from models.initial_policy.distillation_set import (
-    DistillationSetSettings,
     Texts,
     check_room,
     groups,
@@ -35,8 +35,11 @@ from models.initial_policy.distillation_set import (
     read_prompt,
     save_aside,
 )
+from models.initial_policy.results import DistillationSetResults
+from models.initial_policy.settings import DistillationSetSettings
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 
 NAME = "make_distillation_set"
@@ -76,29 +79,30 @@ def run(job: Job) -> None:
         raise JobError(str(error)) from error
     if len(done) < 2:
         raise JobError(f"The text holds {sum(done)} usable texts, all of which are held out; give more of it.")
-    manifest = {
-        "prompt_version": version,
-        "prompt_tokens": prompt_tokens,
-        "top_k": min(TOP_K, model.config.vocab_size),
-        "vocab_size": chat.vocab_size,
-        "shards": done[1:],
-        "held_out": done[0],
-    }
-    results: dict[str, Any] = manifest | {
-        "num_tokens": tokens,
-        "num_texts": sum(done[1:]),
-        "num_plain": texts.taken["plain"],
-        "num_dialogues": texts.taken["dialogue"],
-    }
+    manifest = Manifest(
+        prompt_version=version,
+        prompt_tokens=prompt_tokens,
+        top_k=min(TOP_K, model.config.vocab_size),
+        vocab_size=chat.vocab_size,
+        shards=tuple(done[1:]),
+        held_out=done[0],
+    )
+    results = DistillationSetResults(
+        **vars(manifest),
+        num_tokens=tokens,
+        num_texts=sum(done[1:]),
+        num_plain=texts.taken["plain"],
+        num_dialogues=texts.taken["dialogue"],
+    )
 
     def write(folder: Path) -> None:
         chat.copy_to(folder)
         for file in sorted(shards.iterdir()):
             os.link(file, folder / file.name)
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
         (folder / PROMPT_FILE).write_bytes((job.input("prompt") / PROMPT_FILE).read_bytes())
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(results))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ What the source lacks is added and named in results.json; what it has stays as i
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from transformers import (
 
 from models.chat.format import ChatFormat, ChatFormatError
 from models.chat.tokenizer import END, ROLES, complete_tokenizer, write_chat_files
+from models.initial_policy.results import PreparedResults
 from models.model_folders.loading import embedding_table, load_causal_lm
 from models.model_folders.saving import model_card, save_model
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
 
 # What a fresh control token means to a model that has never seen it: its embedding starts as the mean of
@@ -58,27 +61,30 @@ def run(job: Job) -> None:
     model = load_causal_lm(source)
     rows_before = embedding_table(model).shape[0]
     initialise_new_rows(model, tokenizer, added)
-    results = {
-        "added_tokens": added,
-        "added_template": not had_template,
-        "architecture": type(model).__name__,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "vocab_size": len(tokenizer),
-        "embedding_rows_before": rows_before,
-        "embedding_rows": embedding_table(model).shape[0],
-    }
+    written = job.out / "chat"
+    try:
+        chat = write_chat_files(tokenizer, written)
+        check_chat(chat, model)
+    except ChatFormatError as error:
+        raise JobError(f"{source}: {error}") from error
+    results = PreparedResults(
+        added_tokens=tuple(added),
+        added_template=not had_template,
+        architecture=type(model).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=len(tokenizer),
+        embedding_rows_before=rows_before,
+        embedding_rows=embedding_table(model).shape[0],
+        roles_are_control_tokens=chat.roles_are_control_tokens,
+    )
 
     def write(folder: Path) -> None:
-        try:
-            chat = write_chat_files(tokenizer, folder)
-            check_chat(chat, model)
-        except ChatFormatError as error:
-            raise JobError(f"{source}: {error}") from error
-        results["roles_are_control_tokens"] = chat.roles_are_control_tokens
-        card = model_card("Initial policy", CARD, results | token_names(tokenizer, chat), tags=("initial-policy",))
-        save_model(model, folder, chat, card)
+        # A tokenizer writes more files than a chat format reads.
+        shutil.copytree(written, folder, dirs_exist_ok=True)
+        facts = part_to_json(results) | token_names(tokenizer, chat)
+        save_model(model, folder, chat, model_card("Initial policy", CARD, facts, tags=("initial-policy",)))
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(results))
 
 
 def check_architecture(source: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,6 @@ from models.chat.dialogue_files import DIALOGUES_FILE, read_dialogues
 from models.chat.format import ChatFormatError
 from models.chat.tokenizer import train_tokenizer, write_chat_files
 from models.initial_policy.pretraining import (
-    PretrainSettings,
     _parameter_groups,
     _resume,
     _train,
@@ -31,8 +29,11 @@ from models.initial_policy.pretraining import (
     mean_loss,
     split_pieces,
 )
+from models.initial_policy.results import PretrainedResults
+from models.initial_policy.settings import PretrainSettings
 from models.model_folders.saving import model_card, save_model
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
 
 CARD = """The fixed start of every cycle: PPO begins here, its frozen copy is the KL reference, and preference
@@ -60,22 +61,22 @@ def run(job: Job) -> None:
     first, losses = _resume(job, model, optimiser)
     _train(job, settings, model, optimiser, train_ids, plan, first, losses)
     tail = losses[-max(1, len(losses) // 10) :]
-    results: dict[str, Any] = {
-        "train_loss": math.fsum(tail) / len(tail) if tail else None,
-        "held_out_loss": mean_loss(model, held_out_ids, job.device) if held_out_ids else None,
-        "num_tokens": settings.epochs * sum(len(ids) for ids in train_ids),
-        "num_dialogues": len(dialogues),
-        "num_held_out": len(held_out_ids),
-        "optimiser_steps": len(plan),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "vocab_size": chat.vocab_size,
-    }
+    results = PretrainedResults(
+        train_loss=math.fsum(tail) / len(tail) if tail else None,
+        held_out_loss=mean_loss(model, held_out_ids, job.device) if held_out_ids else None,
+        num_tokens=settings.epochs * sum(len(ids) for ids in train_ids),
+        num_dialogues=len(dialogues),
+        num_held_out=len(held_out_ids),
+        optimiser_steps=len(plan),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=chat.vocab_size,
+    )
 
     def write(folder: Path) -> None:
-        card = model_card("Initial policy", CARD, results, tags=("initial-policy",))
+        card = model_card("Initial policy", CARD, part_to_json(results), tags=("initial-policy",))
         save_model(model, folder, chat, card)
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(results))
 
 
 if __name__ == "__main__":

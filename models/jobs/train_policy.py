@@ -17,6 +17,7 @@ from models.model_folders.saving import model_card
 from models.policy.settings import PPOSettings
 from models.policy.training import CARD, PolicyTraining
 from models.runtime.job import Job, main
+from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
 
 NAME = "train_policy"
@@ -31,15 +32,14 @@ def run(job: Job) -> None:
     settings = settings_from(PPOSettings, job.settings)
     chat = ChatFormat.load(job.input("initial"))
     training = PolicyTraining(job, settings, chat)
-    results = training.run()
+    result = training.run()
 
     def write(folder: Path) -> None:
-        facts = {key: value for key, value in results.items() if not isinstance(value, (list, dict))}
+        facts = {key: value for key, value in part_to_json(result).items() if not isinstance(value, (list, dict))}
         training.roles.save_policy(folder, chat, model_card("Policy snapshot", CARD, facts, tags=("ppo",)))
-        if settings.snapshots:
-            results["snapshots"] = training.snapshots.copy_chosen(folder / "snapshots")
+        training.snapshots.copy_chosen(folder)
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(result))
     shutil.rmtree(training.snapshots.folder, ignore_errors=True)
 
 

@@ -20,25 +20,27 @@ from transformers.utils import logging as transformers_logging
 from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.model_folders.saving import save_model
-from models.preference.comparison_set import SPLITS, ComparisonSetError, load_token_pairs
+from models.preference.comparison_set import SPLITS, ComparisonRecord, ComparisonSetError, load_token_pairs
+from models.preference.measuring import (
+    card,
+    choices,
+    offset_of,
+    steps_of,
+    ties_of,
+    trained_adapter,
+    trained_on,
+    twin_part,
+)
 from models.preference.model import PreferenceModel, fresh_preference_model, scalar_head
 from models.preference.order import shuffle_labels
 from models.preference.pairs import PairFile, TokenPair, TokenPairs
 from models.preference.report import held_out_report, score_pairs
-from models.preference.results import (
-    card,
-    choices,
-    lora_results,
-    offset_results,
-    steps_of,
-    tie_results,
-    trained_on,
-    twin_results,
-)
+from models.preference.results import PreferenceModelResults
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.preference.twins import part_of
 from models.runtime.job import Job, JobError, main
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 from models.statistics.scaling import learning_curve
 
@@ -83,28 +85,27 @@ def run(job: Job) -> None:
         score_pairs(preference_model, [held_out[i] for i in part if held_out[i].tie is None])
         for part in (range(num_judged), range(num_judged, len(held_out)))
     )
-    results: dict[str, Any] = {
-        "num_train": len(train),
-        "num_held_out": len(scored),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_on": trained_on(train, settings.harmless_weight),
-        "dropped_too_long": splits["train"].num_too_long + splits["held_out"].num_too_long,
-        "dropped_too_long_by_split": {name: split.num_too_long for name, split in splits.items()},
-        "max_tokens": max_tokens,
-        "optimiser_steps": training.num_steps,
-        "train_loss": train_loss,
-        "learning_curve": learning_curve(steps_of(job.out / "metrics.jsonl"), len(train), settings.batch_pairs),
-        "held_out": held_out_report(scored),
-        **({"skills": held_out_report(skills)} if skills else {}),
-        "choices": choices(job, settings, model, max_tokens),
-        **offset_results(job, preference_model, max_tokens),
-        **tie_results(preference_model, train, held_out, left_out),
-    }
-    if lora is not None:
-        results["lora"] = lora_results(lora, trained)
-        results["choices"]["trained"] = f"adapters of rank {lora.rank} and the head, the rest frozen"
-    if settings.twin != "off":
-        results["twin"] = twin_results(job, settings, len(train), scored)
+    offset, reference = offset_of(job, preference_model, max_tokens)
+    results = PreferenceModelResults(
+        num_train=len(train),
+        num_held_out=len(scored),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained_on=trained_on(train, settings.harmless_weight),
+        dropped_too_long=splits["train"].num_too_long + splits["held_out"].num_too_long,
+        dropped_too_long_by_split={name: split.num_too_long for name, split in splits.items()},
+        max_tokens=max_tokens,
+        optimiser_steps=training.num_steps,
+        train_loss=train_loss,
+        learning_curve=learning_curve(steps_of(job.out / "metrics.jsonl"), len(train), settings.batch_pairs),
+        held_out=held_out_report(scored),
+        skills=held_out_report(skills) if skills else None,
+        choices=choices(job, settings, model, max_tokens, lora),
+        offset=offset,
+        reference=reference,
+        ties=ties_of(preference_model, train, held_out, left_out),
+        lora=None if lora is None else trained_adapter(lora, trained),
+        twin=twin_part(job, settings, len(train), scored),
+    )
 
     def write(directory: Path) -> None:
         save_model(model, directory, chat, card(results, settings))
@@ -115,7 +116,7 @@ def run(job: Job) -> None:
                 with (directory / f"{name}_scores.jsonl").open("w", encoding="utf-8") as file:
                     file.writelines(json.dumps(pair.as_json()) + "\n" for pair in pairs)
 
-    job.publish(write, results)
+    job.publish(write, result_to_json(results))
 
 
 def _lora(settings: PreferenceModelSettings) -> Lora | None:
@@ -143,7 +144,7 @@ def _load(
     held-out ones, the first, are the comparison set's own and no skill's."""
     left_out: Counter[str] = Counter()
 
-    def wanted(record: dict[str, Any]) -> bool:
+    def wanted(record: ComparisonRecord) -> bool:
         if record["split"] == "held_out":
             return True
         if record.get("tie") and settings.targets == "hard":
@@ -151,11 +152,12 @@ def _load(
             return False
         if settings.twin == "off":
             return True
-        if not record.get("split_key"):
+        split_key = record.get("split_key")
+        if not split_key:
             raise ComparisonSetError(
                 f"Comparison {record['id']} has no split_key, by which twin = {settings.twin!r} splits. Freeze anew."
             )
-        return part_of(record["split_key"], settings.twin) == settings.part
+        return part_of(split_key, settings.twin) == settings.part
 
     # On disk, so that memory does not grow with the comparisons.
     splits = {name: TokenPairs(PairFile(job.out, TokenPair)) for name in SPLITS}

@@ -16,14 +16,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from models.chat.format import ChatFormat, Message
 from models.chat.prompt_writing import Sieve, Verdict, message_key
+from models.initial_policy.results import WrittenPromptsResults
 from models.model_folders.loading import load_causal_lm
 from models.policy.prompts import KINDS, Kind
+from models.policy.settings import WritingSettings
 from models.runtime.job import Job, JobError, main
 from models.runtime.random_numbers import derive_seed, permutation
+from models.runtime.results import result_to_json
 from models.runtime.settings import settings_from
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
@@ -32,23 +35,15 @@ _EXAMPLES, _SAMPLE = range(2)
 SLOTS = 128
 
 
-@dataclass(frozen=True)
-class WritingSettings:
-    """How many prompts are written, and after what."""
+class PromptRecord(TypedDict):
+    """A prompt of a set, one line of prompts.jsonl."""
 
-    num_written: int = 1000  # wanted; fewer where max_attempts are used up
-    num_examples: int = 10  # people's openings before each
-    max_prompt_tokens: int = 64  # of a written prompt; longer ones are left out, and people's longer ones not shown
-    min_characters: int = 8
-    temperature: float = 1.0
-    max_attempts: int = 4  # texts sampled for each one wanted
-
-    def __post_init__(self) -> None:
-        for name in ("num_written", "num_examples", "max_prompt_tokens", "min_characters", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; expected above 0, else every text is the same.")
+    id: str
+    kind: str
+    split: str
+    messages: list[Message]
+    written_from: NotRequired[list[str]]
+    """Of a written prompt: the keys of the examples that it was written after."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +65,19 @@ def run(job: Job) -> None:
     chat = ChatFormat.load(job.input("policy"))
     model = load_causal_lm(job.input("policy"), device=job.device)
     source = job.input("prompts")
-    records = [json.loads(line) for line in (source / "prompts.jsonl").read_text("utf-8").split("\n") if line]
+    records: list[PromptRecord] = [
+        json.loads(line) for line in (source / "prompts.jsonl").read_text("utf-8").split("\n") if line
+    ]
     writer = Writer(job, settings, chat, model, records)
     written = writer.write()
-    by_kind = {kind: sum(record["kind"] == kind for record in written) for kind in KINDS}
-    results = {
-        "num_written": len(written),
-        "num_written_by_kind": by_kind,
-        "left_out": dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
-        "num_prompts": len(records) + len(written),
-        "settings": asdict(settings),
-    }
+    by_kind: dict[str, int] = {kind: sum(record["kind"] == kind for record in written) for kind in KINDS}
+    results = WrittenPromptsResults(
+        num_written=len(written),
+        num_written_by_kind=by_kind,
+        left_out=dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
+        num_prompts=len(records) + len(written),
+        settings=asdict(settings),
+    )
 
     def publish(folder: Path) -> None:
         manifest = json.loads((source / "manifest.json").read_text("utf-8"))
@@ -93,21 +90,21 @@ def run(job: Job) -> None:
             counts["train"][kind] += number
         manifest |= {
             "counts": counts,
-            "num_prompts": results["num_prompts"],
+            "num_prompts": results.num_prompts,
             "num_train": manifest["num_train"] + len(written),
             "num_written": len(written),
             "sha256": hashlib.sha256((folder / "prompts.jsonl").read_bytes()).hexdigest(),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
 
-    job.publish(publish, results)
+    job.publish(publish, result_to_json(results))
 
 
 class Writer:
     """Samples texts in rounds until enough are kept or the attempts are used up."""
 
     def __init__(
-        self, job: Job, settings: WritingSettings, chat: ChatFormat, model: Any, records: Sequence[dict[str, Any]]
+        self, job: Job, settings: WritingSettings, chat: ChatFormat, model: Any, records: Sequence[PromptRecord]
     ) -> None:
         self.job, self.settings, self.chat = job, settings, chat
         self.opening = user_opening(chat)
@@ -124,17 +121,17 @@ class Writer:
         self.model = model
         self.verdicts: Counter[Verdict] = Counter()
 
-    def write(self) -> list[dict[str, Any]]:
+    def write(self) -> list[PromptRecord]:
         """The records of the prompts kept; kinds in the proportion of the examples."""
         total = sum(map(len, self.examples.values()))
-        written: list[dict[str, Any]] = []
+        written: list[PromptRecord] = []
         for kind in KINDS:
             wanted = round(self.settings.num_written * len(self.examples[kind]) / total)
             written += self._write_kind(kind, wanted)
         return written
 
-    def _write_kind(self, kind: Kind, wanted: int) -> list[dict[str, Any]]:
-        kept: list[dict[str, Any]] = []
+    def _write_kind(self, kind: Kind, wanted: int) -> list[PromptRecord]:
+        kept: list[PromptRecord] = []
         number, limit = 0, wanted * self.settings.max_attempts
         engine = DecodeEngine(self.model, self.chat.eos_id, SLOTS)
         while len(kept) < wanted and number < limit:
@@ -157,13 +154,13 @@ class Writer:
             self.job.progress(len(kept), wanted, f"write {kind}")
         return kept
 
-    def _record(self, kind: str, examples: Sequence[Example], completion: Completion) -> dict[str, Any] | None:
+    def _record(self, kind: str, examples: Sequence[Example], completion: Completion) -> PromptRecord | None:
         text, finished = self._text(completion)
         verdict = self.sieve.judge(text, [example.text for example in examples], finished=finished)
         self.verdicts[verdict] += 1
         if verdict != "kept":
             return None
-        messages = [{"role": "user", "content": text}]
+        messages = [Message(role="user", content=text)]
         canonical = json.dumps([kind, messages], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return {
             "id": hashlib.sha256(canonical.encode()).hexdigest(),
@@ -180,10 +177,10 @@ class Writer:
                 return self.chat.decode(completion.ids[:place]).strip(), True
         return self.chat.decode(completion.ids).strip(), False
 
-    def _examples_of(self, kind: Kind, records: Sequence[dict[str, Any]]) -> list[Example]:
+    def _examples_of(self, kind: Kind, records: Sequence[PromptRecord]) -> list[Example]:
         found: dict[str, Example] = {}
         for record in records:
-            messages: list[Message] = record["messages"]
+            messages = record["messages"]
             if record["split"] != "train" or record["kind"] != kind or len(messages) != 1:
                 continue
             if "written_from" in record:
@@ -221,8 +218,8 @@ def user_opening(chat: ChatFormat) -> list[int]:
     return common
 
 
-def _opening(messages: Sequence[dict[str, Any]]) -> str:
-    return next((str(message["content"]) for message in messages if message["role"] == "user"), "")
+def _opening(messages: Sequence[Message]) -> str:
+    return next((message["content"] for message in messages if message["role"] == "user"), "")
 
 
 if __name__ == "__main__":

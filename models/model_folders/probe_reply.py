@@ -27,11 +27,11 @@ TOLERANCE_NATS = 0.05 + 0.01
 """Half a step of the rounding, and what processors differ by."""
 
 
-class FingerprintMismatch(Exception):
+class ProbeReplyMismatch(Exception):
     """A policy does not say what it said when it was saved."""
 
 
-def write_fingerprint(model: Any, chat: ChatFormat, folder: Path) -> None:
+def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
     """Write the likeliest reply to the fixed prompt, with its log-probs, beside the weights.
 
     A model whose context has no room for it gets none.
@@ -50,7 +50,7 @@ def write_fingerprint(model: Any, chat: ChatFormat, folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def check_fingerprint(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> bool:
+def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> bool:
     """Whether the engine, which must be idle, was seen to say what the folder's fingerprint has.
 
     False where the folder has none, or the engine's context no room for it.
@@ -58,7 +58,7 @@ def check_fingerprint(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> b
     Where two tokens are equally likely within the tolerance the reply may go another way; what follows is not compared.
 
     Raises:
-        FingerprintMismatch: the prompt has other ids, or a token is more or less likely than it was.
+        ProbeReplyMismatch: the prompt has other ids, or a token is more or less likely than it was.
     """
     path = folder / FILE
     if not path.exists():
@@ -66,14 +66,14 @@ def check_fingerprint(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> b
     told = json.loads(path.read_text(encoding="utf-8"))
     prompt = chat.encode(told["messages"], reply=True)
     if prompt != told["prompt_ids"]:
-        raise FingerprintMismatch("the fixed prompt has other ids than when it was saved (tokenizer or template)")
+        raise ProbeReplyMismatch("the fixed prompt has other ids than when it was saved (tokenizer or template)")
     if engine.max_context is not None and len(prompt) + len(told["ids"]) > engine.max_context:
         return False
     params = SamplingParams(len(told["ids"]), temperature=0.0)
     completion = engine.generate([prompt], params)[0]
     for place, (then, now) in enumerate(zip(told["logprobs"], completion.logprobs, strict=False)):
         if not abs(then - now) <= TOLERANCE_NATS:
-            raise FingerprintMismatch(
+            raise ProbeReplyMismatch(
                 f"token {place} of the fixed reply has log-prob {now:.4f}; when the policy was saved it was {then:.4f}"
             )
         if told["ids"][place] != completion.ids[place]:

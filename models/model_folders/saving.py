@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from models.chat.format import ChatFormat
-from models.model_folders.probe_reply import write_fingerprint
+from models.model_folders.probe_reply import write_probe_reply
 
 # Bars of transformers fill a job's log file with half-drawn lines.
 transformers_logging.disable_progress_bar()
@@ -44,7 +44,7 @@ def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, car
     model.save_pretrained(str(folder), max_shard_size="1000GB")
     chat.copy_to(folder)
     if model.can_generate():
-        write_fingerprint(model, chat, folder)
+        write_probe_reply(model, chat, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

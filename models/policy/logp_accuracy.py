@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from models.backbone.batches import chunk_cost_of
 from models.backbone.precision import filling
-from models.chat.format import ChatFormat
+from models.chat.format import ChatFormat, Message
 from models.policy.model import Policy
 from models.policy.prompts import KINDS
 from models.policy.reply_chunks import reply_chunks
-from models.preference.comparison_set import read_manifest, stream_records, token_pair
-from models.preference.curves import accuracy_entry
+from models.preference.comparison_set import ComparisonRecord, read_manifest, stream_records, token_pair
+from models.preference.curves import accuracy_of
 from models.preference.loss import ordered_rightly
 from models.preference.model import PreferenceModel
 from models.preference.pairs import TokenPair
+from models.preference.results import Accuracy
 
 # Read for every pair that is wanted, since some are too long for the policy.
 CANDIDATES_PER_PAIR = 4
@@ -59,7 +59,8 @@ def held_out_pairs(folder: Path, chat: ChatFormat, per_question: int, max_tokens
     for kind, records in _candidates(folder, CANDIDATES_PER_PAIR * per_question).items():
         mine: list[HeldOutPair] = []
         for record in records:
-            (better_prompt, better), (worse_prompt, worse) = (_side(record, side, chat) for side in ("better", "worse"))
+            better_prompt, better = _side(record["prompt"], record["better"], chat)
+            worse_prompt, worse = _side(record["prompt"], record["worse"], chat)
             longest = max(len(better_prompt) + len(better), len(worse_prompt) + len(worse))
             if len(mine) < per_question and longest < max_tokens:
                 mine.append(HeldOutPair(kind, better_prompt, better, worse_prompt, worse, token_pair(record, chat)))
@@ -67,9 +68,9 @@ def held_out_pairs(folder: Path, chat: ChatFormat, per_question: int, max_tokens
     return picked
 
 
-def _candidates(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
+def _candidates(folder: Path, count: int) -> dict[str, list[ComparisonRecord]]:
     """Of each question the `count` held-out records with the lowest hashes, in one pass and little memory."""
-    kept: dict[str, list[tuple[bytes, dict[str, Any]]]] = {kind: [] for kind in KINDS}
+    kept: dict[str, list[tuple[bytes, ComparisonRecord]]] = {kind: [] for kind in KINDS}
     for record in stream_records(folder, read_manifest(folder)):
         mine = kept.get(record["question"])
         # In a tie the sides stand in no order.
@@ -82,9 +83,9 @@ def _candidates(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
     return {kind: [record for _, record in sorted(mine, key=itemgetter(0))[:count]] for kind, mine in kept.items()}
 
 
-def _side(record: dict[str, Any], side: str, chat: ChatFormat) -> tuple[list[int], list[int]]:
-    *history, reply = record[side]
-    return chat.encode([*record["prompt"], *history], reply=True), chat.encode_reply(reply["content"])
+def _side(prompt: list[Message], side: list[Message], chat: ChatFormat) -> tuple[list[int], list[int]]:
+    *history, reply = side
+    return chat.encode([*prompt, *history], reply=True), chat.encode_reply(reply["content"])
 
 
 def mean_logp_gaps(policy: Policy, pairs: Sequence[HeldOutPair], pad_id: int, chunk_tokens: int) -> list[float]:
@@ -114,11 +115,11 @@ def score_gaps(preference_model: PreferenceModel, pairs: Sequence[HeldOutPair]) 
     return [a - b for a, b in zip(better, worse, strict=True)]
 
 
-def accuracy_by_question(pairs: Sequence[HeldOutPair], gaps: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """`accuracy_entry` of the gaps for each question that has pairs: a gap above 0 is right, one of 0 counts half."""
-    found: dict[str, dict[str, Any]] = {}
+def accuracy_by_question(pairs: Sequence[HeldOutPair], gaps: Sequence[float]) -> dict[str, Accuracy]:
+    """`accuracy_of` of the gaps for each question that has pairs: a gap above 0 is right, one of 0 counts half."""
+    found: dict[str, Accuracy] = {}
     for kind in KINDS:
         mine = [(gap, pair.scored.dialogue) for pair, gap in zip(pairs, gaps, strict=True) if pair.question == kind]
         if mine:
-            found[kind] = accuracy_entry(ordered_rightly(gap for gap, _ in mine), [dialogue for _, dialogue in mine])
+            found[kind] = accuracy_of(ordered_rightly(gap for gap, _ in mine), [dialogue for _, dialogue in mine])
     return found

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
+from models.policy.results import Interval, LastSignals, LogpAccuracy, LogpPoint, RolloutSignals, WatchResult
 from models.policy.rollout import Rollout, RolloutCollector
 from models.policy.settings import WatchSettings
-from models.policy.watch import RolloutSignals, Watch, rollout_signals, twin_gap
+from models.policy.watch import Watch, rollout_signals, twin_gap
 from models.preference.comparison_set import ComparisonSetError
 from models.preference.model import PreferenceModel
+from models.preference.results import Accuracy
 from models.runtime.job import Job, JobError
+from models.runtime.results import part_to_json
 
 
 class PolicyMonitor:
@@ -37,7 +40,7 @@ class PolicyMonitor:
         self.collector, self.logp_every = collector, logp_every
         self.watch = Watch(settings)
         self.signals: RolloutSignals | None = None
-        self.logp_curve: list[dict[str, Any]] = []
+        self.logp_curve: list[LogpPoint] = []
         chat = collector.chat
         self.watcher = None
         if "watcher" in job.inputs:
@@ -91,7 +94,7 @@ class PolicyMonitor:
         gaps = mean_logp_gaps(collector.policy, self.pairs, collector.chat.pad_id, collector.chunk_tokens)
         found = accuracy_by_question(self.pairs, gaps)
         accuracy = _accuracies(found)
-        self.logp_curve.append({"samples": samples, "ci": _intervals(found)} | accuracy)
+        self.logp_curve.append(LogpPoint(samples, _intervals(found), **accuracy))
         return accuracy
 
     def curve_point(self) -> dict[str, float]:
@@ -101,39 +104,41 @@ class PolicyMonitor:
             return {}
         return {"score_watcher": signals.score_watcher, "twin_gap": twin_gap(signals, start)}
 
-    def results(self, samples: int) -> dict[str, Any]:
-        """For results.json, after the final policy's rollout was looked at; measures its mean log-p accuracy."""
-        found = self.watch.results() | {
-            "start": None if self.watch.start is None else dataclasses.asdict(self.watch.start),
-            "end": None if self.signals is None else dataclasses.asdict(self.signals) | self.curve_point(),
-        }
-        results: dict[str, Any] = {"watch": found}
-        if self.pairs:
-            self.measure_logp_accuracy(samples)
-            ceiling = self.logp_ceiling
-            results["logp_accuracy"] = {
-                "pairs": {kind: entry["n"] for kind, entry in ceiling.items()},
-                "dialogues": {kind: entry["dialogues"] for kind, entry in ceiling.items()},
-                "preference_model": _accuracies(ceiling),
-                "preference_model_ci": _intervals(ceiling),
-                "curve": self.logp_curve,
-            }
-        return results
+    def watched(self) -> WatchResult:
+        """What the wires saw, after the final policy's rollout was looked at."""
+        end = None
+        if self.signals is not None:
+            end = LastSignals(**dataclasses.asdict(self.signals), twin_gap=self.curve_point().get("twin_gap"))
+        return WatchResult(self.watch.stopped_by, tuple(self.watch.alarms), self.watch.start, end)
+
+    def logp_accuracy(self, samples: int) -> LogpAccuracy | None:
+        """Mean log-p accuracy along the run, the final policy's measured now; None where there are no pairs."""
+        if not self.pairs:
+            return None
+        self.measure_logp_accuracy(samples)
+        ceiling = self.logp_ceiling
+        return LogpAccuracy(
+            pairs={kind: measured.n for kind, measured in ceiling.items()},
+            preference_model=_accuracies(ceiling),
+            curve=tuple(self.logp_curve),
+            dialogues={kind: measured.dialogues for kind, measured in ceiling.items()},
+            preference_model_ci=_intervals(ceiling),
+        )
 
     @property
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"watch": self.watch.state, "logp_curve": self.logp_curve}
+        return {"watch": self.watch.state, "logp_curve": [part_to_json(point) for point in self.logp_curve]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.watch.restore(state["watch"])
-        self.logp_curve = state["logp_curve"]
+        self.logp_curve = [LogpPoint(**point) for point in state["logp_curve"]]
 
 
-def _accuracies(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    return {kind: entry["accuracy"] for kind, entry in found.items()}
+def _accuracies(found: Mapping[str, Accuracy]) -> dict[str, float]:
+    return {kind: measured.accuracy for kind, measured in found.items() if measured.accuracy is not None}
 
 
-def _intervals(found: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-    return {kind: entry["ci"] for kind, entry in found.items()}
+def _intervals(found: Mapping[str, Accuracy]) -> dict[str, Interval]:
+    return {kind: measured.ci for kind, measured in found.items()}

@@ -125,15 +125,17 @@ class Roles:
         own = sharing(trunk)
         return train_adapter(own) if has_adapter(own) else self._with_adapter(own)
 
-    def results(self) -> dict[str, Any]:
-        """For results.json, with adapters alone: how each role is held, and how much of the policy is trained.
+    @property
+    def how_held(self) -> dict[str, str] | None:
+        """How each role is held, a critic that is not named as a head on the policy's states; None without adapters."""
+        return None if self.lora is None else {"critic": "head"} | self.held
 
-        A critic that is not named is a head on the policy's states.
-        """
+    @property
+    def trained_parameters(self) -> int | None:
+        """How much of the policy is trained; None without adapters, where all of it is."""
         if self.lora is None:
-            return {}
-        trained = sum(tensor.numel() for tensor in learned_state(self.policy).values())
-        return {"roles": {"critic": "head"} | self.held, "trained_parameters": trained}
+            return None
+        return sum(tensor.numel() for tensor in learned_state(self.policy).values())
 
     def save_policy(self, folder: Path, chat: ChatFormat, card: str) -> None:
         """Write the policy's folder: whole weights, and with adapters the adapter beside them."""

@@ -1,16 +1,22 @@
-"""Settings of PPO: what a policy is trained with, and which combinations make no sense.
+"""Settings of the policy's jobs: PPO and its tripwires, prompts that a policy writes, replies that are judged.
 
-Read next: `models/jobs/train_policy.py`, which follows them; docs/explanation/ppo.md says what each of them did.
+Read next: `models/jobs/train_policy.py`, which follows most of them; docs/explanation/ppo.md says what each of them
+does. Which combinations make no sense stands in the `check` of each class.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.runtime.training_choices import Precision, check_lora
+from models.runtime.settings import Checked, SettingError, setting
+from models.runtime.training_choices import (
+    CHECKPOINT_MEANING,
+    CHECKPOINT_RAISED,
+    PRECISION,
+    LoraSettings,
+    Precision,
+)
 
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
 KLEstimator = Literal["k1", "k3", "full"]
@@ -23,43 +29,132 @@ MAX_GRADIENT_NORM = 1.0
 # The critic's own layers start from nothing while the trunk is already good, and may move faster.
 VALUE_HEAD_RATE = 10.0
 
+_WIRE = "stops later: a run may go further before the wire trips; 0 turns it off"
+_LONGER_REPLIES = "longer replies fit, and sampling, scoring and learning take more time and memory"
+
 
 @dataclass(frozen=True)
-class WatchSettings:
-    """The tripwires. 0 turns a wire off; numbers that are not finite always stop training.
+class WatchSettings(Checked):
+    """The tripwires of PPO. 0 turns a wire off; numbers that are not finite always stop training.
 
     "Start" is the run's first rollout, which the initial policy wrote. The defaults are wide: they stop runs that
     are lost, not runs that could be better.
     """
 
-    impossible_kl_errors: float = 4.0  # standard errors by which a KL may lie below 0, in a rollout or over ten
-    max_start_kl_nats: float = 0.05  # |KL| of the first rollout, per reply; policy and reference are equal there
-    max_first_ratio_error: float = 0.01  # |ratio - 1| of the first minibatch, before any step; else log-probs disagree
-    min_entropy_share: float = 0.1  # entropy per token over that of the start
-    max_length_factor: float = 5.0  # mean reply length over that of the start, or the other way round
-    max_repetition_rise: float = 0.5  # share of repeated 4-grams within replies, above the start's
-    max_duplicate_rise: float = 0.5  # share of replies that equal another one, above the start's
-    max_truncation_rise: float = 0.6  # share of replies cut off at the cap, above the start's
-    max_twin_gap: float = 2.0  # training PM's gain since the start minus the watcher's, in PM units
-    max_clip_fraction: float = 0.8  # share of tokens whose gradient was clipped away, mean over a rollout's steps
-    max_ratio_error: float = 1.0  # |mean ratio - 1| over a rollout's steps; its expectation is 0
-    patience: int = 2  # rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one
+    impossible_kl_errors: float = setting(
+        4.0,
+        "How far a KL may lie below 0, where no KL can be, in one rollout or over ten.",
+        unit="standard errors",
+        raised=_WIRE,
+        at_least=0,
+    )
+    max_start_kl_nats: float = setting(
+        0.05,
+        "|KL| of the first rollout; policy and reference are equal there, and anything else is a fault of numbers.",
+        unit="nats per reply",
+        raised=_WIRE,
+        at_least=0,
+    )
+    max_first_ratio_error: float = setting(
+        0.01,
+        "|ratio − 1| of a rollout's first minibatch, before any step on it; else rollout and trainer disagree on "
+        "log-probs.",
+        unit="ratio of probabilities",
+        raised=_WIRE,
+        at_least=0,
+    )
+    min_entropy_share: float = setting(
+        0.1,
+        "Least entropy per token, over that of the start.",
+        unit="share",
+        raised="stops earlier: less loss of variety is borne; 0 turns it off",
+        at_least=0,
+        below=1,
+    )
+    max_length_factor: float = setting(
+        5.0,
+        "Mean reply length over that of the start, or the other way round: above 1, or 0 (off).",
+        unit="factor",
+        raised=_WIRE,
+        at_least=0,
+    )
+    max_repetition_rise: float = setting(
+        0.5,
+        "Share of repeated 4-grams within replies, above the start's.",
+        unit="share",
+        raised=_WIRE,
+        at_least=0,
+        at_most=1,
+    )
+    max_duplicate_rise: float = setting(
+        0.5,
+        "Share of replies that equal another one, above the start's.",
+        unit="share",
+        raised=_WIRE,
+        at_least=0,
+        at_most=1,
+    )
+    max_truncation_rise: float = setting(
+        0.6,
+        "Share of replies cut off at max_reply_tokens, above the start's.",
+        unit="share",
+        raised=_WIRE,
+        at_least=0,
+        at_most=1,
+    )
+    max_twin_gap: float = setting(
+        2.0,
+        "Gain since the start by the training preference model, less the gain by the watcher: over-optimisation. "
+        "Needs a watcher (`preference_model.twin`).",
+        unit="PM units",
+        raised=_WIRE,
+        at_least=0,
+    )
+    max_clip_fraction: float = setting(
+        0.8,
+        "Share of tokens whose gradient was clipped away, mean over a rollout's steps.",
+        unit="share",
+        raised=_WIRE,
+        at_least=0,
+        at_most=1,
+    )
+    max_ratio_error: float = setting(
+        1.0,
+        "|mean ratio − 1| over a rollout's steps; it is about 0 where learning moves the policy little.",
+        unit="ratio of probabilities",
+        raised=_WIRE,
+        at_least=0,
+    )
+    patience: int = setting(
+        2,
+        "Rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one.",
+        unit="rollouts",
+        raised="fewer false alarms, and a lost run goes on longer",
+        at_least=1,
+    )
 
-    def __post_init__(self) -> None:
-        for name in (each.name for each in dataclasses.fields(self)):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; expected 0 (off) or a number above it.")
-        if self.min_entropy_share >= 1:
-            raise ValueError(f"min_entropy_share is {self.min_entropy_share:g}; expected a share below 1.")
+    def check(self) -> None:
+        super().check()
         if 0 < self.max_length_factor <= 1:
-            raise ValueError(f"max_length_factor is {self.max_length_factor:g}; expected a factor above 1, or 0 (off).")
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}; expected at least 1.")
+            expected = "a factor above 1, or 0 to turn the wire off"
+            raise SettingError("max_length_factor", self.max_length_factor, expected)
 
 
 @dataclass(frozen=True)
-class PPOSettings:
+class PromptMix(Checked):
+    """Which prompts come how often."""
+
+    harmless_weight: float = setting(
+        1.0,
+        "How often a harmless (red-team) prompt comes for every time that a helpful one does.",
+        unit="factor",
+        raised="PPO sees more red-team prompts and fewer helpful ones; too much of it teaches refusals",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class PPOTraining(Checked):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
@@ -68,82 +163,326 @@ class PPOSettings:
     each of them did is in docs/log/ppo.md, "PPO's open choices, with their noise".
     """
 
-    learning_rate: float = 1e-4
-    kl_coef: float = 0.02  # PM units per nat; higher stays closer to the initial policy
-    kl_estimator: KLEstimator = "k1"  # log-ratio of the sampled token, its k3 form, or the full vocabulary
-    kl_placement: KLPlacement = "per_token"  # of the penalty: each token's reward, the last one's, or the loss
-    kl_target_nats: float | None = None  # per reply; where given, kl_coef is only the start and follows this target
-    kl_horizon_samples: int = 640  # replies in which a KL 20 % off its target moves the coefficient by 20 %
-    clip_ratio: float = 0.2  # how far one rollout may move a token's probability, as a share
-    value_clip: float | None = None  # the same for values, in PM units; off by default
-    discount: float = 1.0
-    gae_lambda: float = 0.95  # 1: no bias from the critic; lower: less noise
-    value_coef: float = 0.1  # weight of the critic's loss beside the policy's, which shares the trunk
-    critic: CriticKind = "shared"  # where it reads: the policy's states, the same detached, or a trunk of its own
-    critic_warmup_iterations: int = 0  # first ones, in which the critic alone learns
-    epochs: int = 2  # passes over each rollout (the paper's K)
-    iterations: int = 40  # rollouts
-    prompts_per_iteration: int = 64  # one reply each
-    minibatch_replies: int = 64  # replies per optimiser step
-    max_reply_tokens: int = 128  # longer replies are cut off, and scored as they are
-    temperature: float = 1.0  # of sampling; log-probs are always at 1
-    whiten_advantages: bool = True
-    warmup_samples: int = 0  # replies until the full learning rate
-    halve_every_samples: int | None = None  # replies after which the learning rate is halved, again and again
-    max_kl_nats: float | None = None  # per reply; beyond it training goes back one iteration and stops
-    harmless_weight: float = 1.0  # how often a harmless prompt comes for every time a helpful one does
-    checkpoint_every: int = 5  # iterations
-    snapshots: int = 0  # kept beside the result, at even steps of sqrt(KL); the run needs disk for three times as many
-    precision: Precision = "float32"  # of sampling, scoring, reading and learning; weights stay float32
-    lora_rank: int = 0  # 0: all weights are trained; otherwise adapters of this rank (docs/explanation/lora.md)
-    lora_alpha: float = 16.0  # an adapter's output is scaled by lora_alpha / lora_rank
-    lora_layers: tuple[str, ...] = ()  # linear layers with an adapter; none named: all of attention and MLP
-    logp_every: int = 10  # iterations between measurements of mean log-p accuracy; 0: never
-    logp_pairs: int = 64  # held-out comparisons of each question it is measured on
-    watch: WatchSettings = field(default_factory=WatchSettings)  # tripwires; 0 turns one off
+    learning_rate: float = setting(
+        1e-4,
+        "Learning rate of AdamW; the critic's own layers get ten times it. The default is for models of a few million "
+        "weights; large ones want 1e-6 or so. 0 trains nothing.",
+        unit="per step",
+        raised="more score per rollout, until a step moves the policy too far (`clip_fraction`, `ratio`)",
+        at_least=0,
+    )
+    kl_coef: float = setting(
+        0.02,
+        "λ of reward = score − λ·KL; the paper: 0.001.",
+        unit="PM units per nat",
+        raised="the policy stays closer to the initial one: less score, less over-optimisation",
+        at_least=0,
+    )
+    kl_estimator: KLEstimator = setting(
+        "k1",
+        "What KL is estimated by: the log-ratio of the sampled token (`k1`, the paper's), its k3 form, or a sum over "
+        "the vocabulary (`full`: exact, and one more forward pass of the reference per epoch).",
+    )
+    kl_placement: KLPlacement = setting(
+        "per_token",
+        "Where its penalty goes: into each token's reward, into the last one's, or into the loss (not with `k1`).",
+    )
+    kl_target_nats: float | None = setting(
+        None,
+        "Where given, kl_coef is only the start, and follows this KL up and down; fixed where not given.",
+        unit="nats per reply",
+        raised="the policy may go further from the initial one",
+        above=0,
+    )
+    kl_horizon_samples: int = setting(
+        640,
+        "With a target: replies in which a KL 20 % off it moves kl_coef by 20 %.",
+        unit="replies",
+        raised="kl_coef follows more slowly and swings less",
+        at_least=1,
+    )
+    clip_ratio: float = setting(
+        0.2,
+        "How far one rollout may move a token's probability before its gradient is clipped away; the paper: 0.2.",
+        unit="share",
+        raised="larger moves per rollout, and less stable ones",
+        above=0,
+    )
+    value_clip: float | None = setting(
+        None,
+        "How far one rollout may move the critic's value of a token; not clipped where not given.",
+        unit="PM units",
+        raised="the critic follows faster",
+        above=0,
+    )
+    discount: float = setting(
+        1.0,
+        "Discount of later rewards, per token; the paper: 1.",
+        unit="factor per token",
+        raised="a token is credited more with what comes long after it; 1: with all of it",
+        above=0,
+        at_most=1,
+    )
+    gae_lambda: float = setting(
+        0.95,
+        "λ of generalised advantage estimation: 1 rests on the rewards alone, 0 on the critic's next value.",
+        unit="factor per token",
+        raised="less bias from the critic, more noise",
+        at_least=0,
+        at_most=1,
+    )
+    critic: CriticKind = setting(
+        "shared",
+        "Where the value head reads: the policy's states (`shared`), the same without a gradient into them "
+        "(`detached`), or a trunk of its own that starts as the initial policy's (`separate`) or as the preference "
+        "model's. A trunk of its own costs another model in memory.",
+    )
+    critic_warmup_iterations: int = setting(
+        0,
+        "First iterations, in which the critic alone learns and the policy stays the initial one.",
+        unit="iterations",
+        raised="better advantages at the start, and fewer iterations in which the policy learns",
+        at_least=0,
+    )
+    value_coef: float = setting(
+        0.1,
+        "Weight of the critic's loss beside the policy's.",
+        unit="per squared PM unit",
+        raised="the critic learns faster, and a shared trunk bends more to it",
+        at_least=0,
+    )
+    epochs: int = setting(
+        2,
+        "Passes over each rollout, the paper's K.",
+        unit="passes",
+        raised="more is learned from each reply, from log-probs that are older; clipping grows",
+        at_least=1,
+    )
+    iterations: int = setting(
+        40,
+        "Rollouts: rounds of sampling, scoring and learning.",
+        unit="rollouts",
+        raised="a longer run: more score, more KL, more over-optimisation",
+        at_least=1,
+    )
+    prompts_per_iteration: int = setting(
+        64,
+        "Prompts of a rollout, one reply each.",
+        unit="replies",
+        raised="less noisy advantages, and more time and memory per iteration",
+        at_least=1,
+    )
+    minibatch_replies: int = setting(
+        64,
+        "Replies per optimiser step.",
+        unit="replies",
+        raised="fewer and less noisy steps per rollout",
+        at_least=1,
+    )
+    max_reply_tokens: int = setting(
+        128,
+        "Longest reply; longer ones are cut off there and scored as they are.",
+        unit="tokens",
+        raised=_LONGER_REPLIES,
+        at_least=1,
+    )
+    temperature: float = setting(
+        1.0,
+        "Of sampling; log-probs are always read at 1.",
+        unit="factor on the log-probs' scale",
+        raised="more varied replies, further from what the policy's log-probs say",
+        above=0,
+    )
+    whiten_advantages: bool = setting(
+        True, "Whether advantages are shifted and scaled to mean 0 and variance 1 over each rollout."
+    )
+    warmup_samples: int = setting(
+        0,
+        "Replies until the full learning rate, which rises from 0 along a line.",
+        unit="replies",
+        raised="a calmer start",
+        at_least=0,
+    )
+    halve_every_samples: int | None = setting(
+        None,
+        "Replies after which the learning rate is halved, again and again; never where not given.",
+        unit="replies",
+        raised="the learning rate stays high for longer",
+        at_least=1,
+    )
+    max_kl_nats: float | None = setting(
+        None,
+        "Beyond this KL training stops, and the last weights within it are kept; no limit where not given.",
+        unit="nats per reply",
+        raised="the policy may go further from the initial one",
+        above=0,
+    )
+    snapshots: int = setting(
+        0,
+        "Snapshots of the run that are kept beside its result, at even steps of √KL.",
+        unit="snapshots",
+        raised="a finer curve of what the run went through; while it runs they take the disk of three times as many",
+        at_least=0,
+    )
+    logp_every: int = setting(
+        10,
+        "Iterations between measurements of mean log-p accuracy on held-out comparisons; 0: never.",
+        unit="iterations",
+        raised="fewer points on its curve, and less time for them",
+        at_least=0,
+    )
+    logp_pairs: int = setting(
+        64,
+        "Held-out comparisons of each question that it is measured on.",
+        unit="pairs",
+        raised="narrower intervals, and more time per measurement",
+        at_least=1,
+    )
+    precision: Precision = setting("float32", PRECISION + " Sampling, scoring and reading compute in it too.")
+    checkpoint_every: int = setting(
+        5, "Iterations " + CHECKPOINT_MEANING, unit="iterations", raised=CHECKPOINT_RAISED, at_least=1, new=True
+    )
+    watch: WatchSettings = setting(WatchSettings(), "Tripwires, [ppo.watch].")
 
-    def __post_init__(self) -> None:
-        sizes = ("epochs", "prompts_per_iteration", "minibatch_replies", "max_reply_tokens", "checkpoint_every")
-        for name in (*sizes, "logp_pairs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        amounts = ("learning_rate", "kl_coef", "value_coef", "harmless_weight", "iterations", "warmup_samples")
-        for name in (*amounts, "snapshots", "logp_every"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        for name in (
-            "clip_ratio",
-            "temperature",
-            "value_clip",
-            "max_kl_nats",
-            "halve_every_samples",
-            "kl_target_nats",
-            "kl_horizon_samples",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; expected a number above 0.")
-        for name in ("discount", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
-        check_lora(self)
+    def check(self) -> None:
+        super().check()
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
             raise ValueError(
-                "kl_placement is 'loss' with kl_estimator 'k1', whose gradient is zero on average: nothing would "
-                "hold the policy. Choose kl_estimator 'full' or 'k3', or place it 'per_token'."
+                "kl_estimator k1 in the loss holds nothing, since its gradient is zero on average; take kl_estimator "
+                "'full' or 'k3', or kl_placement 'per_token'"
             )
         if self.kl_target_nats is not None and self.kl_coef == 0:
-            raise ValueError("kl_coef is 0 with kl_target_nats given; expected a start above 0, which it can multiply.")
-        if not 0 <= self.critic_warmup_iterations < max(1, self.iterations):
+            raise ValueError("kl_coef is 0 with kl_target_nats given; expected a start above 0, which it can multiply")
+        if self.critic_warmup_iterations >= self.iterations:
             raise ValueError(
                 f"critic_warmup_iterations is {self.critic_warmup_iterations} of {self.iterations} iterations; "
-                "expected fewer, since the policy learns only in those that are left."
+                f"expected fewer, since the policy learns only in those that are left"
             )
 
     @property
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term: the exact KL pulls at its own token only through its gradient."""
         return self.kl_placement == "loss" or self.kl_estimator == "full"
+
+
+@dataclass(frozen=True)
+class PPOSettings(PPOTraining, LoraSettings, PromptMix):
+    """What the job `train_policy` is told: the sections [ppo] and [prompts], as far as they are about training."""
+
+
+@dataclass(frozen=True)
+class JudgedReplies(Checked):
+    """Which replies a policy is judged by."""
+
+    num_prompts: int = setting(
+        256,
+        "Held-out prompts that a policy is judged on, one reply each; all of them where there are fewer.",
+        unit="prompts",
+        raised="narrower intervals of score and KL, so that gates decide more surely; more time",
+        at_least=1,
+    )
+    max_reply_tokens: int = setting(
+        128,
+        "Longest reply; longer ones are cut off there and scored as they are.",
+        unit="tokens",
+        raised=_LONGER_REPLIES,
+        at_least=1,
+    )
+    temperature: float = setting(
+        1.0,
+        "Of sampling; 1 judges the policy as it was trained.",
+        unit="factor on the log-probs' scale",
+        raised="more varied replies, of lower score as a rule",
+        above=0,
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(JudgedReplies):
+    """What the job `evaluate` is told. With `best_of` n, the reply that the PM likes best of n stands for its prompt.
+
+    `best_of_points` asks for the expected score of the best of k as well, for each of these k up to n, from the same n
+    replies: points for the picture of score against KL.
+    """
+
+    split: Literal["held_out", "train"] = setting("held_out", "Which of the prompts.")
+    best_of: int = setting(
+        1,
+        "Replies of each prompt, of which the best is judged.",
+        unit="replies",
+        raised="a better reply of each prompt, and a further KL",
+        at_least=1,
+    )
+    best_of_points: tuple[int, ...] = setting((), "Further numbers of replies to reckon the best of.")
+
+    def check(self) -> None:
+        super().check()
+        check_points(self.best_of_points, self.best_of)
+
+
+def check_points(points: tuple[int, ...], best_of: int) -> None:
+    """Refuse to ask for the best of more replies than there are.
+
+    Raises:
+        ValueError: a point outside 1 to `best_of`.
+    """
+    for k in points:
+        if not 1 <= k <= best_of:
+            raise ValueError(
+                f"best_of_points asks for the best of {k}; expected 1 to best_of = {best_of}. Raise best_of (and lower "
+                "best_of_prompts: each costs best_of replies), or leave that point out"
+            )
+
+
+@dataclass(frozen=True)
+class WritingSettings(Checked):
+    """What the job `write_prompts` is told: how many prompts are written, and after what."""
+
+    num_written: int = setting(
+        1000,
+        "Further training prompts that the initial policy writes after people's; fewer where the attempts are used up.",
+        unit="prompts",
+        raised="PPO sees more and other prompts; each costs some samples of the initial policy",
+        at_least=1,
+    )
+    num_examples: int = setting(
+        10,
+        "People's opening messages that it is shown before each.",
+        unit="messages",
+        raised="what is written is closer to people's, and takes more of the context",
+        at_least=1,
+    )
+    max_prompt_tokens: int = setting(
+        64,
+        "Longest text that is taken; longer ones are left out, and people's longer openings are not shown.",
+        unit="tokens",
+        raised="fewer are left out, and each takes longer to write",
+        at_least=4,
+    )
+    min_characters: int = setting(
+        8,
+        "Shortest text that is taken.",
+        unit="characters",
+        raised="more short texts are left out",
+        at_least=1,
+        new=True,
+    )
+    temperature: float = setting(
+        1.0,
+        "Of the writing; near 0 every text is the same.",
+        unit="factor on the log-probs' scale",
+        raised="more varied prompts, and more nonsense among them",
+        above=0,
+        new=True,
+    )
+    max_attempts: int = setting(
+        4,
+        "Texts that are sampled at most for each one that is wanted.",
+        unit="texts",
+        raised="more of what is wanted is found where much is left out, in more time",
+        at_least=1,
+        new=True,
+    )
 
 
 def choices(settings: PPOSettings) -> dict[str, Any]:

@@ -7,30 +7,36 @@ every other one is given up. At the end those nearest to even steps are taken. U
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from models.policy.results import CurvePoint, KeptSnapshot
+from models.runtime.files import link_or_copy
+from models.runtime.results import part_to_json
 
 # √nat per reply. A KL of 1e-4 nats is what rounding of log-probs may look like; finer steps say nothing.
 FIRST_STEP = 0.01
 # Candidates kept for each snapshot that is asked for: with fewer the chosen ones stand unevenly, more cost disk.
 CANDIDATES_PER_SNAPSHOT = 3
+# Of the result of a run, in which its snapshots lie.
+FOLDER = "snapshots"
 
 
 class SnapshotKeeper:
     """Candidates for the snapshots of one run, each a folder below `folder`; resumable with the job's checkpoint.
 
-    A candidate is what `point` says of it: `samples`, `kl_nats`, `score`, and whatever else the curve has.
+    A candidate is the point of the curve at which its weights were measured.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
         self.step = FIRST_STEP
-        self.kept: list[dict[str, Any]] = []
+        self.kept: list[CurvePoint] = []
 
-    def offer(self, point: Mapping[str, Any], write: Callable[[Path, Mapping[str, Any]], None]) -> None:
+    def offer(self, point: CurvePoint, write: Callable[[Path, CurvePoint], None]) -> None:
         """Keep the policy as it is now, measured as `point`, if it is the first at its step of √KL.
 
         `write` fills an empty directory with its weights. Nothing is deleted here: a job that is killed goes on from a
@@ -38,7 +44,7 @@ class SnapshotKeeper:
         """
         if self.count == 0 or self._level(point) <= max((self._level(kept) for kept in self.kept), default=0):
             return
-        self.kept.append(dict(point))
+        self.kept.append(point)
         self._write(point, write)
         while len(self.kept) > CANDIDATES_PER_SNAPSHOT * self.count:
             self.step *= 2
@@ -53,11 +59,11 @@ class SnapshotKeeper:
                 if folder.name not in needed:
                     shutil.rmtree(folder)
 
-    def place(self, point: Mapping[str, Any]) -> Path:
+    def place(self, point: CurvePoint) -> Path:
         """Where a candidate's weights lie."""
-        return self.folder / str(point["samples"])
+        return self.folder / str(point.samples)
 
-    def chosen(self) -> list[dict[str, Any]]:
+    def chosen(self) -> list[CurvePoint]:
         """The candidates nearest to even steps of √KL between 0 and the farthest point, at most `count`, by √KL.
 
         At the two ends are the initial policy and the run's result, which are there anyway.
@@ -65,39 +71,40 @@ class SnapshotKeeper:
         if not self.kept:
             return []
         end = max(_root(kept) for kept in self.kept)
-        found: dict[Any, dict[str, Any]] = {}
+        found: dict[int, CurvePoint] = {}
         for place in range(1, self.count + 1):
-            nearest = min(
-                self.kept, key=lambda kept: (abs(_root(kept) - end * place / (self.count + 1)), kept["samples"])
-            )
-            found[nearest["samples"]] = nearest
+            nearest = min(self.kept, key=lambda kept: (abs(_root(kept) - end * place / (self.count + 1)), kept.samples))
+            found[nearest.samples] = nearest
         return sorted(found.values(), key=_root)
 
-    def copy_chosen(self, target: Path) -> list[dict[str, Any]]:
-        """Put the chosen ones into `target`/01, /02 … and return what is known of each, with its `folder`.
+    def listed(self) -> tuple[KeptSnapshot, ...]:
+        """The chosen ones, each with the folder of the result that it gets: snapshots/01, /02 …"""
+        return tuple(
+            KeptSnapshot(**asdict(point), folder=f"{FOLDER}/{number:02}")
+            for number, point in enumerate(self.chosen(), start=1)
+        )
+
+    def copy_chosen(self, result: Path) -> None:
+        """Put the weights of the chosen ones into their folders below `result`.
 
         The candidates stay: a job that is killed before its result is complete needs them again.
         """
-        listed = []
-        for number, point in enumerate(self.chosen(), start=1):
-            folder = target / f"{number:02}"
-            shutil.copytree(self.place(point), folder, copy_function=_link)
-            listed.append(point | {"folder": f"{target.name}/{folder.name}"})
-        return listed
+        for point in self.listed():
+            shutil.copytree(self.place(point), result / point.folder, copy_function=link_or_copy)
 
     def state_dict(self) -> dict[str, Any]:
         """For the job's checkpoint; the weights themselves are on disk already."""
-        return {"step": self.step, "kept": self.kept}
+        return {"step": self.step, "kept": [part_to_json(kept) for kept in self.kept]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As it was at the checkpoint; what was written since is deleted, and will be written again."""
-        self.step, self.kept = float(state["step"]), [dict(kept) for kept in state["kept"]]
+        self.step, self.kept = float(state["step"]), [CurvePoint(**kept) for kept in state["kept"]]
         self.settle()
 
-    def _level(self, point: Mapping[str, Any]) -> int:
+    def _level(self, point: CurvePoint) -> int:
         return int(_root(point) / self.step)
 
-    def _write(self, point: Mapping[str, Any], write: Callable[[Path, Mapping[str, Any]], None]) -> None:
+    def _write(self, point: CurvePoint, write: Callable[[Path, CurvePoint], None]) -> None:
         target = self.place(point)
         # Left over from before the job was killed, perhaps half written.
         shutil.rmtree(target, ignore_errors=True)
@@ -105,13 +112,5 @@ class SnapshotKeeper:
         write(target, point)
 
 
-def _root(point: Mapping[str, Any]) -> float:
-    return math.sqrt(max(0.0, float(point["kl_nats"])))
-
-
-def _link(source: str, target: str) -> None:
-    """The same file in two places, or a copy of it where the file system can't do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _root(point: CurvePoint) -> float:
+    return math.sqrt(max(0.0, point.kl_nats))

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from models.policy.model import Policy
 from models.policy.monitor import PolicyMonitor
 from models.policy.prompts import KINDS, PromptSetError, PromptStream
 from models.policy.reply_chunks import ReplyChunk
+from models.policy.results import CurvePoint, PPOResult
 from models.policy.roles import Roles
 from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.policy.settings import PPOSettings, choices
@@ -37,12 +37,11 @@ from models.policy.snapshots import SnapshotKeeper
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError
 from models.runtime.random_numbers import derive_seed, permutation
+from models.runtime.results import part_to_json
 from models.sampling.engine import DecodeEngine, SamplingParams
 
 # Purposes of random numbers, so that no two of them share a stream.
 _SAMPLE, _SHUFFLE, _PROMPTS, _MEASURE = range(4)
-
-
 CARD = (
     "A policy trained with PPO against a preference model, starting from the initial policy. "
     "`kl_nats` is its distance from the initial policy per reply, on training prompts."
@@ -97,12 +96,12 @@ class PolicyTraining:
         self.learner = PolicyLearner(job, settings, self.policy, self.critic, self.collector, self._minibatches)
         self.sampler_gap = 0.0  # largest of the run
         self.stopwatch = Stopwatch()
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[CurvePoint] = []
         self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
         self.good = self._weights()
         self.stopped: str | None = None
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> PPOResult:
         """Train, then measure the final policy once more on the first iteration's prompts.
 
         1. sample a reply to each prompt of the iteration, score it, read its log-probs;
@@ -151,7 +150,7 @@ class PolicyTraining:
         results = self._measure_final()
         self.job.facts["train_seconds"] = round(time.monotonic() - started_s, 3)
         # Said here too: results.json leaves this folder for the store, and with it the end of the run.
-        self.job.facts |= {name: results[name] for name in ("samples", "kl_nats", "score_end", "stopped")}
+        self.job.facts |= {name: getattr(results, name) for name in ("samples", "kl_nats", "score_end", "stopped")}
         return results
 
     # One iteration
@@ -271,20 +270,19 @@ class PolicyTraining:
     def _note(self, rollout: Rollout) -> dict[str, float]:
         summary = self._summary(rollout)
         self.curve.append(
-            {
-                "samples": len(self.curve) * self.settings.prompts_per_iteration,
-                "kl_nats": summary["objective/kl"],
-                "score": summary["objective/scores"],
-                # The one this rollout is learned from with: it may follow the KL.
-                "kl_coef": self.learner.kl_coef,
-                "entropy": summary["objective/entropy"],
-                "reply_tokens": summary["reply_tokens"],
-            }
-            | self.monitor.curve_point()
+            CurvePoint(
+                samples=len(self.curve) * self.settings.prompts_per_iteration,
+                kl_nats=summary["objective/kl"],
+                score=summary["objective/scores"],
+                kl_coef=self.learner.kl_coef,
+                entropy=summary["objective/entropy"],
+                reply_tokens=summary["reply_tokens"],
+                **self.monitor.curve_point(),
+            )
         )
         return summary
 
-    def _measure_final(self) -> dict[str, Any]:
+    def _measure_final(self) -> PPOResult:
         """Results: the final policy on the first iteration's prompts, with fresh random numbers."""
         size = self.settings.prompts_per_iteration
         prompts = self.stream.batch(0, size)
@@ -302,32 +300,34 @@ class PolicyTraining:
                 restore(self.policy.model, self.good)
                 return self._measure_final()
         summary = self._summary(rollout)
-        return (
-            {
-                "optimiser_steps": self.learner.optimiser_steps,
-                "samples": self.settings.prompts_per_iteration * len(self.curve),
-                "kl_nats": summary["objective/kl"],
-                "score_start": self.curve[0]["score"] if self.curve else None,
-                "score_end": summary["objective/scores"],
-                "entropy": summary["objective/entropy"],
-                "reply_tokens": summary["reply_tokens"],
-                "truncated": summary["truncated"],
-                "stopped": self.stopped,
-                "kl_coef_end": self.learner.kl_coef,
-                "sampler_logratio_max": self.sampler_gap,
-                "settings": asdict(self.settings),
-                "choices": choices(self.settings),
-                "prompts_too_long": self.num_too_long,
-                "harmless_share": self.stream.harmless_share,
-                "curve": self.curve,
-            }
-            | self.roles.results()
-            | self.monitor.results(self.settings.prompts_per_iteration * len(self.curve))
+        samples = self.settings.prompts_per_iteration * len(self.curve)
+        return PPOResult(
+            optimiser_steps=self.learner.optimiser_steps,
+            samples=samples,
+            kl_nats=summary["objective/kl"],
+            score_start=self.curve[0].score if self.curve else None,
+            score_end=summary["objective/scores"],
+            entropy=summary["objective/entropy"],
+            reply_tokens=summary["reply_tokens"],
+            truncated=summary["truncated"],
+            stopped=self.stopped,
+            kl_coef_end=self.learner.kl_coef,
+            sampler_logratio_max=self.sampler_gap,
+            settings=asdict(self.settings),
+            choices=choices(self.settings),
+            prompts_too_long=self.num_too_long,
+            harmless_share=self.stream.harmless_share,
+            curve=tuple(self.curve),
+            roles=self.roles.how_held,
+            trained_parameters=self.roles.trained_parameters,
+            watch=self.monitor.watched(),
+            logp_accuracy=self.monitor.logp_accuracy(samples),
+            snapshots=self.snapshots.listed() if self.settings.snapshots else None,
         )
 
-    def _write_snapshot(self, folder: Path, point: Mapping[str, Any]) -> None:
+    def _write_snapshot(self, folder: Path, point: CurvePoint) -> None:
         """The policy as the newest point of the curve measured it."""
-        card = model_card("Policy snapshot", CARD, point, tags=("ppo",))
+        card = model_card("Policy snapshot", CARD, part_to_json(point), tags=("ppo",))
         self.roles.save_policy(folder, self.chat, card)
 
     # Resume
@@ -344,7 +344,7 @@ class PolicyTraining:
                 **self.learner.state,
                 "sampler_gap": self.sampler_gap,
                 "good": self.good,
-                "curve": self.curve,
+                "curve": [part_to_json(point) for point in self.curve],
                 "snapshots": self.snapshots.state_dict(),
                 "monitor": self.monitor.state,
             },
@@ -361,7 +361,7 @@ class PolicyTraining:
         restore(self.policy.model, state["policy"])
         restore(self.critic, state["critic"])
         self.learner.restore(state)
-        self.good, self.curve = state["good"], state["curve"]
+        self.good, self.curve = state["good"], [CurvePoint(**point) for point in state["curve"]]
         self.sampler_gap = state["sampler_gap"]
         self.monitor.restore(state["monitor"])
         return iteration

@@ -1,7 +1,8 @@
 """PPO is watched, and stopped: what each rollout shows, and the wires that end a run before it is spoilt.
 
-`RolloutSignals` are the numbers of one rollout, `WatchSettings` the wires, `Watch` remembers where the run began and
-says when a wire is tripped. docs/guides/when-it-stops.md says what each wire means and what to do about it.
+`RolloutSignals` (models/policy/results.py) are the numbers of one rollout, `WatchSettings` the wires, `Watch` remembers
+where the run began and says when a wire is tripped. docs/guides/when-it-stops.md says what each wire means and what to
+do about it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cache
 from statistics import NormalDist
 from typing import Any
 
+from models.policy.results import RaisedAlarm, RolloutSignals
 from models.policy.rollout import Rollout
 from models.policy.settings import WatchSettings
 from models.statistics.intervals import student_quantile
@@ -26,30 +28,6 @@ KL_ROUNDING_NATS = 1e-3
 DRIFT_ROLLOUTS = 10
 # A twin gap counts as far as it exceeds its own noise: two standard errors.
 GAP_ERRORS = 2.0
-
-
-@dataclass(frozen=True)
-class RolloutSignals:
-    """What the wires look at: means over the replies of one rollout, standard errors beside what is tested."""
-
-    kl_nats: float  # per reply
-    kl_error: float  # its standard error; infinite for a single reply
-    replies: int
-    entropy: float  # nats per token, exact
-    reply_tokens: float
-    truncated: float
-    repeated_ngrams: float
-    duplicates: float
-    stock_reply: float  # share of the most frequent reply
-    score: float
-    score_watcher: float | None = None
-    score_difference_variance: float | None = None  # of training score minus watcher's score, over replies
-
-    @property
-    def finite(self) -> bool:
-        """Whether every number that a policy with broken weights would spoil is a number."""
-        numbers = [self.kl_nats, self.entropy, self.score]
-        return all(map(math.isfinite, numbers)) and (self.score_watcher is None or math.isfinite(self.score_watcher))
 
 
 def rollout_signals(rollout: Rollout, watcher_scores: Sequence[float] | None = None) -> RolloutSignals:
@@ -117,7 +95,7 @@ class Watch:
         self.settings = settings
         self.start: RolloutSignals | None = None
         self.in_a_row: dict[str, int] = {}
-        self.alarms: list[dict[str, Any]] = []
+        self.alarms: list[RaisedAlarm] = []
         self.stopped_by: str | None = None
         self._recent_kls: list[list[float]] = []
 
@@ -138,7 +116,7 @@ class Watch:
         alarms = [*self._kl_alarms(signals), *self._collapse_alarms(signals), *self._twin_alarms(signals)]
         self.in_a_row = {alarm.wire: self.in_a_row.get(alarm.wire, 0) + 1 for alarm in alarms}
         for alarm in alarms:
-            self.alarms.append({"iteration": iteration + 1} | dataclasses.asdict(alarm))
+            self.alarms.append(RaisedAlarm(iteration + 1, alarm.wire, alarm.found))
         for alarm in alarms:
             needed = 1 if last or alarm.wire in AT_ONCE else self.settings.patience
             if self.in_a_row[alarm.wire] >= needed:
@@ -178,17 +156,13 @@ class Watch:
             numbers["watch/twin_gap"] = twin_gap(signals, start)
         return numbers
 
-    def results(self) -> dict[str, Any]:
-        """For results.json: which wire stopped the run, and every alarm, also those that passed."""
-        return {"stopped_by": self.stopped_by, "alarms": self.alarms}
-
     @property
     def state(self) -> dict[str, Any]:
         """Everything that is remembered, as plain numbers and texts."""
         return {
             "start": None if self.start is None else dataclasses.asdict(self.start),
             "in_a_row": self.in_a_row,
-            "alarms": self.alarms,
+            "alarms": [dataclasses.asdict(alarm) for alarm in self.alarms],
             "stopped_by": self.stopped_by,
             "recent_kls": self._recent_kls,
         }
@@ -196,7 +170,7 @@ class Watch:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.start = None if state["start"] is None else RolloutSignals(**state["start"])
-        self.in_a_row, self.alarms = state["in_a_row"], state["alarms"]
+        self.in_a_row, self.alarms = state["in_a_row"], [RaisedAlarm(**alarm) for alarm in state["alarms"]]
         self.stopped_by, self._recent_kls = state["stopped_by"], state["recent_kls"]
 
     # The wires
@@ -261,7 +235,7 @@ class Watch:
         return [Alarm("twin_gap", f"{text}, above max_twin_gap {settings.max_twin_gap:g}")]
 
     def _stop(self, alarm: Alarm, iteration: int) -> str:
-        self.alarms.append({"iteration": iteration + 1} | dataclasses.asdict(alarm))
+        self.alarms.append(RaisedAlarm(iteration + 1, alarm.wire, alarm.found))
         return self._reason(alarm, iteration)
 
     def _reason(self, alarm: Alarm, iteration: int) -> str:

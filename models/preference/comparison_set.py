@@ -11,8 +11,9 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
+from models.chat.format import Message
 from models.preference.pairs import TokenPair, TokenPairs
 
 MANIFEST_FORMAT = 1
@@ -23,6 +24,29 @@ REQUIRED_KEYS = ("id", "split", "source", "question", "prompt", "better", "worse
 
 class ComparisonSetError(ValueError):
     """The comparison set on disk is not what its manifest says, or holds a record of the wrong shape."""
+
+
+class ComparisonRecord(TypedDict):
+    """A comparison of a set, one line of its shards: two replies to a prompt, `better` for the question asked.
+
+    Replies are the messages after the prompt. Keys that need not be there are of comparisons that know them.
+    """
+
+    id: str
+    split: Literal["train", "held_out"]
+    source: str
+    question: str
+    prompt: list[Message]
+    better: list[Message]
+    worse: list[Message]
+    split_key: NotRequired[str | None]
+    """Digest of the dialogue, by which it is held out or shared between twins; none where the text was erased."""
+    strength: NotRequired[int | None]
+    rater: NotRequired[str | None]
+    tranche: NotRequired[str | None]
+    turn: NotRequired[int | None]
+    tie: NotRequired[str | None]
+    """What the rater said where neither was chosen; the sides are then in no order."""
 
 
 class DialogueEncoder(Protocol):
@@ -86,7 +110,7 @@ def _verify_shard(path: Path, shard: dict[str, Any]) -> None:
         raise ComparisonSetError(f"Shard {path} has {num_records} records, the manifest says {shard['records']}.")
 
 
-def stream_records(directory: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def stream_records(directory: Path, manifest: dict[str, Any]) -> Iterator[ComparisonRecord]:
     """Every record in the order of the manifest, one in memory at a time.
 
     Raises:
@@ -97,7 +121,7 @@ def stream_records(directory: Path, manifest: dict[str, Any]) -> Iterator[dict[s
         yield from stream_lines(path)
 
 
-def stream_lines(path: Path) -> Iterator[dict[str, Any]]:
+def stream_lines(path: Path) -> Iterator[ComparisonRecord]:
     """The comparison records of one JSONL file, each checked for its keys and its message lists."""
     with path.open("r", encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
@@ -107,11 +131,10 @@ def stream_lines(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ComparisonSetError(f"{path}, line {number}: not JSON ({error}).") from None
-            _check_record(record, f"{path}, line {number}")
-            yield record
+            yield _checked(record, f"{path}, line {number}")
 
 
-def _check_record(record: Any, where: str) -> None:
+def _checked(record: Any, where: str) -> ComparisonRecord:
     if not isinstance(record, dict):
         raise ComparisonSetError(f"{where}: {type(record).__name__}, expected a comparison record.")
     missing = [key for key in REQUIRED_KEYS if key not in record]
@@ -122,9 +145,10 @@ def _check_record(record: Any, where: str) -> None:
     for side in ("better", "worse"):
         if not record[side] or record[side][-1]["role"] != "assistant":
             raise ComparisonSetError(f"{where}: {side} must end with the assistant message that was judged.")
+    return cast(ComparisonRecord, record)
 
 
-def token_pair(record: dict[str, Any], chat: DialogueEncoder) -> TokenPair:
+def token_pair(record: ComparisonRecord, chat: DialogueEncoder) -> TokenPair:
     """Tokenise both sides of a record and factor out what they have in common at the beginning.
 
     The shared part is found in the ids, not in the messages: both sides are
@@ -173,7 +197,7 @@ def load_token_pairs(
     directory: Path,
     chat: DialogueEncoder,
     max_tokens: int,
-    wanted: Callable[[dict[str, Any]], bool] | None = None,
+    wanted: Callable[[ComparisonRecord], bool] | None = None,
     splits: dict[str, TokenPairs] | None = None,
 ) -> dict[str, TokenPairs]:
     """Verify a comparison set and tokenise it, by split; only the records that are `wanted`, where that is given.

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from models.preference.loss import ordered_rightly
+from models.preference.results import Accuracy, BandReliability, Mistake, Reliability, ReliabilityBin, ThresholdPoint
 from models.statistics.intervals import (
     Clusters,
     clustered,
@@ -47,7 +48,7 @@ class Scored(Protocol):
     def gap(self) -> float: ...
 
 
-def accuracy_entry(outcomes: Sequence[float], dialogues: Clusters | None = None) -> dict[str, Any]:
+def accuracy_of(outcomes: Sequence[float], dialogues: Clusters | None = None) -> Accuracy:
     """The mean of outcomes (1, 0, or 1/2 for a tie) with its 95 % interval; accuracy is None where there are none.
 
     Comparisons of one dialogue share prompt, rater and mood: they count as n / `design_effect` independent ones, and
@@ -58,7 +59,7 @@ def accuracy_entry(outcomes: Sequence[float], dialogues: Clusters | None = None)
     accuracy = math.fsum(outcomes) / n if n else None
     effect, num_dialogues = clustered(outcomes, dialogues) if n else (1.0, None)
     low, high = share_interval(accuracy or 0.0, n, design_effect=effect, num_clusters=num_dialogues)
-    return {"accuracy": accuracy, "ci": [low, high], "n": n, "dialogues": num_dialogues, "design_effect": effect}
+    return Accuracy(accuracy=accuracy, ci=(low, high), n=n, dialogues=num_dialogues, design_effect=effect)
 
 
 def reliability(
@@ -66,7 +67,7 @@ def reliability(
     max_bins: int = MAX_BINS,
     min_pairs: int = MIN_BIN_PAIRS,
     dialogues: Clusters | None = None,
-) -> dict[str, Any]:
+) -> Reliability:
     """Does a score difference of Δ win as often as it says, 1 / (1 + e^−Δ) of the time?
 
     `gaps` are score(better) − score(worse). Pairs are put into bins of about equal
@@ -94,17 +95,18 @@ def reliability(
         sizes = [abs(gap) for gap in members]
         wins = [sigmoid(size) for size in sizes]
         predicted = math.fsum(wins) / len(wins)
-        entry = accuracy_entry(ordered_rightly(members), None if named is None else named[start:end])
+        right = ordered_rightly(members)
+        measured = accuracy_of(right, None if named is None else named[start:end])
         bins.append(
-            {
-                "low": sizes[0],
-                "high": sizes[-1],
-                "mean_gap": math.fsum(sizes) / len(sizes),
-                "predicted": predicted,
-                **entry,
-            }
+            ReliabilityBin(
+                low=sizes[0],
+                high=sizes[-1],
+                mean_gap=math.fsum(sizes) / len(sizes),
+                predicted=predicted,
+                **vars(measured),
+            )
         )
-        error += len(members) / n * abs(entry["accuracy"] - predicted)
+        error += len(members) / n * abs(math.fsum(right) / len(right) - predicted)
         # The share of right pairs in the bin has this standard deviation; |normal| has mean sd·sqrt(2/π).
         chance += math.sqrt(2 / math.pi) * math.sqrt(math.fsum(p * (1 - p) for p in wins)) / n
     slope = logistic_slope(ordered, named)
@@ -112,14 +114,14 @@ def reliability(
     few = groups is not None and 1 < len(groups) < n
     quantile = student_quantile(0.95, len(groups) - 1) if groups is not None and few else normal_quantile(0.95)
     half = 0.0 if slope is None else quantile * slope[1]
-    return {
-        "n": n,
-        "expected_calibration_error": error if n else None,
-        "error_by_chance": chance if n else None,
-        "slope": None if slope is None else slope[0],
-        "slope_ci": None if slope is None else [slope[0] - half, slope[0] + half],
-        "bins": bins,
-    }
+    return Reliability(
+        n=n,
+        expected_calibration_error=error if n else None,
+        error_by_chance=chance if n else None,
+        slope=None if slope is None else slope[0],
+        slope_ci=None if slope is None else (slope[0] - half, slope[0] + half),
+        bins=tuple(bins),
+    )
 
 
 def _equal_bins(ordered: Sequence[float], max_bins: int, min_pairs: int) -> list[tuple[int, int]]:
@@ -139,7 +141,7 @@ def _equal_bins(ordered: Sequence[float], max_bins: int, min_pairs: int) -> list
 
 def reliability_by_band(
     better_scores: Sequence[float], worse_scores: Sequence[float], mean: float, dialogues: Clusters | None = None
-) -> dict[str, Any]:
+) -> dict[str, BandReliability]:
     """`reliability` of the pairs that score low and of those that score high: a policy that is trained goes up there.
 
     Bands are thirds of the pairs by the lower of their two scores, which does not depend on who won; halves, or none at
@@ -153,9 +155,9 @@ def reliability_by_band(
     bands = {}
     for k, name in enumerate(names):
         members = scored[len(scored) * k // len(names) : len(scored) * (k + 1) // len(names)]
-        ends = {"low": members[0][0] - mean, "high": members[-1][0] - mean}
         named = None if dialogues is None else [dialogue for *_, dialogue in members]
-        bands[name] = ends | reliability([gap for _, gap, _ in members], dialogues=named)
+        measured = reliability([gap for _, gap, _ in members], dialogues=named)
+        bands[name] = BandReliability(low=members[0][0] - mean, high=members[-1][0] - mean, **vars(measured))
     return bands
 
 
@@ -174,7 +176,7 @@ def threshold_curve(
     mean: float,
     steps: int = NUM_THRESHOLDS,
     dialogues: Clusters | None = None,
-) -> list[dict[str, Any]]:
+) -> tuple[ThresholdPoint, ...]:
     """Accuracy on the pairs whose two scores both reach a threshold, for `steps` thresholds from none upwards.
 
     Thresholds are relative to `mean` and lie at the tenths of the lower of a pair's two
@@ -195,9 +197,9 @@ def threshold_curve(
             continue
         before = threshold
         kept = [(gap, dialogue) for low, gap, dialogue in pairs if low >= threshold]
-        entry = accuracy_entry(ordered_rightly(gap for gap, _ in kept), [dialogue for _, dialogue in kept])
-        curve.append({"threshold": threshold - mean, **entry})
-    return curve
+        measured = accuracy_of(ordered_rightly(gap for gap, _ in kept), [dialogue for _, dialogue in kept])
+        curve.append(ThresholdPoint(threshold=threshold - mean, **vars(measured)))
+    return tuple(curve)
 
 
 def histogram_edges(values: Sequence[float], num_bins: int = HISTOGRAM_BINS) -> list[float]:
@@ -225,20 +227,20 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     return counts
 
 
-def confident_mistakes(pairs: Sequence[Scored], number: int = NUM_MISTAKES) -> list[dict[str, Any]]:
+def confident_mistakes(pairs: Sequence[Scored], number: int = NUM_MISTAKES) -> tuple[Mistake, ...]:
     """The pairs that the preference model orders wrongly with the widest gap, widest first.
 
     They name comparisons by id and hold no text, so that erasing a rater leaves nothing of theirs here.
     """
     wrong = sorted((pair for pair in pairs if pair.gap < 0), key=lambda pair: (pair.gap, pair.id))
-    return [
-        {
-            "id": pair.id,
-            "source": pair.source,
-            "question": pair.question,
-            "better_score": pair.better_score,
-            "worse_score": pair.worse_score,
-            "gap": pair.gap,
-        }
+    return tuple(
+        Mistake(
+            id=pair.id,
+            source=pair.source,
+            question=pair.question,
+            better_score=pair.better_score,
+            worse_score=pair.worse_score,
+            gap=pair.gap,
+        )
         for pair in wrong[:number]
-    ]
+    )

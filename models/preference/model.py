@@ -23,8 +23,10 @@ from models.backbone.trunk import states_at
 from models.chat.format import ChatFormat, Message
 from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
 from models.preference.pairs import TokenPair
+from models.preference.results import Offset, Reference
 from models.preference.tree_states import can_pack, states_at_reads
 from models.preference.trees import Tree
+from models.runtime.results import result_from_json
 
 # Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
 # a GPU needs more to be busy, and training holds the activations of them all.
@@ -200,13 +202,11 @@ __all__ = [
     "pair_scores",
     "tree_scores",
 ]
-
-
 FILE = "reference.jsonl"
 
 
-def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> dict[str, Any]:
-    """Mean score over both sides of the reference pairs, with the SHA-256 of the set.
+def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> tuple[float, Reference]:
+    """Mean score over both sides of the reference pairs, and which set that is.
 
     Pairs of more than `max_tokens` tokens are left out and counted.
 
@@ -221,12 +221,12 @@ def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> 
     if not fitting:
         raise ComparisonSetError(f"None of the {len(pairs)} pairs of {path} has at most {max_tokens} tokens a side.")
     better, worse = model.score_pairs(fitting)
-    return {
-        "offset": math.fsum([*better, *worse]) / (2 * len(fitting)),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "num_pairs": len(fitting),
-        "too_long": len(pairs) - len(fitting),
-    }
+    reference = Reference(
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        num_pairs=len(fitting),
+        too_long=len(pairs) - len(fitting),
+    )
+    return math.fsum([*better, *worse]) / (2 * len(fitting)), reference
 
 
 def stored_offset(directory: Path) -> float | None:
@@ -235,5 +235,4 @@ def stored_offset(directory: Path) -> float | None:
     if not path.is_file():
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
-    # Before there were reference sets, `offset` was a mean over a set that changed every week.
-    return float(results["offset"]) if results.get("reference") else None
+    return result_from_json(Offset, results, where=f"the results in {directory}").over_reference_set

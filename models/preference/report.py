@@ -1,6 +1,7 @@
 """What a preference model's scores say about the held-out comparisons: accuracies with intervals, by group.
 
-Read next: `models/preference/curves.py` and `models/statistics/length_regression.py`.
+Read next: `models/preference/results.py`, which names what is measured, `models/preference/curves.py` and
+`models/statistics/length_regression.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.preference.curves import (
-    accuracy_entry,
+    accuracy_of,
     confident_mistakes,
     histogram,
     histogram_edges,
@@ -20,6 +21,20 @@ from models.preference.curves import (
     threshold_curve,
 )
 from models.preference.loss import ordered_rightly
+from models.preference.results import (
+    Accuracy,
+    Calibration,
+    HeldOutReport,
+    Histograms,
+    LengthRegressed,
+    LengthRegressedReport,
+    LongerWins,
+    LongerWinsReport,
+    Reliability,
+    ScoreCounts,
+    ThresholdCurve,
+    ThresholdPoint,
+)
 from models.statistics.length_regression import length_log_odds, regress_out_length
 
 if TYPE_CHECKING:
@@ -82,7 +97,7 @@ def score_pairs(model: PreferenceModel, pairs: Sequence[TokenPair]) -> list[Scor
     ]
 
 
-def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def held_out_report(pairs: Sequence[ScoredPair]) -> HeldOutReport:
     """Accuracy of the preference model, of "the longer reply wins", and of the scores without length; and the curves.
 
     Each has an overall figure and one per source; the model's own also one per
@@ -90,47 +105,45 @@ def held_out_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     raters may like length for one question and dislike it for another; the
     overall figure fits one slope to all pairs. `mean_score` is over better and worse
     replies alike: thresholds and histograms are relative to it. Intervals are robust to dependence within a
-    dialogue (`accuracy_entry`).
+    dialogue (`accuracy_of`).
     """
     gaps = [pair.gap for pair in pairs]
     scores = [score for pair in pairs for score in (pair.better_score, pair.worse_score)]
     mean_loss = math.fsum(_softplus(-gap) for gap in gaps) / len(gaps) if gaps else None
     mean_score = math.fsum(scores) / len(scores) if scores else 0.0
-    return {
-        **model_accuracy(pairs),
-        "loss": mean_loss,
-        "mean_score": mean_score,
-        "by_source": grouped(pairs, lambda pair: pair.source, model_accuracy),
-        "by_question": grouped(pairs, lambda pair: pair.question, model_accuracy),
-        "by_tranche": grouped(pairs, lambda pair: pair.tranche, model_accuracy),
-        "by_turn": grouped(pairs, _turn, model_accuracy),
-        "by_rater": grouped(pairs, lambda pair: pair.rater, model_accuracy),
-        "longer_wins": {
-            **_longer_wins(pairs),
-            "by_source": grouped(pairs, lambda pair: pair.source, _longer_wins),
-        },
-        "length_regressed": {
-            **_length_regressed(pairs),
-            "by_source": grouped(pairs, lambda pair: pair.source, _length_regressed),
-        },
-        "calibration": {
-            **_calibration(pairs),
-            "by_tranche": grouped(pairs, lambda pair: pair.tranche, _calibration),
-            "by_question": grouped(pairs, lambda pair: pair.question, _calibration),
-            "by_score_band": reliability_by_band(
+    return HeldOutReport(
+        **vars(model_accuracy(pairs)),
+        loss=mean_loss,
+        mean_score=mean_score,
+        by_source=grouped(pairs, lambda pair: pair.source, model_accuracy),
+        by_question=grouped(pairs, lambda pair: pair.question, model_accuracy),
+        by_tranche=grouped(pairs, lambda pair: pair.tranche, model_accuracy),
+        by_turn=grouped(pairs, _turn, model_accuracy),
+        by_rater=grouped(pairs, lambda pair: pair.rater, model_accuracy),
+        longer_wins=LongerWinsReport(
+            **vars(_longer_wins(pairs)), by_source=grouped(pairs, lambda pair: pair.source, _longer_wins)
+        ),
+        length_regressed=LengthRegressedReport(
+            **vars(_length_regressed(pairs)), by_source=grouped(pairs, lambda pair: pair.source, _length_regressed)
+        ),
+        calibration=Calibration(
+            **vars(_reliability(pairs)),
+            by_tranche=grouped(pairs, lambda pair: pair.tranche, _reliability),
+            by_question=grouped(pairs, lambda pair: pair.question, _reliability),
+            by_score_band=reliability_by_band(
                 [pair.better_score for pair in pairs],
                 [pair.worse_score for pair in pairs],
                 mean_score,
                 dialogues_of(pairs),
             ),
-        },
-        "threshold_curve": {
-            "all": _thresholds(pairs, mean_score),
-            "by_tranche": grouped(pairs, lambda pair: pair.tranche, lambda group: _thresholds(group, mean_score)),
-        },
-        "histograms": _histograms(pairs, mean_score),
-        "mistakes": confident_mistakes(pairs),
-    }
+        ),
+        threshold_curve=ThresholdCurve(
+            all=_thresholds(pairs, mean_score),
+            by_tranche=grouped(pairs, lambda pair: pair.tranche, lambda group: _thresholds(group, mean_score)),
+        ),
+        histograms=_histograms(pairs, mean_score),
+        mistakes=confident_mistakes(pairs),
+    )
 
 
 def _turn(pair: ScoredPair) -> str | None:
@@ -139,36 +152,36 @@ def _turn(pair: ScoredPair) -> str | None:
     return str(pair.turn) if pair.turn < LAST_TURN else f"{LAST_TURN} or later"
 
 
-def _calibration(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def _reliability(pairs: Sequence[ScoredPair]) -> Reliability:
     return reliability([pair.gap for pair in pairs], dialogues=dialogues_of(pairs))
 
 
-def _thresholds(pairs: Sequence[ScoredPair], mean_score: float) -> list[dict[str, Any]]:
+def _thresholds(pairs: Sequence[ScoredPair], mean_score: float) -> tuple[ThresholdPoint, ...]:
     better, worse = [pair.better_score for pair in pairs], [pair.worse_score for pair in pairs]
     return threshold_curve(better, worse, mean_score, dialogues=dialogues_of(pairs))
 
 
-def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> dict[str, Any]:
+def _histograms(pairs: Sequence[ScoredPair], mean_score: float) -> Histograms:
     """Counts of better and of worse scores, less the mean, in the same bins for all pairs, tranches and questions."""
     edges = histogram_edges([s - mean_score for pair in pairs for s in (pair.better_score, pair.worse_score)])
 
-    def counts(group: Sequence[ScoredPair]) -> dict[str, list[int]]:
-        return {
-            "better": histogram([pair.better_score - mean_score for pair in group], edges),
-            "worse": histogram([pair.worse_score - mean_score for pair in group], edges),
-        }
+    def counts(group: Sequence[ScoredPair]) -> ScoreCounts:
+        return ScoreCounts(
+            better=tuple(histogram([pair.better_score - mean_score for pair in group], edges)),
+            worse=tuple(histogram([pair.worse_score - mean_score for pair in group], edges)),
+        )
 
-    return {
-        "edges": edges,
-        "all": counts(pairs),
-        "by_tranche": grouped(pairs, lambda pair: pair.tranche, counts),
-        "by_question": grouped(pairs, lambda pair: pair.question, counts),
-    }
+    return Histograms(
+        edges=tuple(edges),
+        all=counts(pairs),
+        by_tranche=grouped(pairs, lambda pair: pair.tranche, counts),
+        by_question=grouped(pairs, lambda pair: pair.question, counts),
+    )
 
 
-def model_accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def model_accuracy(pairs: Sequence[ScoredPair]) -> Accuracy:
     """Share of the pairs that the preference model orders rightly, with its interval; a tie counts half."""
-    return accuracy_entry(ordered_rightly(pair.gap for pair in pairs), dialogues_of(pairs))
+    return accuracy_of(ordered_rightly(pair.gap for pair in pairs), dialogues_of(pairs))
 
 
 def dialogues_of(pairs: Sequence[ScoredPair]) -> list[int | None]:
@@ -176,18 +189,18 @@ def dialogues_of(pairs: Sequence[ScoredPair]) -> list[int | None]:
     return [pair.dialogue for pair in pairs]
 
 
-def _longer_wins(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def _longer_wins(pairs: Sequence[ScoredPair]) -> LongerWins:
     differences = [pair.length_difference for pair in pairs]
-    entry = accuracy_entry(ordered_rightly(differences), dialogues_of(pairs))
-    return entry | {"log_odds_per_token": length_log_odds(differences)}
+    measured = accuracy_of(ordered_rightly(differences), dialogues_of(pairs))
+    return LongerWins(**vars(measured), log_odds_per_token=length_log_odds(differences))
 
 
-def _length_regressed(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def _length_regressed(pairs: Sequence[ScoredPair]) -> LengthRegressed:
     if not pairs:
-        return accuracy_entry([]) | {"score_per_token": None}
+        return LengthRegressed(**vars(accuracy_of([])), score_per_token=None)
     regression = regress_out_length([pair.gap for pair in pairs], [pair.length_difference for pair in pairs])
-    entry = accuracy_entry(ordered_rightly(regression.residual_gaps), dialogues_of(pairs))
-    return entry | {"score_per_token": regression.score_per_token}
+    measured = accuracy_of(ordered_rightly(regression.residual_gaps), dialogues_of(pairs))
+    return LengthRegressed(**vars(measured), score_per_token=regression.score_per_token)
 
 
 def grouped(

@@ -1,170 +1,281 @@
-"""What a trained preference model is published with beside its held-out report: choices, twin, ties, offset, card.
+"""What a preference model is published with, as types: its held-out report, its calibration, its twin. No torch.
 
-Called by `models/jobs/train_preference_model.py`.
+`models/preference/report.py` and `models/preference/curves.py` measure what is named here, `measuring.py` the rest;
+reports, gates, pictures and forecasts read it with `models/runtime/results.py`. Fields with a default were not measured
+by every version that a home may hold. Scores and gaps are in nats.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from models.backbone.adapters import Lora, adapted_names, learned_state
-from models.model_folders.saving import model_card
-from models.preference.comparison_set import ComparisonSetError
-from models.preference.model import PreferenceModel, measure_offset
-from models.preference.pairs import TokenPair
-from models.preference.report import ScoredPair
-from models.preference.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, PreferenceModelSettings
-from models.preference.twins import cost_of_a_part, gaps_of
-from models.runtime.job import Job, JobError
+from models.runtime.results import IF_MEASURED
+from models.statistics.scaling import CurvePoint
+
+Interval = tuple[float, float]
 
 
-def trained_on(pairs: Sequence[TokenPair], harmless_weight: float) -> list[str]:
-    """The questions that moved the weights; harmless pairs with weight 0 did not."""
-    return sorted({pair.question for pair in pairs} - ({"harmless"} if harmless_weight == 0 else set()))
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The share of pairs ordered rightly, a tie counted half, with its 95 % interval; None of no pairs."""
+
+    accuracy: float | None
+    ci: Interval
+    n: int
+    dialogues: int | None = None
+    """That the pairs are from; None where that is not known."""
+    design_effect: float = 1.0
+    """The pairs count as n / design_effect independent ones."""
 
 
-def steps_of(metrics: Path) -> list[tuple[int, float]]:
-    """Step and accuracy before the step of every line of metrics.jsonl that has one."""
-    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    return [(line["step"], line["accuracy"]) for line in lines if line.get("accuracy") is not None]
+@dataclass(frozen=True, kw_only=True)
+class LongerWins(Accuracy):
+    """How often the longer reply wins."""
+
+    log_odds_per_token: float | None
+    """None where no finite figure fits: every pair goes the same way, or all lengths are equal."""
 
 
-def lora_results(lora: Lora, model: Any) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class LongerWinsReport(LongerWins):
+    """The same, of all and by source."""
+
+    by_source: Mapping[str, LongerWins]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthRegressed(Accuracy):
+    """The accuracy that is left of the scores with length regressed out."""
+
+    score_per_token: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthRegressedReport(LengthRegressed):
+    """The same, of all and by source, each with a slope of its own."""
+
+    by_source: Mapping[str, LengthRegressed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin(Accuracy):
+    """Pairs with gaps of about one size, from `low` to `high`; `predicted` is the accuracy that the gaps promise."""
+
+    low: float
+    high: float
+    mean_gap: float
+    predicted: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Whether score gaps win as often as they say; `models.preference.curves.reliability` says how it is measured."""
+
+    n: int
+    expected_calibration_error: float | None
+    error_by_chance: float | None
+    slope: float | None
+    slope_ci: Interval | None
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandReliability(Reliability):
+    """The same of the pairs whose lower score lies in a band, from `low` to `high` above the mean score."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Reliability):
+    """Reliability of all pairs, and of parts of them."""
+
+    by_tranche: Mapping[str, Reliability]
+    by_question: Mapping[str, Reliability]
+    by_score_band: Mapping[str, BandReliability] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdPoint(Accuracy):
+    """Accuracy on the pairs whose two scores both lie `threshold` or more above the mean score."""
+
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdCurve:
+    """Accuracy against the threshold, from none upwards."""
+
+    all: tuple[ThresholdPoint, ...]
+    by_tranche: Mapping[str, tuple[ThresholdPoint, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCounts:
+    """How many better and how many worse replies score within each bin."""
+
+    better: tuple[int, ...]
+    worse: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histograms:
+    """Scores above the mean in the same bins for all pairs, tranches and questions."""
+
+    edges: tuple[float, ...]
+    all: ScoreCounts
+    by_tranche: Mapping[str, ScoreCounts]
+    by_question: Mapping[str, ScoreCounts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A pair that is ordered wrongly; by id and without text, so that erasing a rater leaves nothing of theirs."""
+
+    id: str
+    source: str
+    question: str
+    better_score: float
+    worse_score: float
+    gap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutReport(Accuracy):
+    """What the scores say about held-out comparisons: `models.preference.report.held_out_report`."""
+
+    by_source: Mapping[str, Accuracy]
+    by_question: Mapping[str, Accuracy]
+    by_rater: Mapping[str, Accuracy] = field(default_factory=dict)
+    by_tranche: Mapping[str, Accuracy] = field(default_factory=dict)
+    by_turn: Mapping[str, Accuracy] = field(default_factory=dict)
+    loss: float | None = None
+    """Mean negative log-likelihood of the raters' choices; None of no pairs."""
+    mean_score: float | None = None
+    """Over better and worse replies alike; thresholds, bands and histograms are relative to it."""
+    longer_wins: LongerWinsReport | None = None
+    length_regressed: LengthRegressedReport | None = None
+    calibration: Calibration | None = None
+    threshold_curve: ThresholdCurve | None = None
+    histograms: Histograms | None = None
+    mistakes: tuple[Mistake, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The reference set over which the offset was measured: its SHA-256, its pairs read, and those left out."""
+
+    sha256: str
+    num_pairs: int
+    too_long: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offset:
+    """The mean score over the reference set; only differences from it mean anything beside another model's."""
+
+    offset: float | None = None
+    reference: Reference | None = None
+    """Before there were reference sets `offset` was a mean over a set that changed every week."""
+
+    @property
+    def over_reference_set(self) -> float | None:
+        """The offset where it is one of a reference set."""
+        return self.offset if self.reference is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ties:
+    """What became of ties; accuracy knows none, so the held-out ones have their mean gap, whatever its sign."""
+
+    train: int
+    left_out: int
+    held_out: int
+    held_out_mean_abs_gap: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter:
     """The adapter that was trained: its size, the layers that have one, and how many weights moved."""
-    return {
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "layers": adapted_names(model),
-        "trained_parameters": sum(tensor.numel() for tensor in learned_state(model).values()),
-    }
+
+    rank: int
+    alpha: float
+    layers: tuple[str, ...]
+    trained_parameters: int
 
 
-def offset_results(job: Job, model: PreferenceModel, max_tokens: int) -> dict[str, Any]:
-    """The model's mean score over the reference set, where there is one."""
-    if "reference" not in job.inputs:
-        return {"offset": None, "reference": None}
-    try:
-        measured = measure_offset(model, job.input("reference"), max_tokens)
-    except ComparisonSetError as error:
-        raise JobError(str(error)) from error
-    return {"offset": measured.pop("offset"), "reference": measured}
+@dataclass(frozen=True, kw_only=True)
+class CostOfAPart:
+    """What training on a part costs: `models.preference.twins.cost_of_a_part`. Costs are shares of accuracy."""
+
+    n: int
+    production_accuracy: float
+    watcher_accuracy: float
+    slope_per_ln_comparisons: float
+    cost: float
+    cost_ci: Interval | None
+    method: str
 
 
-def tie_results(
-    model: PreferenceModel, train: Sequence[TokenPair], held_out: Sequence[TokenPair], left_out: Counter[str]
-) -> dict[str, Any]:
-    """What became of ties, where the comparison set holds any; accuracy knows none, so held-out ones get their gap."""
-    ties = [pair for pair in held_out if pair.tie is not None]
-    num_train = sum(pair.tie is not None for pair in train)
-    if not ties and not num_train and not left_out["ties"]:
-        return {}
-    better, worse = model.score_pairs(ties)
-    gaps = [abs(a - b) for a, b in zip(better, worse, strict=True)]
-    return {
-        "ties": {
-            "train": num_train,
-            "left_out": left_out["ties"],
-            "held_out": len(ties),
-            "held_out_mean_abs_gap": math.fsum(gaps) / len(gaps) if gaps else None,
-        }
-    }
+@dataclass(frozen=True, kw_only=True)
+class TwinPart:
+    """How the comparisons are shared between the two models, and which part this one trained on."""
+
+    twin: str
+    part: str
 
 
-def twin_results(
-    job: Job, settings: PreferenceModelSettings, num_train: int, scored: Sequence[ScoredPair]
-) -> dict[str, Any]:
-    """Which part this model trained on; for a watcher also how the two compare on what neither has seen."""
-    results: dict[str, Any] = {"twin": settings.twin, "part": settings.part}
-    if "production" not in job.inputs:
-        return results
-    production = job.input("production")
-    ours = json.loads((production / "results.json").read_text(encoding="utf-8"))
-    lines = (production / "held_out_scores.jsonl").read_text(encoding="utf-8").splitlines()
-    gaps = gaps_of([json.loads(line) for line in lines])
-    try:
-        cost = cost_of_a_part(
-            gaps,
-            {pair.id: pair.gap for pair in scored},
-            ours["num_train"],
-            num_train,
-            {pair.id: pair.dialogue for pair in scored},
-        )
-    except ValueError as error:
-        raise JobError(f"{error} Train both on the same comparison set.") from error
-    total = ours["num_train"] + num_train
-    return results | {
-        "num_production": ours["num_train"],
-        "num_watcher": num_train,
-        "production_share": ours["num_train"] / total,
-        **cost,
-    }
+@dataclass(frozen=True, kw_only=True)
+class WatcherPart(TwinPart, CostOfAPart):
+    """The same of a watcher, which also knows how the two compare."""
+
+    num_production: int
+    num_watcher: int
+    production_share: float
 
 
-def choices(job: Job, settings: PreferenceModelSettings, model: Any, max_tokens: int) -> dict[str, Any]:
-    """Everything about the training that the paper leaves open or that changes the result, said outright."""
-    soft = {"by_strength": list(settings.soft_targets), "unknown_strength": settings.soft_target_unknown, "tie": 0.5}
-    return {
-        "start": "trunk pre-trained on ranked answers (pmp)" if "pmp" in job.inputs else "initial policy's trunk",
-        "head": "one linear unit, normal of variance 1/hidden size from a random stream of its own",
-        "score_read_at": "end-of-context id, the last of the sequence",
-        "loss": "cross-entropy of sigmoid(score difference), mean over the pairs of a step",
-        "targets": soft if settings.targets == "soft" else "hard: 1 for the better reply, ties left out",
-        "batch_pairs": settings.batch_pairs,
-        "batch_order": settings.batch_order,
-        "epochs": settings.epochs,
-        "optimiser": "AdamW",
-        "betas": list(ADAM_BETAS),
-        "eps": ADAM_EPS,
-        "weight_decay": f"{settings.weight_decay:g} on matrices, 0 on vectors",
-        "max_gradient_norm": MAX_GRADIENT_NORM,
-        "learning_rate": settings.learning_rate,
-        "lr_schedule": settings.lr_schedule,
-        "warmup_fraction": settings.warmup_fraction,
-        "context_tokens": max_tokens,
-        "longer_pairs": "left out and counted, never cut",
-        "empty_replies": "kept: their score is read like any other's",
-        "harmless_weight": f"{settings.harmless_weight:g}, weights scaled to mean 1 over the training pairs",
-        "lm_coef": settings.lm_coef,
-        "lm_loss": "nats per token of the better reply, frozen output layer" if settings.lm_coef else "none",
-        "dropout": _dropout(model.config),
-        "dtype": "float32",  # of weights, gradients and optimiser state
-        "precision": settings.precision,  # of products and attention in training; scores are computed in float32
-        "labels": "shuffled (control)" if settings.shuffle_labels else "raters' choices",
-        "twin": settings.twin,
-        "part": settings.part,
-        "skills": "skills" in job.inputs,
-    }
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """As much of a preference model's results as is needed to stand it beside others."""
+
+    num_train: int
+    held_out: HeldOutReport
+    num_parameters: int | None = None
+    trained_on: tuple[str, ...] | None = None
+    """The questions that moved its weights."""
+    learning_curve: tuple[CurvePoint, ...] = ()
 
 
-def _dropout(config: Any) -> float:
-    """The largest dropout that the model's configuration names; families differ in how they call it."""
-    names = ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop")
-    return max((float(getattr(config, name, 0.0) or 0.0) for name in names), default=0.0)
+@dataclass(frozen=True, kw_only=True)
+class PreferenceModelResults(ModelSummary, Offset):
+    """What `models/jobs/train_preference_model.py` publishes."""
+
+    num_held_out: int
+    dropped_too_long: int
+    max_tokens: int
+    optimiser_steps: int
+    train_loss: float | None
+    choices: Mapping[str, Any]
+    """Everything about the training that the paper leaves open or that changes the result, for the model's card."""
+    dropped_too_long_by_split: Mapping[str, int] = field(default_factory=dict)
+    skills: HeldOutReport | None = field(default=None, metadata=IF_MEASURED)
+    ties: Ties | None = field(default=None, metadata=IF_MEASURED)
+    lora: TrainedAdapter | None = field(default=None, metadata=IF_MEASURED)
+    twin: WatcherPart | TwinPart | None = field(default=None, metadata=IF_MEASURED)
 
 
-def card(results: dict[str, Any], settings: PreferenceModelSettings) -> str:
-    """The README.md of the result: what it is, how to read its score, how good it is."""
-    held_out = results["held_out"]
-    low, high = held_out["ci"]
-    labels = "shuffled labels: a control whose scores mean nothing" if settings.shuffle_labels else "raters' choices"
-    text = (
-        "Scores a dialogue by how much raters would prefer its last reply. Only differences of scores mean anything: "
-        "a difference of 1.0 predicts that the better reply wins 73% of the time. Load it with "
-        "`AutoModelForSequenceClassification`; the score is read at the end-of-context id (`score_id` in chat.json), "
-        "which must be the last id of the sequence."
-    )
-    facts = {
-        "trained on": f"{results['num_train']} comparisons ({labels})",
-        "optimiser steps": results["optimiser_steps"],
-        "held-out accuracy": f"{held_out['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f}, n = {held_out['n']})",
-        "offset (mean score over the reference set)": "not measured"
-        if results["offset"] is None
-        else results["offset"],
-        **{name.replace("_", " "): value for name, value in results["choices"].items()},
-    }
-    return model_card("Preference model", text, facts, tags=("preference-model", "reward-model"))
+@dataclass(frozen=True, kw_only=True)
+class OrderedPairs(Accuracy):
+    """What `models/jobs/check_preference_model.py` publishes: how a preference model orders pairs by hand."""
+
+    by_question: Mapping[str, Accuracy]
+    by_source: Mapping[str, Accuracy]
+    wrong: tuple[str, ...] = ()
+    """Ids of the pairs ordered wrongly, ties among them."""
+    mistakes: tuple[Mistake, ...] = ()
+    """The most confident ones."""
+    too_long: Mapping[str, int] = field(default_factory=dict)
+    """Pairs by source that the model can't read whole."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from models.preference.loss import ordered_rightly
+from models.preference.results import CostOfAPart
+from models.preference.settings import Part, Twin
 from models.statistics.intervals import mean_interval
-
-Twin = Literal["off", "halves", "holdout"]
-Part = Literal["production", "watcher"]
 
 # Share of the training part's dialogues that goes to the watcher: the paper's 50/50 for its robustness experiment, and
 # the other side of its 65/35 split [35, 70].
@@ -46,7 +45,7 @@ def cost_of_a_part(
     num_production: int,
     num_watcher: int,
     dialogues: Mapping[str, int | None] | None = None,
-) -> dict[str, Any]:
+) -> CostOfAPart:
     """Accuracy that the production model loses by not training on the watcher's comparisons, as a share.
 
     `production` and `watcher` are the gaps score(better) − score(worse) of the same held-out comparisons by id.
@@ -71,16 +70,16 @@ def cost_of_a_part(
     else:
         mean, low, high = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], clusters=named)
         slope, method = mean / between, "slope between the two parts"
-        ci = [bound / between * gain for bound in (low, high)] if math.isfinite(low) else None
-    return {
-        "n": len(shared),
-        "production_accuracy": math.fsum(ours) / len(shared),
-        "watcher_accuracy": math.fsum(theirs) / len(shared),
-        "slope_per_ln_comparisons": slope,
-        "cost": slope * gain,
-        "cost_ci": ci,
-        "method": method,
-    }
+        ci = (low / between * gain, high / between * gain) if math.isfinite(low) else None
+    return CostOfAPart(
+        n=len(shared),
+        production_accuracy=math.fsum(ours) / len(shared),
+        watcher_accuracy=math.fsum(theirs) / len(shared),
+        slope_per_ln_comparisons=slope,
+        cost=slope * gain,
+        cost_ci=ci,
+        method=method,
+    )
 
 
 def gaps_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -31,14 +31,11 @@ from typing import Any
 
 import torch
 
+from models.runtime.errors import JobError
 from models.runtime.memory import keep_freed_memory
 
 PROGRESS_INTERVAL_S = 0.5
 EXIT_MISTAKE = 2
-
-
-class JobError(Exception):
-    """A person's mistake: printed as one line, exit status 2."""
 
 
 class Job:

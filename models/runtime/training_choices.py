@@ -1,15 +1,20 @@
-"""Choices that the settings of several training jobs share: number format and adapters. No torch.
+"""Choices that the settings of several training jobs share: number format, adapters, checkpoints. No torch.
 
-`models/backbone/precision.py` and `models/backbone/adapters.py` carry them out.
+`models/backbone/precision.py` and `models/backbone/adapters.py` carry out the first two.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
+
+from models.runtime.settings import Checked, setting
 
 Precision = Literal["float32", "bfloat16"]
+PRECISION = (
+    "What the matrix products of training are computed in; `bfloat16` is faster where the hardware multiplies it "
+    "(GPUs, CPUs with AMX) and exact to three digits. Weights stay float32."
+)
 
 
 @dataclass(frozen=True)
@@ -21,26 +26,35 @@ class Lora:
     layers: tuple[str, ...] = ()  # last parts of the names of linear layers; none: all of attention and MLP
 
 
-class LoraSettings(Protocol):
-    """What the settings of a training job say about adapters."""
+@dataclass(frozen=True)
+class LoraSettings(Checked):
+    """Adapters in place of whole weights (docs/explanation/lora.md)."""
 
-    @property
-    def lora_rank(self) -> int: ...
-    @property
-    def lora_alpha(self) -> float: ...
-    @property
-    def lora_layers(self) -> tuple[str, ...]: ...
+    lora_rank: int = setting(
+        0,
+        "Rank of the adapters that are trained on frozen weights; 0 trains all weights. 4 to 64 is usual.",
+        unit="dimensions",
+        raised="adapters can learn more, and cost more memory and disk",
+        at_least=0,
+    )
+    lora_alpha: float = setting(
+        16.0,
+        "An adapter's output is scaled by lora_alpha / lora_rank.",
+        unit="factor",
+        raised="an adapter's steps weigh more, as with a higher learning rate",
+        above=0,
+    )
+    lora_layers: tuple[str, ...] = setting(
+        (),
+        "Linear layers with an adapter, by the last part of their name (`q_proj`, …); none named: all of attention and "
+        "MLP.",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.lora_layers and not self.lora_rank:
+            raise ValueError(f"lora_layers is {list(self.lora_layers)} with lora_rank 0; give a lora_rank, 8 for one")
 
 
-def check_lora(settings: LoraSettings) -> None:
-    """Refuse settings that make no adapter.
-
-    Raises:
-        ValueError: a number out of range, or layers without a rank.
-    """
-    if settings.lora_rank < 0:
-        raise ValueError(f"lora_rank is {settings.lora_rank}; expected 0 (no adapter) or the rank, 4 to 64 for one.")
-    if not 0 < settings.lora_alpha < math.inf:
-        raise ValueError(f"lora_alpha is {settings.lora_alpha}; expected a number above 0.")
-    if settings.lora_layers and not settings.lora_rank:
-        raise ValueError(f"lora_layers is {list(settings.lora_layers)} with lora_rank 0; give a lora_rank, 8 for one.")
+CHECKPOINT_MEANING = "between checkpoints, from which a killed job continues with the same numbers."
+CHECKPOINT_RAISED = "less time goes into checkpoints, and a killed job repeats more"

@@ -1,15 +1,12 @@
 """Decoding for the Llama and Qwen2 families with weights read straight from the Hugging Face model.
 
-One forward without module calls, masks only where needed, and a key-value cache whose rows are
-requests; `tests/models/sampling/test_engine.py` holds it against the plain Hugging Face forward.
+One forward without module calls, masks only where needed, over the cache of keys and values in
+`key_value_cache.py`, whose rows are requests; `tests/models/sampling/test_engine.py` holds it against the plain
+Hugging Face forward.
 """
 
-import contextlib
 import functools
-import itertools
-import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,17 +16,11 @@ from torch import Tensor, nn
 from models.backbone.adapters import low_rank
 from models.backbone.rotary import FIXED_ROTARY, rotated
 from models.sampling.in_place import place, refreshed, tensors
+from models.sampling.key_value_cache import KeyValueCache, Views
 
 # Below this size the cost of a step is launching operations, so projections that share an
 # input are joined into one copy; above it the copy's memory would matter more.
 _JOIN_BELOW_PARAMETERS = 50_000_000
-
-# Cached keys and values lie in blocks of so many positions, each block whole in memory: a product with part of a longer
-# buffer took 2 to 4 times as long on CPU (docs/log/sampler.md, "Speed of the sampler"). Later blocks are larger, so
-# that there are few of them.
-_FIRST_BLOCK_CPU = 32
-_FIRST_BLOCK_GPU = 512
-_BLOCKS_OF_A_SIZE = 4
 
 # Tokens of prompts in one forward pass on CPU: the states of more leave the cache.
 _PREFILL_TOKENS_CPU = 1024
@@ -46,9 +37,6 @@ class _Projection(NamedTuple):
 # Norm, queries with keys and values, output, norm, gate with up, down. No norm: it is part of the product after it.
 _Layer = tuple[Tensor | None, list[_Projection], _Projection, Tensor | None, list[_Projection], _Projection]
 
-# By layer and block the transposed keys (lines, head_dim, size) and the values (lines, size, head_dim).
-Views = list[tuple[list[Tensor], list[Tensor]]]
-
 
 def supports(model: Any) -> bool:
     """Whether this decoder computes what the model computes; others take the generic path."""
@@ -60,21 +48,8 @@ def supports(model: Any) -> bool:
     return rotary in FIXED_ROTARY and set(layers) == {"full_attention"} and config.hidden_act == "silu"
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Positions `start` .. `start + size - 1` of every row; its vectors begin at place `base` of a layer's cache."""
-
-    start: int
-    size: int
-    base: int
-
-
 class LlamaDecoder:
-    """Key-value cache and forward; rows 0 .. n-1 are the running requests, in the engine's order.
-
-    A layer's keys and values are one tensor (2, places, head_dim). Row r, key-value head h and position p of a
-    block have the place base + (r * kv_heads + h) * size + p - start.
-    """
+    """The forward; rows 0 .. n-1 of the cache are the running requests, in the engine's order."""
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         """Decode in this format, by default the weights' own; another one costs a copy of them."""
@@ -87,15 +62,10 @@ class LlamaDecoder:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
         self.vocabulary = model.lm_head.weight.shape[0]
+        self.cache = KeyValueCache(config.num_hidden_layers, self.kv_heads, self.head_dim, self.dtype, self.device)
         # On the CPU, where reading them does not wait for a GPU.
         self.lengths = torch.zeros(0, dtype=torch.long)
-        self._rows = 0  # that there is room for
-        self._blocks: list[_Block] = []
-        self._places = 0  # of a layer's keys
-        self._caches: list[Tensor] = []
-        self._sizes = self._firsts = torch.zeros(0, dtype=torch.long)
         self._angles: list[Tensor] = []  # of every position: (positions, 1, head_dim) cosines and sines, or one complex
-        self._viewed: tuple[tuple[int, list[int]], Views] | None = None
         self._layers: list[_Layer] = []
         self._outer: tuple[Tensor, Tensor, _Projection, Tensor] | None = None
         self._borrowed: set[int] = set()  # memory of the model's own weights, by address
@@ -167,47 +137,14 @@ class LlamaDecoder:
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` requests of up to `length` tokens; what is cached is kept."""
-        have_length = self._blocks[-1].start + self._blocks[-1].size if self._blocks else 0
-        if rows <= self._rows and length <= have_length:
+        if not self.cache.reserve(rows, length):
             return
-        # Doubling keeps the copies of a growing server below the cost of filling the cache.
-        rows = self._rows if rows <= self._rows else max(rows, 2 * self._rows)
-        length = have_length if length <= have_length else max(length, 2 * have_length)
         self.layout += 1
-        old_blocks, old_rows = self._blocks, self._rows
-        self._blocks, self._rows = _blocks(rows * self.kv_heads, length, self._embedding.device), rows
-        last = self._blocks[-1]
-        self._places = last.base + rows * self.kv_heads * last.size
-        old_caches, self._caches, self._viewed = self._caches, [], None
-        for index in range(len(self._layers)):
-            caches = _zeros(2 * self._places * self.head_dim, self._embedding).view(2, self._places, self.head_dim)
-            # Blocks of the same positions have the same size, whatever the length: sizes depend on their order.
-            for old, block in zip(old_blocks, self._blocks, strict=False):
-                for new, cache in zip(caches, old_caches[index], strict=True):
-                    self._view(new, block, old_rows).copy_(self._view(cache, old, old_rows))
-            if old_caches:
-                old_caches[index] = torch.empty(0)  # two copies of one layer at a time
-            self._caches.append(caches)
-        device = self._embedding.device
-        sizes = torch.tensor([block.size for block in self._blocks], device=device)
-        # For every position: the size of its block, and the place of row 0, head 0 there.
-        self._sizes = torch.repeat_interleave(sizes, sizes)
-        firsts = torch.tensor([block.base - block.start for block in self._blocks], device=device)
-        self._firsts = torch.repeat_interleave(firsts, sizes) + torch.arange(len(self._sizes), device=device)
-        positions = torch.arange(len(self._sizes), device=device)[None]
+        positions = torch.arange(self.cache.num_positions, device=self._embedding.device)[None]
         cos, sin = self.model.model.rotary_emb(self._embedding[:1], positions)
         half = self.head_dim // 2
         self._angles = [torch.complex(cos[0, :, :half], sin[0, :, :half])] if self._folded else [cos[0], sin[0]]
         self._angles = [x[:, None] for x in self._angles]
-
-    def _view(self, cache: Tensor, block: _Block, rows: int) -> Tensor:
-        """The block of the first rows, (rows * kv_heads, size, head_dim)."""
-        count = rows * self.kv_heads
-        return cache[block.base : block.base + count * block.size].view(count, block.size, self.head_dim)
-
-    def _covering(self, width: int) -> list[_Block]:
-        """The blocks of positions 0 .. width - 1."""
-        return [block for block in self._blocks if block.start < width]
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -242,11 +179,7 @@ class LlamaDecoder:
             query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
             # (2, b, kv_heads, width, head_dim)
             keys_values = pairs.view(count, width, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            for cache, states in zip(self._caches[index], keys_values, strict=True):
-                for block in self._covering(width):
-                    part = states[:, :, block.start : block.start + block.size]
-                    view = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
-                    view[target, :, : part.shape[2]] = part[source]
+            self.cache.write(index, keys_values, target, source)
             # Behind the last layer's keys and values only what was asked for is computed. Before, padding stands on the
             # right, so that the causal mask alone hides it from real tokens.
             behind = index == len(self._layers) - 1
@@ -274,13 +207,11 @@ class LlamaDecoder:
         shortest, width = (int(x) for x in self.lengths.aminmax())
         self.reserve(count, width)
         # On a GPU a part of a block costs no more than its share, and what is masked need not be computed.
-        sizes = self.sizes(width, whole=ids.device.type != "cuda")
-        if self._viewed is None or self._viewed[0] != (count, sizes):
-            # Making them takes as long as a small product, so that they are kept while rows and blocks stay the same.
-            self._viewed = (count, sizes), self.views(count, sizes)
-        blocks = self._covering(width)
+        sizes = self.cache.sizes(width, whole=ids.device.type != "cuda")
+        blocks = self.cache.covering(width)
         masked = next((block.start for block in blocks if block.start + block.size > shortest), sum(sizes))
-        return self.step(ids, positions.to(ids.device), self._viewed[1], sizes, masked).float()
+        views = self.cache.views(count, sizes)
+        return self.step(ids, positions.to(ids.device), views, sizes, masked).float()
 
     def step(self, ids: Tensor, positions: Tensor, views: Views, sizes: list[int], masked: int) -> Tensor:
         """One token of every row: its keys and values are cached, and the logits that follow it come back, (n, V).
@@ -289,7 +220,7 @@ class LlamaDecoder:
 
         Args:
             ids, positions: (n,), where each row's token stands.
-            views, sizes: of the cached positions that are looked at, see `views`.
+            views, sizes: of the cached positions that are looked at, see `KeyValueCache.views`.
             masked: positions before it are seen by every row.
         """
         count = len(ids)
@@ -297,15 +228,13 @@ class LlamaDecoder:
         bias = torch.zeros((count, len(columns)), dtype=self._embedding.dtype, device=ids.device)
         bias.masked_fill_(columns[None] > positions[:, None], float("-inf"))
         bias = bias[:, None].expand(count, self.kv_heads, -1).reshape(count * self.kv_heads, 1, -1)
-        lines = torch.arange(count * self.kv_heads, device=ids.device).view(count, self.kv_heads)
-        places = self._firsts[positions][:, None] + lines * self._sizes[positions][:, None]
-        places = torch.cat((places, places + self._places), dim=1).view(-1)
+        places = self.cache.places(positions)
         angles = [x[positions] for x in self._angles]
         groups = self.heads // self.kv_heads
         hidden = F.embedding(ids, self._embedding)
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
             query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
-            self._caches[index].view(-1, self.head_dim).index_copy_(0, places, pairs.view(-1, self.head_dim))
+            self.cache.put(index, places, pairs)
             query = query.view(count * self.kv_heads, groups, self.head_dim)
             if self._scale != 1:
                 query = query * self._scale
@@ -322,22 +251,6 @@ class LlamaDecoder:
             hidden = _added(hidden, self._gated(self._normed(hidden, norm_2), gate_up), down)
         return self._logits(hidden)
 
-    def sizes(self, width: int, whole: bool = True) -> list[int]:
-        """How many positions of each block a row of up to `width` positions needs; whole blocks where asked."""
-        blocks = self._covering(width)
-        return [block.size if whole else min(block.size, width - block.start) for block in blocks]
-
-    def views(self, count: int, sizes: list[int]) -> Views:
-        """The cached keys and values of the first rows at the first positions, `sizes` of them in each block."""
-        cut = []
-        for caches in self._caches:
-            keys, values = (
-                [self._view(cache, block, count)[:, :size] for block, size in zip(self._blocks, sizes, strict=False)]
-                for cache in caches
-            )
-            cut.append(([part.transpose(1, 2) for part in keys], values))
-        return cut
-
     def drop(self, ended: set[int]) -> list[int]:
         """Remove rows; rows from the end fill the gaps, so that few cached keys move.
 
@@ -351,12 +264,7 @@ class LlamaDecoder:
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         if gaps:
-            blocks = self._covering(int(self.lengths[movers].max()))
-            target, source = torch.tensor([gaps, movers], device=self._embedding.device)
-            for cache in itertools.chain.from_iterable(self._caches):
-                for block in blocks:
-                    rows = self._view(cache, block, len(self.lengths)).unflatten(0, (-1, self.kv_heads))
-                    rows[target] = rows[source]
+            self.cache.move(movers, gaps, int(self.lengths[movers].max()))
         self.lengths = self.lengths[torch.tensor(order, dtype=torch.long)]
         return order
 
@@ -400,18 +308,6 @@ class LlamaDecoder:
         return _linear(self._normed(hidden, self._norm), self._head)
 
 
-def _blocks(lines: int, length: int, device: torch.device) -> list[_Block]:
-    """Blocks for at least `length` positions of so many lines (rows times key-value heads)."""
-    first = _FIRST_BLOCK_CPU if device.type == "cpu" else _FIRST_BLOCK_GPU
-    blocks: list[_Block] = []
-    start = base = 0
-    while start < length:
-        block = _Block(start, first << (len(blocks) // _BLOCKS_OF_A_SIZE), base)
-        blocks.append(block)
-        start, base = start + block.size, base + lines * block.size
-    return blocks
-
-
 def _projections(modules: Sequence[nn.Linear], join: bool, dtype: torch.dtype) -> list[_Projection]:
     """Of linear layers that share their input, joined into one where asked.
 
@@ -442,21 +338,6 @@ def _linear(states: Tensor, projection: _Projection) -> Tensor:
         return product
     a, b = projection.low_rank
     return product.addmm_(states @ a.t(), b.t())
-
-
-def _zeros(count: int, like: Tensor) -> Tensor:
-    """A cache's memory, (count,). Zeros, not empty: masked columns are still multiplied, and NaN x 0 is NaN.
-
-    On CPU in large pages where the system has them: a step reads and writes the keys of every row, which lie some
-    kilobytes from each other, and looking up small pages took a twelfth of it
-    (docs/log/sampler.md, "Speed of the sampler, second round").
-    """
-    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_zeros(count)
-    memory = mmap.mmap(-1, count * like.element_size())
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype)
 
 
 def _laid_out(projection: _Projection) -> _Projection:

@@ -173,8 +173,8 @@ class StaticDecoder:
 
     def _step(self, rows: int, width: int) -> Step:
         inner = self.inner
-        sizes = inner.sizes(width, whole=False)
-        views = inner.views(rows, sizes)
+        sizes = inner.cache.sizes(width, whole=False)
+        views = inner.cache.views(rows, sizes)
         ids, positions, logits = self._ids[:rows], self._positions[:rows], self._logits[:rows]
 
         def step() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 # Four tokens repeat by chance in hardly any reply of a few hundred tokens; a loop repeats nothing else.
 NGRAM_TOKENS = 4
@@ -130,10 +130,24 @@ def refusal_share(texts: Sequence[str]) -> float:
     return sum(map(refuses, texts)) / len(texts) if texts else 0.0
 
 
-def collapse_signals(texts: Sequence[str], repeated: Sequence[float]) -> dict[str, Any]:
-    """Everything above for the replies to some prompts, one each, as it stands in an evaluation's results.
+@dataclass(frozen=True)
+class CollapseSignals:
+    """Everything above for the replies to some prompts, one each, as it stands in an evaluation's results."""
 
-    The text of a stock reply or opening is told where at least three prompts got it, else null.
+    distinct_1: float | None
+    distinct_2: float | None
+    duplicates: float
+    stock_reply: float
+    """Share of the most frequent reply."""
+    stock_reply_text: str | None
+    stock_opening: float
+    stock_opening_text: str | None
+    repeated_ngrams: float
+    refusals: float
+
+
+def collapse_signals(texts: Sequence[str], repeated: Sequence[float]) -> CollapseSignals:
+    """The signs of collapse; the text of a stock reply or opening is told where at least three prompts got it.
 
     Args:
         texts: one reply per prompt, at least one.
@@ -142,17 +156,17 @@ def collapse_signals(texts: Sequence[str], repeated: Sequence[float]) -> dict[st
     reply, reply_share = most_frequent(texts)
     opening, opening_share = most_frequent_opening(texts)
     told = STOCK_REPLIES - 0.5
-    return {
-        "distinct_1": distinct_ngrams(texts, 1),
-        "distinct_2": distinct_ngrams(texts, 2),
-        "duplicates": duplicates(texts),
-        "stock_reply": reply_share,
-        "stock_reply_text": reply if reply_share * len(texts) > told else None,
-        "stock_opening": opening_share,
-        "stock_opening_text": opening if opening_share * len(texts) > told else None,
-        "repeated_ngrams": sum(repeated) / len(texts),
-        "refusals": refusal_share(texts),
-    }
+    return CollapseSignals(
+        distinct_1=distinct_ngrams(texts, 1),
+        distinct_2=distinct_ngrams(texts, 2),
+        duplicates=duplicates(texts),
+        stock_reply=reply_share,
+        stock_reply_text=reply if reply_share * len(texts) > told else None,
+        stock_opening=opening_share,
+        stock_opening_text=opening if opening_share * len(texts) > told else None,
+        repeated_ngrams=sum(repeated) / len(texts),
+        refusals=refusal_share(texts),
+    )
 
 
 def _normalised(text: str) -> str:

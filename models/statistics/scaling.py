@@ -6,8 +6,8 @@ Pure functions; `orchestrator/judging/forecasts.py` gathers the points.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,16 +35,69 @@ class ScalingPoint:
     n: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval."""
+
+    value: float
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one change would bring: the gain over the fit at the last point, and the accuracy there."""
+
+    gain: Estimate
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """A forecast of each change that is asked about; None where the fit can't tell."""
+
+    twice_the_comparisons: Forecast | None
+    four_times_the_parameters: Forecast | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingFit:
+    """The fit accuracy = a + b·ln(parameters) + c·ln(comparisons); `fit_scaling` says how it is made."""
+
+    comparisons: float
+    """That the last point's model was trained on."""
+    num_points: int
+    num_sizes: int
+    num_comparison_counts: int
+    a: Estimate | None
+    b: Estimate | None
+    c: Estimate | None
+    scatter: float | None
+    r_squared: float | None
+    forecast: Forecasts
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Why a coefficient can't be told, by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """A block of a learning curve: accuracy with its interval after so many comparisons, over `n` pairs."""
+
+    comparisons: float
+    accuracy: float
+    ci: tuple[float, float]
+    n: int
+
+
 def fit_scaling(
     points: Sequence[ScalingPoint], *, comparisons: float | None = None, confidence: float = 0.95
-) -> dict[str, Any]:
+) -> ScalingFit:
     """Fit accuracy = a + b·ln(parameters) + c·ln(comparisons), and say what follows for the last point.
 
     `comparisons` is what the last point's model was trained on in the end, where the point is not its end.
 
     Weighted least squares, each point with its binomial variance. b needs three
     different sizes and c three different numbers of comparisons; with fewer sizes only the points
-    of the last one's size are used. What can't be told is null, with the reason in `notes`. An interval is the
+    of the last one's size are used. What can't be told is None, with the reason in `notes`. An interval is the
     wider of the one from the binomial variances and the one from the points' scatter about the fit (Student t), so a
     poor fit has wide intervals; `scatter` is that scatter, 1 where the pairs' noise explains all of it.
 
@@ -77,27 +130,27 @@ def fit_scaling(
     fit = _Fit(design, points, confidence)
     coefficients = {name: fit.linear(np.eye(len(columns))[place]) for place, name in enumerate(columns)}
     now = last.comparisons if comparisons is None else comparisons
-    asked = {
-        "twice_the_comparisons": ("c", ScalingPoint(last.parameters, 2 * now, 0.5, 1)),
-        "four_times_the_parameters": ("b", ScalingPoint(4 * last.parameters, now, 0.5, 1)),
-    }
     here = np.array(_row(ScalingPoint(last.parameters, now, 0.5, 1), columns))
-    forecast = {}
-    for name, (needed, point) in asked.items():
-        if needed in columns:
-            there = np.array(_row(point, columns))
-            forecast[name] = {"gain": fit.linear(there - here), "accuracy": fit.linear(there)}
-    return {
-        "comparisons": now,
-        "num_points": len(points),
-        "num_sizes": len(sizes),
-        "num_comparison_counts": len(counts),
-        **{name: coefficients.get(name) for name in ("a", "b", "c")},
-        "scatter": fit.scatter,
-        "r_squared": fit.r_squared,
-        "forecast": {name: forecast.get(name) for name in asked},
-        "notes": notes,
-    }
+
+    def forecast(needed: str, parameters: int, comparisons: float) -> Forecast | None:
+        if needed not in columns:
+            return None
+        there = np.array(_row(ScalingPoint(parameters, comparisons, 0.5, 1), columns))
+        return Forecast(fit.linear(there - here), fit.linear(there))
+
+    return ScalingFit(
+        comparisons=now,
+        num_points=len(points),
+        num_sizes=len(sizes),
+        num_comparison_counts=len(counts),
+        a=coefficients.get("a"),
+        b=coefficients.get("b"),
+        c=coefficients.get("c"),
+        scatter=fit.scatter,
+        r_squared=fit.r_squared,
+        forecast=Forecasts(forecast("c", last.parameters, 2 * now), forecast("b", 4 * last.parameters, now)),
+        notes=notes,
+    )
 
 
 class _Fit:
@@ -120,11 +173,11 @@ class _Fit:
         if degrees:
             self._half = max(self._half, student_quantile(confidence, degrees) * math.sqrt(squares / degrees))
 
-    def linear(self, row: Any) -> dict[str, Any]:
+    def linear(self, row: Any) -> Estimate:
         """row · coefficients with its interval."""
         value = float(row @ self.coefficients)
         half = self._half * math.sqrt(max(0.0, float(row @ self.covariance @ row)))
-        return {"value": value, "ci": [value - half, value + half]}
+        return Estimate(value, (value - half, value + half))
 
 
 def _row(point: ScalingPoint, columns: Sequence[str]) -> list[float]:
@@ -136,7 +189,7 @@ def _too_few(found: int, one: str, many: str | None = None) -> str:
     return f"not identifiable: {found} {one if found == 1 else many or one + 's'}, {MIN_DISTINCT} are needed"
 
 
-def learning_curve(steps: Iterable[tuple[int, float]], num_pairs: int, batch_pairs: int) -> list[dict[str, Any]]:
+def learning_curve(steps: Iterable[tuple[int, float]], num_pairs: int, batch_pairs: int) -> tuple[CurvePoint, ...]:
     """Accuracy against comparisons learned from, out of the steps of the first epoch.
 
     `steps` are (step from 1, share of the batch ordered rightly before the step learned from it): in one epoch every
@@ -149,7 +202,7 @@ def learning_curve(steps: Iterable[tuple[int, float]], num_pairs: int, batch_pai
     Source: arXiv:2204.05862, appendix A.2 (one epoch doubles as the curve of dataset size).
     """
     epoch = [(step, accuracy) for step, accuracy in steps if (step - 1) * batch_pairs < num_pairs]
-    blocks: list[dict[str, Any]] = []
+    blocks: list[CurvePoint] = []
     high = num_pairs
     while len(blocks) < CURVE_BLOCKS and high // 2 >= max(batch_pairs, MIN_BLOCK_PAIRS):
         low = high // 2
@@ -162,11 +215,6 @@ def learning_curve(steps: Iterable[tuple[int, float]], num_pairs: int, batch_pai
         logs = [count * math.log((step - 1) * batch_pairs) for (step, _), count in zip(members, pairs, strict=True)]
         n = sum(pairs)
         blocks.append(
-            {
-                "comparisons": math.exp(math.fsum(logs) / n),
-                "accuracy": right / n,
-                "ci": list(wilson(right, n)),
-                "n": n,
-            }
+            CurvePoint(comparisons=math.exp(math.fsum(logs) / n), accuracy=right / n, ci=wilson(right, n), n=n)
         )
-    return blocks[::-1]
+    return tuple(blocks[::-1])

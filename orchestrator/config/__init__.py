@@ -4,7 +4,7 @@ Where things run is in `orchestrator/settings.py` and never here. A relative pat
 `$VARIABLES` in paths are expanded. Begin with `cycle.py`, which holds the whole.
 """
 
-from orchestrator.config.base import Section
+from orchestrator.config.base import Section, told, values_of
 from orchestrator.config.cycle import (
     CycleConfig,
     CycleSection,
@@ -15,7 +15,7 @@ from orchestrator.config.cycle import (
     ServingSection,
 )
 from orchestrator.config.initial_policy import DistillSection, InitialPolicySection, PretrainSection
-from orchestrator.config.policy import PPOSection, PromptsSection, WatchSection
+from orchestrator.config.policy import PPOSection, PromptsSection
 from orchestrator.config.preference import (
     ComparisonsSection,
     OrientationSection,
@@ -30,5 +30,5 @@ __all__ = [
     "ComparisonsSection", "CycleConfig", "CycleSection", "DistillSection", "EvaluationSection", "GatesSection",
     "InitialPolicySection", "OodSection", "OrientationSection", "PMPSection", "PPOSection", "PreferenceModelSection",
     "PretrainSection", "PromptsSection", "ReferenceSection", "ScheduleSection", "Section", "ServingSection",
-    "SkillSection", "WatchSection", "load_config", "parse_config",
+    "SkillSection", "load_config", "parse_config", "told", "values_of",
 ]  # fmt: skip

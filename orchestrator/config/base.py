@@ -1,11 +1,22 @@
-"""What every section of the configuration shares: strictness, paths, and settings that several trainings have."""
+"""What every section of the configuration shares: strictness, paths, threads, and what a job is told of a section.
+
+Two kinds of sections: those that a job follows are made from the job's settings (`models/*/settings.py`), which state
+each key once; what only the orchestrator follows is stated here in `orchestrator/config/`, by `key`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
-from typing import Annotated, Any, Literal
+import typing
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass, is_pydantic_dataclass
+from pydantic.fields import FieldInfo
+
+from models.runtime.settings import Checked, setting, stated
 
 
 def _expanded(value: Any) -> Any:
@@ -18,29 +29,87 @@ def _expanded(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(_expanded)]
-LoraRank = Annotated[
-    int,
-    Field(
-        ge=0,
-        description="Train adapters of this rank on frozen weights (docs/explanation/lora.md); 0 trains all weights",
-    ),
-]
-LoraAlpha = Annotated[float, Field(gt=0, description="An adapter's output is scaled by lora_alpha / lora_rank")]
-LoraLayers = Annotated[
-    tuple[str, ...], Field(description="Linear layers with an adapter (q_proj, …); none named: attention and MLP, all")
-]
-Precision = Literal["float32", "bfloat16"]
-PRECISION = "bfloat16: faster where the hardware multiplies it, three digits exact; weights stay float32"
+
+STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+"""Unknown keys are errors, and so are numbers that are none."""
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are never coerced in silence."""
+    """Base of the sections that only the orchestrator follows: values are never coerced in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(**STRICT, frozen=True)
 
 
-def checked_lora(section: Any) -> Any:
-    """A validator of sections with adapters: layers are named for adapters that there are."""
-    if section.lora_layers and not section.lora_rank:
-        raise ValueError(f"lora_layers is {list(section.lora_layers)} with lora_rank 0; give a lora_rank, 8 for one")
-    return section
+@dataclasses.dataclass(frozen=True)
+class Threads(Checked):
+    """Base of the sections whose job runs on so many threads."""
+
+    threads: int = setting(
+        1,
+        "CPU threads of the job; no more than the machine has cores. Another number gives other last digits, and so "
+        "another artifact.",
+        unit="threads",
+        raised="faster on CPU, as far as there are free cores",
+        at_least=1,
+    )
+
+
+def key(default: Any, meaning: str, **statement: Any) -> Any:
+    """A key that only the orchestrator follows, stated as `setting` states those of jobs; `...`: it must be given."""
+    given = {name: statement.pop(name) for name in ("min_length", "max_length") if name in statement}
+    return Field(default, **given, **stated(meaning, **statement))
+
+
+def key_of(settings: type[Checked], name: str, **changed: Any) -> Any:
+    """The key of a setting that a job knows by another name: default, meaning and bounds are the job's."""
+    (found,) = (field for field in dataclasses.fields(settings) if field.name == name)  # type: ignore[arg-type]
+    statement: dict[str, Any] = {"default": found.default, **found.metadata, **changed}
+    return Field(**statement)
+
+
+def section_in(annotation: Any) -> Any:
+    """The section's class in the annotation of a key, as `OodSection | None` has one; None where it is a value's."""
+    choices = [annotation, *typing.get_args(annotation)]  # of `X | None`, and of `list[X]`
+    return next((each for each in choices if isinstance(each, type) and issubclass(each, Section | Checked)), None)
+
+
+def keys_of(section: Any) -> dict[str, FieldInfo]:
+    """What is known of each key of a section's class, by name, its own before those that it inherits."""
+    if issubclass(section, BaseModel):
+        return dict(section.model_fields)
+    if not is_pydantic_dataclass(section):
+        # A section within a job's settings, such as [ppo.watch].
+        section = dataclass(section, frozen=True, config=STRICT)
+    fields: dict[str, FieldInfo] = section.__pydantic_fields__
+    own_first = (name for base in section.__mro__ for name in inspect.get_annotations(base))
+    return {name: fields[name] for name in dict.fromkeys(own_first) if name in fields}
+
+
+def statement_of(known: FieldInfo) -> dict[str, Any]:
+    """Unit, what raising does and whether the key is new, as they were stated; sections have none of it."""
+    return {"unit": "", "raised": "", "new": False} | dict(known.json_schema_extra or {})  # type: ignore[arg-type]
+
+
+def told(section: Any, settings: type[Checked]) -> dict[str, Any]:
+    """What a job with these settings is told of a section, and its threads; its fingerprint is made from this."""
+    names = {field.name for field in dataclasses.fields(settings)} | {"threads"}  # type: ignore[arg-type]
+    return {name: value for name, value in values_of(section).items() if name in names}
+
+
+def values_of(section: Any) -> dict[str, Any]:
+    """The values of a section's keys as JSON has them, sections within it being objects.
+
+    A key that came later is there only where it differs from its default, so that what was made before is found again.
+    """
+    return {
+        name: _plain(value)
+        for name, known in keys_of(type(section)).items()
+        for value in (getattr(section, name),)
+        if value != known.default or not statement_of(known)["new"]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return values_of(value) if isinstance(value, Section | Checked) else value

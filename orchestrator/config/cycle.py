@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import zoneinfo
 from datetime import datetime
-from typing import Literal, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator
+from pydantic.dataclasses import dataclass
 
-from orchestrator.config.base import PathText, Section
+from models.detectors.settings import OodSettings
+from models.policy.settings import JudgedReplies, check_points
+from orchestrator.config.base import STRICT, PathText, Section, Threads, key
 from orchestrator.config.initial_policy import InitialPolicySection
 from orchestrator.config.policy import PPOSection, PromptsSection
 from orchestrator.config.preference import (
@@ -25,92 +27,135 @@ from orchestrator.config.preference import (
 class CycleSection(Section):
     """When a cycle may begin."""
 
-    min_comparisons: int = Field(500, ge=0, description="Fresh comparisons below which the cycle ends as skipped")
+    min_comparisons: int = key(
+        500,
+        "Fresh comparisons below which the cycle ends as skipped.",
+        unit="comparisons",
+        raised="cycles are rarer, and each learns from more",
+        at_least=0,
+    )
 
 
-class EvaluationSection(Section):
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationSection(JudgedReplies, Threads):
     """How a snapshot is judged before people see it."""
 
-    num_prompts: int = Field(256, ge=1)
-    max_reply_tokens: int = Field(128, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    best_of: int = Field(16, ge=1, description="Best-of-n of the initial policy, as a yardstick; 1 turns it off")
-    best_of_prompts: int = Field(256, ge=1, description="Prompts for the yardstick, which costs n replies each")
-    best_of_points: tuple[int, ...] = Field(
-        (),
-        description="Best of these k too, each at most best_of, from the same replies: points for the √KL picture; "
-        "the paper: 1, 4, 16, 64",
+    best_of: int = key(
+        16,
+        "Best-of-n of the initial policy, as a yardstick; 1 turns it off.",
+        unit="replies",
+        raised="a stronger yardstick, at n replies a prompt",
+        at_least=1,
     )
-    threads: int = Field(1, ge=1)
+    best_of_prompts: int = key(
+        256,
+        "Prompts for the yardstick; no more than num_prompts are taken.",
+        unit="prompts",
+        raised="a narrower interval of the yardstick, at best_of replies each",
+        at_least=1,
+    )
+    best_of_points: tuple[int, ...] = key(
+        (),
+        "Best of these k too, each at most best_of, from the same replies: points for the √KL picture; the paper: 1, "
+        "4, 16, 64.",
+        unit="replies",
+        raised="points further along √KL; they cost nothing more",
+    )
 
-    @model_validator(mode="after")
-    def _points_within(self) -> Self:
-        for k in self.best_of_points:
-            if not 1 <= k <= self.best_of:
-                raise ValueError(
-                    f"best_of_points asks for the best of {k}; expected 1 to best_of = {self.best_of}. Raise best_of "
-                    "(and lower best_of_prompts: each costs best_of replies), or leave that point out"
-                )
-        return self
+    def check(self) -> None:
+        super().check()
+        check_points(self.best_of_points, self.best_of)
 
 
 class GatesSection(Section):
     """What a snapshot must show to go live."""
 
-    min_pm_accuracy: float = Field(0.5, ge=0, le=1, description="The PM's held-out accuracy interval must lie above it")
-    min_score_gain: float = Field(
-        0.0, description="Gain of the held-out score over the initial policy, lower bound above it"
+    min_pm_accuracy: float = key(
+        0.5,
+        "The interval of the preference model's held-out accuracy must lie above it.",
+        unit="share",
+        raised="only snapshots of a better preference model go live",
+        at_least=0,
+        at_most=1,
     )
-    max_kl_nats: float = Field(50.0, gt=0, description="KL per reply to the initial policy; must also be above 0")
-    max_duplicate_share: float | None = Field(
+    min_score_gain: float = key(
+        0.0,
+        "The interval of the gain of the held-out score over the initial policy must lie above it.",
+        unit="PM units",
+        raised="only snapshots that gained more go live",
+    )
+    max_kl_nats: float = key(
+        50.0,
+        "KL to the initial policy that a snapshot may have at most; it must also be above 0.",
+        unit="nats per reply",
+        raised="snapshots further from the initial policy may go live",
+        above=0,
+    )
+    max_duplicate_share: float | None = key(
         None,
-        ge=0,
-        le=1,
-        description="Share of replies that equal another prompt's, word for word; off where not given",
+        "Share of replies that equal another prompt's, word for word; not looked at where not given.",
+        unit="share",
+        raised="more monotonous snapshots may go live",
+        at_least=0,
+        at_most=1,
     )
-    max_refusal_share: float | None = Field(
-        None, ge=0, le=1, description="Share of ordinary requests refused, by a list of phrases; off where not given"
+    max_refusal_share: float | None = key(
+        None,
+        "Share of ordinary requests that are refused, by a list of phrases; not looked at where not given.",
+        unit="share",
+        raised="snapshots that refuse more may go live",
+        at_least=0,
+        at_most=1,
     )
 
 
-class OodSection(Section):
-    """A detector of requests far from what the policy was trained to answer, for the policy server's gate."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OodSection(OodSettings, Threads):
+    """A detector of requests far from what the policy was trained to answer, which the policy server can ask."""
 
-    detector: Literal["relative", "mahalanobis", "exposure"] = Field(
-        "relative", description="Distance less that of independent numbers; plain distance; or learnt from examples"
+    examples_file: PathText | None = key(
+        None, "Prompts that should be found: .txt, one a line, or JSONL of {prompt} or {messages}."
     )
-    layer: int | None = Field(
-        None, ge=0, description="Hidden layer to read, 0 the embeddings; chosen with the examples, or by depth"
-    )
-    home: Literal["helpful", "harmless"] = Field("helpful", description="Kind of the prompts that are not far")
-    examples_file: PathText | None = Field(
-        None, description="Prompts that should be found: .txt, one a line, or JSONL of {prompt} or {messages}"
-    )
-    quantile: float = Field(0.99, gt=0, le=1, description="Share of unseen prompts of home within the threshold")
-    max_prompts: int = Field(4096, ge=8, description="Prompts of home to read, drawn by hash")
-    l2: float = Field(1e-3, gt=0, description="Penalty on the weights of `exposure`; raise it for few examples")
-    threads: int = Field(1, ge=1)
 
-    @model_validator(mode="after")
-    def _examples_to_learn_from(self) -> Self:
+    def check(self) -> None:
+        super().check()
         if self.detector == "exposure" and self.examples_file is None:
             raise ValueError("detector 'exposure' learns from examples; give examples_file, or take another detector")
-        return self
 
 
 class ServingSection(Section):
     """How live policies answer raters. Equal for every contestant."""
 
-    max_reply_tokens: int = Field(128, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1, description="1: raters prefer policies sampled as they were trained")
+    max_reply_tokens: int = key(
+        128,
+        "Longest reply that raters see; longer ones are cut off there.",
+        unit="tokens",
+        raised="longer replies fit, and raters wait longer",
+        at_least=1,
+    )
+    temperature: float = key(
+        1.0,
+        "Of sampling; 1 shows the policy as it was trained.",
+        unit="factor on the log-probs' scale",
+        raised="more varied replies, with more slips",
+        above=0,
+    )
+    top_p: float = key(
+        1.0,
+        "Share of probability, from the likeliest token down, that is sampled from; 1: raters prefer policies sampled "
+        "as they were trained.",
+        unit="share",
+        raised="rarer tokens may be sampled",
+        above=0,
+        at_most=1,
+    )
 
 
 class ScheduleSection(Section):
     """When `orchestrator register` lets the cycle run by itself."""
 
-    cron: str = Field("0 6 * * 1", description="Weekly, Monday at 6")
-    timezone: str = Field("UTC", description="IANA time zone of the schedule")
+    cron: str = key("0 6 * * 1", "When a cycle begins: minute, hour, day, month, weekday. Monday at 6 by default.")
+    timezone: str = key("UTC", "IANA time zone of the schedule.")
 
     @field_validator("cron")
     @classmethod
@@ -147,8 +192,20 @@ class ScheduleSection(Section):
 class CycleConfig(Section):
     """Everything a cycle is told."""
 
-    name: str = Field("default", min_length=1, max_length=80)
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = key(
+        "default",
+        "The project. Cycles of one name share a reference set, and are compared with each other.",
+        min_length=1,
+        max_length=80,
+    )
+    seed: int = key(
+        0,
+        "What all randomness of a cycle is drawn from; one seed gives one result, on CPU to the last digit.",
+        unit="none",
+        raised="another draw, neither better nor worse",
+        at_least=0,
+        below=2**31,
+    )
     initial_policy: InitialPolicySection
     cycle: CycleSection = CycleSection()
     comparisons: ComparisonsSection = ComparisonsSection()
@@ -160,7 +217,6 @@ class CycleConfig(Section):
     ppo: PPOSection = PPOSection()
     evaluation: EvaluationSection = EvaluationSection()
     gates: GatesSection = GatesSection()
-    ood: OodSection | None = None
-    """Where given, each cycle fits a detector."""
+    ood: OodSection | None = key(None, "Where given, each cycle fits a detector.")
     serving: ServingSection = ServingSection()
     schedule: ScheduleSection = ScheduleSection()

@@ -10,7 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+
+from models.runtime.settings import SettingError
+from orchestrator.config.base import keys_of, section_in
 
 LONGEST_SHOWN = 80
 """Characters of a found value; more of it helps nobody to find it in the file."""
@@ -18,6 +21,7 @@ LONGEST_SHOWN = 80
 _EXPECTED = {
     "model_type": "a section with keys of its own",
     "model_attributes_type": "a section with keys of its own",
+    "dataclass_type": "a section with keys of its own",
     "list_type": "a list in square brackets",
     "tuple_type": "a list in square brackets",
     "string_type": "a text in quotes",
@@ -37,20 +41,24 @@ _EXPECTED = {
 """By pydantic's type of an error, what is expected in the place; the names in braces are pydantic's own."""
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[Any]) -> str:
     """All that is wrong, in one line: `section.key: found x; expected y`, parted by semicolons."""
     return "; ".join(_line(dict(item), model) for item in error.errors())
 
 
-def _line(item: dict[str, Any], model: type[BaseModel]) -> str:
+def _line(item: dict[str, Any], model: type[Any]) -> str:
     key, kind, found = _key(item["loc"]), item["type"], item["input"]
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
         meant = f"did you mean {near[0]}? " if near else ""
         return f"{key}: unknown key; {meant}known are {', '.join(known)}"
     if kind == "missing":
         return f"{key}: not given, and has no default"
+    if isinstance(error := item.get("ctx", {}).get("error"), SettingError):
+        # As it stands in the file, where a 1 is not yet a 1.0; a default that is refused does not stand there.
+        written = found.get(error.name, error.found) if isinstance(found, Mapping) else error.found
+        return f"{key}.{error.name}: found {_shown(written)}; expected {error.expected}"
     if kind == "value_error":
         # Our own words, which name the key themselves where they speak of several.
         message = item["msg"].removeprefix("Value error, ")
@@ -87,10 +95,8 @@ def _shown(found: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
 
 
-def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _known_keys(model: type[Any], path: Sequence[int | str]) -> list[str]:
     section: Any = model
     for part in (part for part in path if isinstance(part, str)):
-        annotation = section.model_fields[part].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(choice for choice in choices if hasattr(choice, "model_fields"))
-    return sorted(section.model_fields)
+        section = section_in(keys_of(section)[part].annotation)
+    return sorted(keys_of(section))

@@ -6,26 +6,26 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.config.base import Section
 from orchestrator.config.cycle import CycleConfig
 from orchestrator.config.messages import explain
 from orchestrator.errors import ConfigError
+from orchestrator.settings import EXAMPLES
 
-C = TypeVar("C", bound=Section)
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "local.toml"
+C = TypeVar("C")
+EXAMPLE = EXAMPLES / "local.toml"
 DEMO_SECTIONS = ("world", "raters")
 """What the demo is told beside its cycles' configuration (`orchestrator/world/settings.py`)."""
 
 
-def load_config(
-    file: Path,
-    overrides: list[str] | None = None,
-    model: type[C] = CycleConfig,  # type: ignore[assignment]
-) -> C:
+@overload
+def load_config(file: Path, overrides: list[str] | None = None) -> CycleConfig: ...
+@overload
+def load_config(file: Path, overrides: list[str] | None, model: type[C]) -> C: ...
+def load_config(file: Path, overrides: list[str] | None = None, model: type[Any] = CycleConfig) -> Any:
     """Read a TOML file and apply `section.key=value` overrides (values as TOML, bare words as text).
 
     Raises:
@@ -50,16 +50,16 @@ def load_config(
     return parse_config(_absolute(raw, file.parent.absolute()), str(file), model)
 
 
-def parse_config(
-    raw: dict[str, Any],
-    origin: str = "the configuration",
-    model: type[C] = CycleConfig,  # type: ignore[assignment]
-) -> C:
+@overload
+def parse_config(raw: dict[str, Any], origin: str = "the configuration") -> CycleConfig: ...
+@overload
+def parse_config(raw: dict[str, Any], origin: str, model: type[C]) -> C: ...
+def parse_config(raw: dict[str, Any], origin: str = "the configuration", model: type[Any] = CycleConfig) -> Any:
     """Validate a mapping, e.g. the one stored on a cycle; errors name key, value and what was expected."""
     try:
         # By way of JSON, which has no types beyond those of TOML: strict there means that "40" is no number and true no
         # 1.0, while tables are still sections and arrays tuples.
-        return model.model_validate_json(json.dumps(raw, default=str), strict=True)
+        return TypeAdapter(model).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"In {origin}: {explain(error, model)}.") from None
 

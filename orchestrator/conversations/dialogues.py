@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db import turns
 from db.split import split_key
-from orchestrator.conversations.contestants import drawable
+from orchestrator.conversations.pairings import drawable
 from orchestrator.conversations.schemas import AddMessage, BeginDialogue
 from orchestrator.errors import ApiError
 from orchestrator.people.queues import offers

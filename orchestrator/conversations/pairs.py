@@ -17,8 +17,9 @@ from db import tables as t
 from db import turns
 from db.turns import prompt_of
 from orchestrator.config import ServingSection
-from orchestrator.conversations.contestants import ActivePairing, Contestant, Kind, drawable
+from orchestrator.conversations.contestants import Contestant, Kind
 from orchestrator.conversations.dialogues import continue_with, ended, no_policy_live, not_yours
+from orchestrator.conversations.pairings import ActivePairing, drawable
 from orchestrator.conversations.schemas import AskForPair, Compare, Compared, ComparisonGiven, PairOut, ReplyOut
 from orchestrator.errors import ApiError
 from orchestrator.people.raters import RaterIdentity

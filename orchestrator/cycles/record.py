@@ -13,7 +13,7 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.config import CycleConfig, parse_config
+from orchestrator.config import CycleConfig, parse_config, values_of
 from orchestrator.database import database
 from orchestrator.errors import CycleError
 from orchestrator.settings import code_revision
@@ -41,7 +41,7 @@ class OtherCycle(NamedTuple):
 
 def stored(config: CycleConfig) -> dict[str, Any]:
     """The configuration as it is stored on a cycle."""
-    return config.model_dump(mode="json")
+    return values_of(config)
 
 
 def fresh_comparisons(config: CycleConfig) -> Fresh:

@@ -7,22 +7,21 @@ this.
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from db.split import normalised
-from orchestrator.data.contamination import CheckedComparison, DataCheck, TextIndex
+from orchestrator.data.comparison_records import records
+from orchestrator.data.contamination import CheckedComparison, DataCheck, DataCheckResults, TextIndex
 from orchestrator.data.formats import HEAD_RECORDS, detect_or_none, make_parser
-from orchestrator.data.formats.reading import RecordFile, check_named_gzip
+from orchestrator.data.formats.reading import RecordFile
 from orchestrator.data.formats.records import Refused, load_object
+from orchestrator.data.named_files import opened_text
 from orchestrator.errors import ImportFileError
 
 OVERLAPS_FILE = "overlaps.jsonl"
@@ -40,7 +39,7 @@ TEXT_KEYS = {
 ANSWER_KEYS = {"choices", "options", "targets", "target_scores", "answers", "output", "reference", "answer_info"}
 
 
-def check_comparison_set(directory: Path, against: list[Path], out: Path) -> dict[str, Any]:
+def check_comparison_set(directory: Path, against: list[Path], out: Path) -> DataCheckResults:
     """Check every record of a comparison set against evaluation files; returns the counts.
 
     Writes `overlaps.jsonl` into `out`: id of the comparison, name of the file, and how ("message": a person's message
@@ -50,14 +49,11 @@ def check_comparison_set(directory: Path, against: list[Path], out: Path) -> dic
         ImportFileError: a file can't be read, or holds no text.
     """
     check = DataCheck([read_texts(file) for file in against])
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     with (out / OVERLAPS_FILE).open("w", encoding="utf-8") as lines:
-        for shard in manifest["shards"]:
-            with (directory / shard["file"]).open(encoding="utf-8", newline="\n") as records:
-                for record in map(json.loads, records):
-                    for file, how in check.add(_of_set(record)):
-                        lines.write(json.dumps({"id": record["id"], "file": file, "how": how}) + "\n")
-    return check.result()
+        for record in records(directory):
+            for file, how in check.add(_of_set(record)):
+                lines.write(json.dumps({"id": record["id"], "file": file, "how": how}) + "\n")
+    return check.results()
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,36 @@ class RefusedRecord:
     detail: str
 
 
-def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FileOfTexts:
+    """A file of other texts than comparisons: how many records it has, and how many are different."""
+
+    file: str
+    texts: int
+    distinct_texts: int
+    """After normalisation."""
+    distinct_texts_verbatim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOfComparisons(DataCheckResults):
+    """A file of comparisons: the check of those that can be read, and what can't be, by reason."""
+
+    file: str
+    refused: Mapping[str, int]
+    refused_lines: Mapping[str, tuple[int, ...]]
+    """The first lines of each reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOpenings:
+    """How many opening messages stand in both of two files."""
+
+    files: tuple[str, str]
+    openings: int
+
+
+def check_file(file: Path, against: list[TextIndex]) -> FileOfTexts | FileOfComparisons:
     """Check a file of comparisons, or of other texts, for repeats; comparisons also against `against`.
 
     Raises:
@@ -83,12 +108,12 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
             plain.add(hash(tuple(map(normalised, texts))))
         if not verbatim:
             raise _no_text(file)
-        return {
-            "file": str(file),
-            "texts": len(verbatim),
-            "distinct_texts": len(plain),
-            "distinct_texts_verbatim": len(set(verbatim)),
-        }
+        return FileOfTexts(
+            file=str(file),
+            texts=len(verbatim),
+            distinct_texts=len(plain),
+            distinct_texts_verbatim=len(set(verbatim)),
+        )
     check, refused = DataCheck(against), defaultdict[str, list[int]](list)
     first, num_read = None, 0
     for item in comparisons(file):
@@ -103,15 +128,15 @@ def check_file(file: Path, against: list[TextIndex]) -> dict[str, Any]:
             f"{file}: none of its records can be read as a comparison; line {first.line}: {first.reason}, "
             f"{first.detail}. docs/reference/formats.md shows what is read."
         )
-    return {
-        "file": str(file),
-        "refused": {reason: len(lines) for reason, lines in sorted(refused.items())},
-        "refused_lines": {reason: lines[:SHOWN_LINES] for reason, lines in sorted(refused.items())},
-        **check.result(),
-    }
+    return FileOfComparisons(
+        file=str(file),
+        refused={reason: len(lines) for reason, lines in sorted(refused.items())},
+        refused_lines={reason: tuple(lines[:SHOWN_LINES]) for reason, lines in sorted(refused.items())},
+        **vars(check.results()),
+    )
 
 
-def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
+def shared_openings(files: list[Path]) -> list[SharedOpenings]:
     """For every two files of comparisons, how many opening messages stand in both, after normalisation."""
     openings: dict[Path, set[int]] = {}
     for file in files:
@@ -121,7 +146,7 @@ def shared_openings(files: list[Path]) -> list[dict[str, Any]]:
             }
     known = list(openings)
     return [
-        {"files": [str(a), str(b)], "openings": len(openings[a] & openings[b])}
+        SharedOpenings(files=(str(a), str(b)), openings=len(openings[a] & openings[b]))
         for number, a in enumerate(known)
         for b in known[number + 1 :]
     ]
@@ -136,8 +161,8 @@ def _format_of(file: Path) -> str | None:
     """The import format of the first records that are in one; None for a file of other texts."""
     if _suffix(file) not in JSON_SUFFIXES:
         return None
-    with RecordFile(file) as records:
-        for raw in islice(records, HEAD_RECORDS):
+    with RecordFile(file) as opened:
+        for raw in islice(opened, HEAD_RECORDS):
             try:
                 record = load_object(raw.text, check=False)
             except Refused:
@@ -156,8 +181,8 @@ def _format_of(file: Path) -> str | None:
 def comparisons(file: Path) -> Iterator[CheckedComparison | RefusedRecord]:
     """The comparisons of a file in any format that can be imported; those without a choice as if `a` were chosen."""
     parser = make_parser(_format_of(file) or "", file)
-    with RecordFile(file) as records:
-        for raw in records:
+    with RecordFile(file) as opened:
+        for raw in opened:
             try:
                 for item in parser(load_object(raw.text)):
                     if isinstance(item, Refused):
@@ -215,7 +240,8 @@ def _records(file: Path) -> Iterator[list[str]]:
 def _all_records(file: Path) -> Iterator[list[str]]:
     suffix = _suffix(file)
     if suffix in (".csv", ".tsv", ".txt"):
-        with _opened(file) as lines:
+        # The csv module asks for the ends of lines as they are.
+        with opened_text(file, newline="") as lines:
             _check_no_json(file, lines)
             if suffix == ".txt":
                 yield from ([line.strip()] for line in lines if line.strip())
@@ -229,8 +255,8 @@ def _all_records(file: Path) -> Iterator[list[str]]:
         if whole is not None:
             yield from ([text] for text in texts_of(whole))
             return
-        with RecordFile(file) as records:
-            for raw in records:
+        with RecordFile(file) as opened:
+            for raw in opened:
                 try:
                     yield texts_of(json.loads(raw.text))
                 except ValueError as error:
@@ -258,11 +284,12 @@ def _one_object(file: Path) -> Any:
     """The content of a file that is one JSON object over several lines; None where it is something else."""
     if _suffix(file) != ".json":
         return None
-    with _opened(file) as opened:
-        try:
-            content = json.load(opened)
-        except ValueError:
-            return None
+    with opened_text(file) as opened:
+        text = opened.read()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
     return content if isinstance(content, dict) else None
 
 
@@ -304,22 +331,6 @@ def _opening(comparison: CheckedComparison) -> str:
 
 def _suffix(file: Path) -> str:
     return Path(file.name.removesuffix(".gz")).suffix.lower()
-
-
-def _opened(file: Path) -> IO[str]:
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise ImportFileError(f"{file}: {error.strerror}.") from None
-    zipped = check_named_gzip(file, raw[:2])
-    try:
-        data = gzip.decompress(raw) if zipped else raw
-    except (EOFError, OSError, zlib.error) as error:
-        raise ImportFileError(f"{file}: the gzip data is damaged ({error}). Fetch the file again.") from None
-    try:
-        return io.StringIO(data.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        raise ImportFileError(f"{file}: byte {error.start} is not UTF-8. Convert the file.") from None
 
 
 def _no_text(file: Path) -> ImportFileError:

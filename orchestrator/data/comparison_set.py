@@ -9,8 +9,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from models.runtime.files import link_or_copy
 from orchestrator.config import ComparisonsSection
 from orchestrator.data.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
 from orchestrator.data.copy_binary import BinaryRows
@@ -92,7 +91,7 @@ def build_comparison_set(
         if entry is not None and previous is not None:
             for file in (entry["file"], entry["excluded_file"]):
                 if file is not None:
-                    _link(previous / file, out / file)
+                    link_or_copy(previous / file, out / file)
             return entry
         with _connection(engine) as cursor:
             return _write_shard(cursor, plan, section, keys, withdrawn, out)
@@ -103,29 +102,6 @@ def build_comparison_set(
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "manifest.json").write_text(text, encoding="utf-8")
     return {key: value for key, value in manifest.items() if key != "shards"}
-
-
-def oriented(
-    *,
-    id: str,
-    source: str,
-    question: str,
-    side: str,
-    prompt: list[Any],
-    a: list[Any],
-    b: list[Any],
-) -> dict[str, Any]:
-    """One hand-made pair as a record of a comparison set; `more_harmful` is turned round, as in the SQL."""
-    better, worse = (a, b) if (side == "a") != (question == "more_harmful") else (b, a)
-    return {
-        "id": id,
-        "split": "held_out",
-        "source": source,
-        "question": "harmless" if question == "more_harmful" else question,
-        "prompt": prompt,
-        "better": better,
-        "worse": worse,
-    }
 
 
 def _plans(cursor: Any, freeze_id: int) -> Iterator[ShardPlan]:
@@ -312,14 +288,6 @@ def _manifest(freeze_id: int, section: ComparisonsSection, shards: list[dict[str
         "excluded": dict(sorted(excluded.items())),
         "shards": shards,
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in two places, or a copy of it where the file system can't do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ C). `check.py` reads the files.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,6 +106,44 @@ class TextIndex:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class OverlapCounts:
+    """How much of a file's texts stands in the comparisons. It holds ids of comparisons and no text."""
+
+    file: str
+    texts: int
+    """In the file."""
+    texts_met: int
+    comparisons: int
+    by_part: Mapping[str, int]
+    """The comparisons by part of the set."""
+    prompts: int
+    in_prompt: int
+    whole_message: int
+    """Comparisons of which a person's message is one of the texts, whole."""
+    examples: tuple[str, ...]
+    """Ids of the first few comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckResults:
+    """What stands in comparisons twice, and what stands in other files too."""
+
+    comparisons: int
+    prompts: int
+    repeated_prompts: int
+    openings: int
+    repeated_openings: int
+    repeated_openings_verbatim: int
+    openings_in_several_parts: int
+    identical_replies: int
+    repeated_votes: int
+    """Of one rater on the same replies."""
+    contradicted: int
+    """Pairs of replies of which some preferred the one and some the other."""
+    against: tuple[OverlapCounts, ...]
+
+
 @dataclass
 class Overlap:
     """What was found of one file's texts in the comparisons."""
@@ -131,19 +169,19 @@ class Overlap:
         if len(self.examples) < NUM_EXAMPLES:
             self.examples.append(comparison.id)
 
-    def as_json(self) -> dict[str, Any]:
+    def counts(self) -> OverlapCounts:
         """Counts and the ids of the first few; no texts."""
-        return {
-            "file": self.file,
-            "texts": self.num_texts,
-            "texts_met": len(self.texts_met),
-            "comparisons": sum(self.comparisons.values()),
-            "by_part": dict(sorted(self.comparisons.items())),
-            "prompts": len(self.prompts),
-            "in_prompt": self.in_prompt,
-            "whole_message": self.as_message,
-            "examples": self.examples,
-        }
+        return OverlapCounts(
+            file=self.file,
+            texts=self.num_texts,
+            texts_met=len(self.texts_met),
+            comparisons=sum(self.comparisons.values()),
+            by_part=dict(sorted(self.comparisons.items())),
+            prompts=len(self.prompts),
+            in_prompt=self.in_prompt,
+            whole_message=self.as_message,
+            examples=tuple(self.examples),
+        )
 
 
 class DataCheck:
@@ -190,26 +228,25 @@ class DataCheck:
                     break
         return found
 
-    def result(self) -> dict[str, Any]:
-        """The counts; `contradicted` are pairs of replies of which some preferred the one and some the other."""
+    def results(self) -> DataCheckResults:
+        """The counts over everything that was added."""
         # Once per part, so that what stands twice after that stands in several parts.
         by_part = [np.unique(np.asarray(keys)) for keys in self._openings.values()]
         openings = np.concatenate([np.empty(0, np.int64), *by_part])
-        return {
-            "comparisons": len(self._prompts),
-            "prompts": _distinct(self._prompts),
-            "repeated_prompts": _repeated(self._prompts),
-            "openings": _distinct(openings),
-            "repeated_openings": _repeated(
-                np.concatenate([np.empty(0, np.int64), *(np.asarray(keys) for keys in self._openings.values())])
-            ),
-            "repeated_openings_verbatim": _repeated(self._verbatim),
-            "openings_in_several_parts": _repeated(openings),
-            "identical_replies": self._identical,
-            "repeated_votes": len(self._votes) - _distinct(self._votes),
-            "contradicted": _distinct(self._ordered) - _distinct(self._pairs),
-            "against": [overlap.as_json() for _, overlap in self._against],
-        }
+        every_opening = [np.empty(0, np.int64), *(np.asarray(keys) for keys in self._openings.values())]
+        return DataCheckResults(
+            comparisons=len(self._prompts),
+            prompts=_distinct(self._prompts),
+            repeated_prompts=_repeated(self._prompts),
+            openings=_distinct(openings),
+            repeated_openings=_repeated(np.concatenate(every_opening)),
+            repeated_openings_verbatim=_repeated(self._verbatim),
+            openings_in_several_parts=_repeated(openings),
+            identical_replies=self._identical,
+            repeated_votes=len(self._votes) - _distinct(self._votes),
+            contradicted=_distinct(self._ordered) - _distinct(self._pairs),
+            against=tuple(overlap.counts() for _, overlap in self._against),
+        )
 
 
 def _distinct(keys: Any) -> int:

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from sqlalchemy.orm import Session
 
 from db import exports
-from orchestrator.data.comparison_set import oriented
+from orchestrator.data.comparison_records import oriented
 from orchestrator.data.formats import EXPORTS, own, reads_back
 from orchestrator.data.formats.records import Message, Side
 from orchestrator.errors import ImportFileError

@@ -14,21 +14,16 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.config import ComparisonsSection
-from orchestrator.data.comparison_set import build_comparison_set, oriented
-from orchestrator.data.named_files import file_digest
-from orchestrator.data.pair_set import write_orientation_pairs
+from orchestrator.data.comparison_set import build_comparison_set
 from orchestrator.data.prompt_set import build_prompt_set
 from orchestrator.errors import CycleError
 
 __all__ = [
     "build_comparison_set",
     "build_prompt_set",
-    "file_digest",
     "freeze",
     "freeze_digest",
-    "oriented",
     "previous_comparison_set",
-    "write_orientation_pairs",
 ]
 
 # One statement sees one snapshot: it takes the queue rows of all comparisons committed before it began, and no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
@@ -96,59 +97,67 @@ def write_text(files: list[Path], out: Path) -> dict[str, Any]:
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with opened_text(file) as lines:
+            yield from _texts(file, lines)
+    except ImportFileError as error:
+        raise ConfigError(f"{error} The configuration names it.") from None
+
+
+def _texts(file: Path, lines: IO[str]) -> Iterator[dict[str, Any]]:
     """Texts of a file: plain text in pieces, JSONL by record; of a comparison both sides alike."""
     from orchestrator.data.formats.hh import split_messages
 
-    name = file.name.removesuffix(".gz")
-    with _opened(file) as lines:
-        if not name.endswith(".jsonl"):
-            yield from _paragraphs(lines)
-            return
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{file}, line {number}: not JSON ({error}); expected an object per line.") from None
-            if not isinstance(record, dict):
-                raise ConfigError(f"{file}, line {number}: found {type(record).__name__}; expected an object per line.")
-            if "messages" in record:
-                yield {"messages": record["messages"]}
-            elif "text" in record:
-                yield {"text": record["text"]}
-            elif "chosen" in record and "rejected" in record:
-                for side in ("chosen", "rejected"):
-                    if not (isinstance(record[side], str) and (messages := split_messages(record[side]))):
-                        raise ConfigError(
-                            f"{file}, line {number}: {side} is no dialogue; expected one text of turns after "
-                            "'\\n\\nHuman:' and '\\n\\nAssistant:'."
-                        )
-                    yield {"messages": messages}
-            else:
-                raise ConfigError(
-                    f"{file}, line {number}: found keys {sorted(record)}; "
-                    "expected messages, text, or chosen and rejected."
-                )
+    if not file.name.removesuffix(".gz").endswith(".jsonl"):
+        yield from _paragraphs(lines)
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{file}, line {number}: not JSON ({error}); expected an object per line.") from None
+        if not isinstance(record, dict):
+            raise ConfigError(f"{file}, line {number}: found {type(record).__name__}; expected an object per line.")
+        if "messages" in record:
+            yield {"messages": record["messages"]}
+        elif "text" in record:
+            yield {"text": record["text"]}
+        elif "chosen" in record and "rejected" in record:
+            for side in ("chosen", "rejected"):
+                if not (isinstance(record[side], str) and (messages := split_messages(record[side]))):
+                    raise ConfigError(
+                        f"{file}, line {number}: {side} is no dialogue; expected one text of turns after "
+                        "'\\n\\nHuman:' and '\\n\\nAssistant:'."
+                    )
+                yield {"messages": messages}
+        else:
+            raise ConfigError(
+                f"{file}, line {number}: found keys {sorted(record)}; expected messages, text, or chosen and rejected."
+            )
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[str]]:
-    """The file as UTF-8 text, unpacked where its name says that it is gzip.
+def opened_text(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
+    """A file as UTF-8 text without its byte order mark, unpacked where it is gzip; `newline` is as for `open`.
 
     Raises:
-        ConfigError: it can't be read to its end as what its name says.
+        ImportFileError: it can't be read to its end, or is not what its name says.
     """
     try:
-        if file.suffix == ".gz":
-            with file.open("rb") as raw:
-                check_named_gzip(file, raw.read(2))
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
-            yield lines
-    except ImportFileError as error:
-        raise ConfigError(f"{error} The configuration names it.") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} can't be read ({error}); the configuration names it. Fetch it again.") from None
+        with file.open("rb") as raw:
+            zipped = check_named_gzip(file, raw.peek(2)[:2])
+            unpacked = gzip.GzipFile(fileobj=raw) if zipped else raw
+            with io.TextIOWrapper(unpacked, "utf-8-sig", newline=newline) as lines:
+                yield lines
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ImportFileError(f"{file}: the gzip data is damaged ({error}). Fetch the file again.") from None
+    except OSError as error:
+        raise ImportFileError(f"{file}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise ImportFileError(f"{file}: byte {found:#04x} is not UTF-8. Convert the file.") from None
 
 
 PARAGRAPH_CHARACTERS = 2000
@@ -166,14 +175,8 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 PROMPT = Path(__file__).resolve().parent / "prompts" / "hhh-1.md"
-
-
 _TURN = re.compile(r"^(Human|Assistant):[ \t]*", re.MULTILINE)
-
-
 _BREAK = re.compile(r"^---[ \t]*$", re.MULTILINE)
-
-
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from db.split import is_held_out, split_key
 from orchestrator.config import OrientationSection
 from orchestrator.data.check import name_of
-from orchestrator.data.comparison_set import oriented
+from orchestrator.data.comparison_records import oriented
 from orchestrator.data.formats import detect, make_parser
 from orchestrator.data.formats.reading import RecordFile
 from orchestrator.data.formats.records import ImportedComparison, Refused, load_object

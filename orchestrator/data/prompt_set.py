@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from db.split import split_key
+from orchestrator.data.comparison_records import records
 from orchestrator.errors import ConfigError, CycleError
 
 MANIFEST_FORMAT = 1
@@ -38,7 +39,7 @@ def build_prompt_set(
         if held_out_file is not None:
             for kind, messages in _read_file(held_out_file):
                 writer.held_out(kind, messages, _opening_key(messages))
-        for record in _records(comparisons):
+        for record in records(comparisons):
             if record["split"] == "train":
                 writer.train(record["question"], record["prompt"], record["split_key"])
             elif held_out_file is None:
@@ -112,16 +113,6 @@ class _Writer:
         self._file.write(line)
         self.sha256.update(line)
         self.counts[split, kind] += 1
-
-
-def _records(comparisons: Path) -> Iterator[dict[str, Any]]:
-    """The records of a comparison set, in the order of its manifest."""
-    manifest = json.loads((comparisons / "manifest.json").read_text(encoding="utf-8"))
-    for shard in manifest["shards"]:
-        # Not splitlines(): a reply may hold U+2028, which is no end of a JSON line.
-        with (comparisons / shard["file"]).open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield json.loads(line)
 
 
 def _read_file(file: Path) -> Iterator[tuple[str, list[Any]]]:

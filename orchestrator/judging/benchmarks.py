@@ -8,16 +8,39 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from models.preference.results import Accuracy, Mistake, OrderedPairs
+from models.runtime.results import result_from_json
 from orchestrator.data.check import name_of
 from orchestrator.data.pair_set import write_pairs
 from orchestrator.instance.training_jobs import run_job
 from orchestrator.settings import Settings
 
 
-def evaluate(model: Path, files: list[Path], settings: Settings, question: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FileAccuracy(Accuracy):
+    """The accuracy on a file's pairs; what was left out of it by reason, and how many pairs the model can't read."""
+
+    left_out: Mapping[str, int]
+    too_long: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResults:
+    """How a preference model judges the pairs of files, by file and all together, and its most confident mistakes."""
+
+    files: Mapping[str, FileAccuracy]
+    all: Accuracy
+    mistakes: tuple[Mistake, ...]
+
+
+NO_PAIR = Accuracy(accuracy=None, ci=(0.0, 1.0), n=0)
+
+
+def evaluate(model: Path, files: list[Path], settings: Settings, question: str | None = None) -> BenchmarkResults:
     """Score every pair of the files; per file its accuracy, what was left out, and the most confident mistakes.
 
     Args:
@@ -40,15 +63,21 @@ def evaluate(model: Path, files: list[Path], settings: Settings, question: str |
             device=settings.device,
             python=settings.python,
         )
-        found = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
-    nothing = {"accuracy": None, "ci": [0.0, 1.0], "n": 0, "dialogues": None, "design_effect": 1.0}
+        results = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
+    found = result_from_json(OrderedPairs, results, where="the results of check_preference_model")
     by_file = {
-        name: found["by_source"].get(name, nothing)
-        | {"left_out": dict(sorted(reasons.items())), "too_long": found["too_long"].get(name, 0)}
+        name: FileAccuracy(
+            **vars(found.by_source.get(name, NO_PAIR)),
+            left_out=dict(sorted(reasons.items())),
+            too_long=found.too_long.get(name, 0),
+        )
         for name, reasons in left_out.items()
     }
-    return {
-        "files": by_file,
-        "all": {key: found[key] for key in nothing},
-        "mistakes": found["mistakes"],
-    }
+    together = Accuracy(
+        accuracy=found.accuracy,
+        ci=found.ci,
+        n=found.n,
+        dialogues=found.dialogues,
+        design_effect=found.design_effect,
+    )
+    return BenchmarkResults(files=by_file, all=together, mistakes=found.mistakes)

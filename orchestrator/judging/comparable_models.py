@@ -7,7 +7,7 @@ labels are controls and twins watch on a part of the comparisons; neither is eve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.config import ComparisonsSection, PreferenceModelSection
+from models.preference.results import ModelSummary
+from models.runtime.results import result_from_json
+from orchestrator.config import ComparisonsSection, PreferenceModelSection, values_of
 from orchestrator.store import ledger
 
 # How a model is trained at its size, not what it learns; twins only change the number of comparisons.
 TUNING = {
     "learning_rate", "lr_schedule", "warmup_fraction", "batch_pairs", "batch_order", "threads", "precision",
-    "twin", "part", "skills", "shuffle_labels",
+    "twin", "part", "skills", "shuffle_labels", "checkpoint_every",
 }  # fmt: skip
 MIX = ("questions", "sources", "harmless_weight")
 """What makes the mix that a model is trained on."""
@@ -32,7 +34,7 @@ class Candidate:
     """A preference model's results, and by name what must be the same in models that are compared."""
 
     id: int
-    results: dict[str, Any]
+    results: ModelSummary
     traits: dict[str, Any]
     start: tuple[int, str | None]
     """Number of parameters, and digest of the initial policy: models of one size must begin alike."""
@@ -42,7 +44,7 @@ class Candidate:
 class Comparable:
     """The results of the models that may stand beside one, in the order in which they were trained."""
 
-    results: list[dict[str, Any]]
+    results: list[ModelSummary]
     left_out: dict[str, int]
     """Number of other models by what is different in them; a model counts once."""
 
@@ -67,7 +69,7 @@ def comparable(session: Session, model: t.Artifact, *, any_mix: bool = False) ->
     return Comparable(found, dict(sorted(left_out.items())))
 
 
-def left_out_line(left_out: dict[str, int]) -> str:
+def left_out_line(left_out: Mapping[str, int]) -> str:
     """How many models were left out and why; empty where none was."""
     number = sum(left_out.values())
     if number == 0:
@@ -91,13 +93,12 @@ def _difference(own: Candidate, other: Candidate, any_mix: bool) -> str | None:
 def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
     results = t.Artifact.results
     parts = ("num_parameters", "num_train", "trained_on")
-    held_out = ("accuracy", "ci", "n", "design_effect", "by_question")
+    held_out = ("accuracy", "ci", "n", "design_effect", "by_question", "by_source")
     query = (
         select(
             t.Artifact.id,
             t.Artifact.settings["settings"].label("settings"),
             t.Cycle.name,
-            results["held_out"]["by_source"].label("by_source"),
             *(results[name].label(name) for name in parts),
             *(results["held_out"][name].label(name) for name in held_out),
         )
@@ -117,7 +118,7 @@ def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
     for edge in session.execute(edges):
         inputs[edge.child_id][edge.role] = edge
     # A model of before there was a setting was trained with its default.
-    defaults = PreferenceModelSection().model_dump(mode="json")
+    defaults = values_of(PreferenceModelSection())
     selected = ComparisonsSection().model_dump(mode="json", exclude={"check_against"})
     for row in rows:
         parents = inputs[row.id]
@@ -135,6 +136,11 @@ def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
             "skills": parents["skills"].digest if "skills" in parents else None,
         }
         start = (row.num_parameters, parents["initial"].digest if "initial" in parents else None)
-        kept = {name: getattr(row, name) for name in parts}
-        kept["held_out"] = {name: getattr(row, name) for name in held_out}
-        yield Candidate(row.id, kept, traits, start)
+        kept = _known(row, parts) | {"held_out": {"accuracy": None} | _known(row, held_out)}
+        summary = result_from_json(ModelSummary, kept, where=f"the results of preference model {row.id}")
+        yield Candidate(row.id, summary, traits, start)
+
+
+def _known(row: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The columns of these names that results of this age have."""
+    return {name: value for name in names if (value := getattr(row, name)) is not None}

@@ -5,82 +5,111 @@ each other is in `comparable_models.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.statistics.intervals import share_interval
-from models.statistics.scaling import MIN_DISTINCT, ScalingPoint, fit_scaling
+from models.preference.results import Accuracy, Interval, ModelSummary
+from models.runtime.results import result_from_json
+from models.statistics.scaling import MIN_DISTINCT, Forecast, ScalingFit, ScalingPoint, fit_scaling
 from orchestrator.judging.comparable_models import comparable
 
 QUESTIONS = ("helpful", "harmless")
-MIXES = {"helpful": ["helpful"], "harmless": ["harmless"], "both": ["harmless", "helpful"]}
+MIXES = {"helpful": ("helpful",), "harmless": ("harmless",), "both": ("harmless", "helpful")}
 
 
-def scaling(session: Session, model: t.Artifact) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPoint:
+    """A point of the fit: the accuracy, over `n` pairs, of a model of this size after so many comparisons."""
+
+    parameters: int
+    comparisons: float
+    accuracy: float
+    n: int
+    ci: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(ScalingFit):
+    """The scaling fit with its points, what they are from, and how many models differ in what."""
+
+    source: str
+    points: tuple[MeasuredPoint, ...]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixMatrix:
+    """Accuracy by mix trained on and by question asked; None where nobody measured it."""
+
+    rows: Mapping[str, Mapping[str, Accuracy | None]]
+    left_out: Mapping[str, int]
+    """How many models that differ in more than the mix, by what is different."""
+
+
+def scaling(session: Session, model: t.Artifact) -> Scaling | None:
     """The scaling fit over the preference models up to this one that are like it, or over this one's learning curve.
 
     The models are used where they differ enough: three sizes or three numbers of comparisons.
     """
-    beside = comparable(session, model)
-    measured = [
-        _point(results["num_parameters"], results["num_train"], results["held_out"])
-        for results in beside.results
-        if results["held_out"]["accuracy"] is not None
-    ]
-    now = model.results.get("num_train")
+    own, beside = _summary(model), comparable(session, model)
+    measured: list[tuple[MeasuredPoint, float]] = []
+    for other in beside.results:
+        held_out = other.held_out
+        if held_out.accuracy is not None and other.num_parameters is not None:
+            found = MeasuredPoint(
+                parameters=other.num_parameters,
+                comparisons=other.num_train,
+                accuracy=held_out.accuracy,
+                n=held_out.n,
+                ci=held_out.ci,
+            )
+            measured.append((found, held_out.n / held_out.design_effect))
     source = "the preference models of the ledger"
-    points = [point for point, _ in measured]
-    if max(len({p.parameters for p in points}), len({p.comparisons for p in points})) < MIN_DISTINCT:
-        measured = [
-            _point(model.results["num_parameters"], block["comparisons"], block)
-            for block in model.results.get("learning_curve", [])
-        ]
+    if max(len({p.parameters for p, _ in measured}), len({p.comparisons for p, _ in measured})) < MIN_DISTINCT:
+        measured = []
+        if own.num_parameters is not None:
+            for block in own.learning_curve:
+                measured.append((MeasuredPoint(parameters=own.num_parameters, **vars(block)), block.n))
         source = "the learning curve of this preference model"
     if not measured:
         return None
-    used = [
-        {"parameters": p.parameters, "comparisons": p.comparisons, "accuracy": p.accuracy, **counted}
-        for p, counted in measured
-    ]
-    fit = fit_scaling([point for point, _ in measured], comparisons=now)
-    return {"source": source, "points": used, "left_out": beside.left_out, **fit}
+    fit = fit_scaling(
+        [ScalingPoint(point.parameters, point.comparisons, point.accuracy, n) for point, n in measured],
+        comparisons=own.num_train,
+    )
+    points = tuple(point for point, _ in measured)
+    return Scaling(**vars(fit), source=source, points=points, left_out=beside.left_out)
 
 
-def _point(parameters: int, comparisons: float, entry: dict[str, Any]) -> tuple[ScalingPoint, dict[str, Any]]:
-    """A point of the fit, and the interval of its accuracy with its count."""
-    # Results of before dialogues were heeded have no design effect.
-    effect = entry.get("design_effect") or 1.0
-    ci = entry["ci"] or list(share_interval(entry["accuracy"], entry["n"], design_effect=effect))
-    point = ScalingPoint(parameters, comparisons, entry["accuracy"], entry["n"] / effect)
-    return point, {"n": entry["n"], "ci": ci}
-
-
-def mix_matrix(session: Session, model: t.Artifact) -> dict[str, Any] | None:
+def mix_matrix(session: Session, model: t.Artifact) -> MixMatrix | None:
     """Accuracy by what a model was trained on (rows) and what it was asked (columns); None where nobody measured it.
 
     The row of this model is its own; the others are of the newest model up to it that was trained on that mix and is
-    like it in everything else. Under `left_out` is how many were not.
+    like it in everything else.
 
     Source: arXiv:2204.05862, figure 19: the two objectives are anti-correlated.
     """
-    own = model.results.get("trained_on")
-    if own is None:
+    own = _summary(model)
+    if own.trained_on is None:
         return None
     beside = comparable(session, model, any_mix=True)
-    rows = [
-        (results["trained_on"], results["held_out"]["by_question"])
-        for results in (model.results, *reversed(beside.results))
-    ]
-    matrix: dict[str, dict[str, Any]] = {}
+    matrix: dict[str, dict[str, Accuracy | None]] = {}
     for name, trained_on in MIXES.items():
-        found: dict[str, Any] = next((by_question for mix, by_question in rows if mix == trained_on), {})
-        matrix[name] = {question: found.get(question) for question in QUESTIONS}
-    return {"rows": matrix, "left_out": beside.left_out}
+        mine = (other for other in (own, *reversed(beside.results)) if other.trained_on == trained_on)
+        newest = next(mine, None)
+        by_question = newest.held_out.by_question if newest is not None else {}
+        matrix[name] = {question: by_question.get(question) for question in QUESTIONS}
+    return MixMatrix(rows=matrix, left_out=beside.left_out)
 
 
-def says_nothing(forecast: dict[str, Any]) -> bool:
+def _summary(model: t.Artifact) -> ModelSummary:
+    return result_from_json(ModelSummary, model.results, where=f"the results of preference model {model.id}")
+
+
+def says_nothing(forecast: Forecast) -> bool:
     """Whether the interval of a forecast accuracy holds every accuracy there can be."""
-    low, high = forecast["accuracy"]["ci"]
-    return bool(low <= 0 and high >= 1)
+    low, high = forecast.accuracy.ci
+    return low <= 0 and high >= 1

@@ -5,23 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from models.policy.results import CurvePoint
 from models.statistics.kl_law import Law, NotIdentifiable, fit_law, forecast_kl
 
 
-def law_of_curve(curve: Sequence[Mapping[str, Any]], score: str = "score") -> Law | NotIdentifiable:
-    """The law of a run's curve, by the training PM's score or, with `score_watcher`, by the watcher's."""
-    points = [point for point in curve if point.get(score) is not None and point.get("kl_nats") is not None]
+def law_of_curve(curve: Sequence[CurvePoint], *, by_watcher: bool = False) -> Law | NotIdentifiable:
+    """The law of a run's curve, by the training PM's score or by the watcher's."""
+    scored = [(point, point.score_watcher if by_watcher else point.score) for point in curve]
+    seen = [(point, score) for point, score in scored if score is not None]
     return fit_law(
-        [point["kl_nats"] for point in points],
-        [point[score] for point in points],
-        [point["samples"] for point in points],
+        [point.kl_nats for point, _ in seen], [score for _, score in seen], [point.samples for point, _ in seen]
     )
 
 
-def law_numbers(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def law_numbers(curve: Sequence[CurvePoint]) -> dict[str, Any] | None:
     """The law as a report's JSON has it, with the forecast and the watcher's law; None without a curve."""
     if not curve:
         return None
@@ -31,12 +31,12 @@ def law_numbers(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         forecast = forecast_kl(law, one_more(law))
         numbers["forecast"] = forecast.to_json() if forecast else None
     if has_watcher(curve):
-        numbers["watcher"] = law_of_curve(curve, "score_watcher").to_json()
+        numbers["watcher"] = law_of_curve(curve, by_watcher=True).to_json()
     return numbers
 
 
-def has_watcher(curve: Sequence[Mapping[str, Any]]) -> bool:
-    return any(point.get("score_watcher") is not None for point in curve)
+def has_watcher(curve: Sequence[CurvePoint]) -> bool:
+    return any(point.score_watcher is not None for point in curve)
 
 
 def one_more(law: Law) -> float:

@@ -6,9 +6,7 @@ PPO follow the opposite of what people want. Pure: numbers in, sentences for the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from models.preference.results import Accuracy, HeldOutReport, Interval, OrderedPairs
 from models.statistics.intervals import share_interval
 
 # A source at chance has an interval below one half by bad luck once in 2,000 at this confidence; a source whose labels
@@ -22,7 +20,7 @@ SHIPPED_CONFIDENCE = 0.999
 
 
 def wrong_signs(
-    held_out: Mapping[str, Any], orientation: Mapping[str, Any] | None, file: str | None, *, sources: bool = True
+    held_out: HeldOutReport, orientation: OrderedPairs | None, file: str | None, *, sources: bool = True
 ) -> list[str]:
     """What is ordered the wrong way round, one sentence each; none where nothing is.
 
@@ -34,44 +32,44 @@ def wrong_signs(
     """
     found = []
     if orientation is not None:
-        parts = {"": orientation} | {
-            f"{question} ": entry
-            for question, entry in sorted(orientation["by_question"].items())
-            if question in held_out["by_question"]
-        }
-        for question, entry in parts.items():
-            which, interval, off = f"of {file}", entry["ci"], ""
+        parts: dict[str, Accuracy] = {"": orientation}
+        for question, part in sorted(orientation.by_question.items()):
+            if question in held_out.by_question:
+                parts[f"{question} "] = part
+        for question, part in parts.items():
+            if part.accuracy is None:
+                continue
+            which, interval, off = f"of {file}", part.ci, ""
             if file is None:
                 which = "that come with the orchestrator"
-                interval = share_interval(entry["accuracy"], entry["n"], confidence=SHIPPED_CONFIDENCE)
+                interval = share_interval(part.accuracy, part.n, confidence=SHIPPED_CONFIDENCE)
                 off = (
                     f" at {SHIPPED_CONFIDENCE:.1%} (where people don't write English, name pairs of your own as "
                     "orientation.file, or set orientation.shipped = false)"
                 )
             if interval[1] < 0.5:
                 found.append(
-                    f"of the {entry['n']} {question}orientation pairs {which} the preference model orders "
-                    f"{entry['accuracy']:.0%} rightly, interval {_interval(interval)}, below one half{off}"
+                    f"of the {part.n} {question}orientation pairs {which} the preference model orders "
+                    f"{part.accuracy:.0%} rightly, interval {_interval(interval)}, below one half{off}"
                 )
-    for source, entry in sorted(held_out["by_source"].items()) if sources else ():
-        if not entry["n"]:
+    for source, part in sorted(held_out.by_source.items()) if sources else ():
+        if part.accuracy is None:
             continue
-        # Models of before dialogues were heeded have neither.
         interval = share_interval(
-            entry["accuracy"],
-            entry["n"],
-            design_effect=entry.get("design_effect", 1.0),
-            num_clusters=entry.get("dialogues"),
+            part.accuracy,
+            part.n,
+            design_effect=part.design_effect,
+            num_clusters=part.dialogues,
             confidence=SOURCE_CONFIDENCE,
         )
         if interval[1] < 0.5:
             found.append(
-                f"of the {entry['n']} held-out comparisons of source {source!r} it orders {entry['accuracy']:.0%} "
+                f"of the {part.n} held-out comparisons of source {source!r} it orders {part.accuracy:.0%} "
                 f"rightly, interval {_interval(interval)} at {SOURCE_CONFIDENCE:.1%}, below one half: that source "
                 'contradicts the others (orientation.contradicting_source = "report" lets it pass)'
             )
     return found
 
 
-def _interval(ci: Any) -> str:
+def _interval(ci: Interval) -> str:
     return f"[{ci[0]:.2f}, {ci[1]:.2f}]"

@@ -19,6 +19,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from db.session import transaction
 from db.turns import prompt_of
 from models.chat.prompt_writing import message_key
 from orchestrator.people.raters import RaterError, get_rater
@@ -81,11 +82,11 @@ def erase(engine: Engine, store: ArtifactStore, handle: str, note: str = "") -> 
     Raises:
         RaterError: there is no such rater, or a cycle is open that may hold the texts.
     """
-    with Session(engine) as session, session.begin():
+    with transaction(engine) as session:
         erasure = _begin(session, handle, note)
         erasure_id, rater_id = erasure.id, erasure.rater_id
     _rewrite_artifacts(engine, store, erasure_id, rater_id)
-    with Session(engine) as session, session.begin():
+    with transaction(engine) as session:
         _refuse_open_cycle(session)
         return _blank(session, erasure_id, rater_id)
 
@@ -136,7 +137,7 @@ Blank = Callable[[dict[str, Any]], str | None]
 
 
 def _rewrite_artifacts(engine: Engine, store: ArtifactStore, erasure_id: int, rater_id: int) -> None:
-    with Session(engine) as session:
+    with transaction(engine) as session:
         gone = set(
             session.scalars(select(t.ErasedComparison.comparison_id).where(t.ErasedComparison.erasure_id == erasure_id))
         )
@@ -192,7 +193,7 @@ def _rewrite(engine: Engine, store: ArtifactStore, digest: str, place: str, eras
             told = {name: number + before[name] for name, number in told.items()}
         earlier.write_text(json.dumps(told) + "\n")
         rewritten = store.publish(copy).digest
-    with Session(engine) as session, session.begin():
+    with transaction(engine) as session:
         session.add(
             t.ErasedArtifact(
                 digest=digest,

@@ -14,6 +14,8 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.preference.results import ModelSummary
+from models.runtime.results import result_from_json
 from models.statistics.intervals import wilson
 from orchestrator.store import ledger
 
@@ -136,17 +138,19 @@ def agreement(session: Session) -> dict[int, Agreement]:
     """
     # One that an experiment alone has trained, on half of the comparisons say, comes after all that cycles use.
     of_a_cycle = select(t.Stage.id).where(t.Stage.artifact_id == t.Artifact.id).exists()
-    results = session.scalar(
-        select(t.Artifact.results)
+    model = session.scalar(
+        select(t.Artifact)
         .where(t.Artifact.kind == "preference_model", ~ledger.is_watcher())
         .order_by(of_a_cycle.desc(), t.Artifact.id.desc())
         .limit(1)
     )
-    found = ((results or {}).get("held_out") or {}).get("by_rater") or {}
+    if model is None:
+        return {}
+    found = result_from_json(ModelSummary, model.results, where=f"the results of preference model {model.id}")
     return {
-        int(rater): Agreement(entry["accuracy"], (entry["ci"][0], entry["ci"][1]), entry["n"])
-        for rater, entry in found.items()
-        if entry["n"]
+        int(rater): Agreement(agreed.accuracy, agreed.ci, agreed.n)
+        for rater, agreed in found.held_out.by_rater.items()
+        if agreed.accuracy is not None
     }
 
 

@@ -21,8 +21,6 @@ WITHDRAWN = "withdrawn"
 # 32 random bytes: nothing is gained by guessing, so a plain SHA-256 of the token is enough to store.
 _TOKEN_BYTES = 32
 _HANDLE = re.compile(r"[\w.@+-]{1,100}")
-
-
 # Built once: it is part of every request, and building a statement costs more than running it.
 _BY_TOKEN = select(t.Rater.id, t.Rater.handle, t.Rater.status).where(t.Rater.token_digest == bindparam("digest"))
 

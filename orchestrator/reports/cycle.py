@@ -12,10 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.runtime.results import part_to_json
 from orchestrator.database import database
 from orchestrator.judging.forecasts import mix_matrix, scaling
 from orchestrator.judging.kl_law import law_numbers
 from orchestrator.reports.distillation import distillation_numbers
+from orchestrator.reports.policies import training_of
 from orchestrator.reports.stops import stops_of
 from orchestrator.store import ledger
 from orchestrator.store.ledger import described, snapshots_of
@@ -36,6 +38,7 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
         comparison_set = artifacts.get("comparison_set")
         model = artifacts.get("preference_model")
         detector = artifacts.get("ood_detector")
+        training = training_of({"training": snapshot.results}) if snapshot else None
         numbers: dict[str, Any] = {
             "cycle": cycle.number,
             "name": cycle.name,
@@ -44,14 +47,14 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
             "distillation": distillation_numbers(initial.results) if initial else None,
             "preference_model": model.results if model else None,
-            "scaling": scaling(session, model) if model else None,
-            "mix_matrix": mix_matrix(session, model) if model else None,
+            "scaling": _as_json(scaling(session, model)) if model else None,
+            "mix_matrix": _as_json(mix_matrix(session, model)) if model else None,
             "watcher": _watcher(session, cycle_id),
             "orientation": _evaluation(session, cycle_id, "orientation", None),
             "snapshot": snapshot.digest if snapshot else None,
             "training": snapshot.results if snapshot else None,
             "snapshots": [described(kept) for kept in snapshots_of(session, snapshot.id)] if snapshot else [],
-            "kl_law": law_numbers(snapshot.results.get("curve") or []) if snapshot else None,
+            "kl_law": law_numbers(training.curve) if training else None,
             "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
             "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
             "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
@@ -60,7 +63,7 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "stops": stops_of(
                 session,
                 cycle_id,
-                snapshot.results if snapshot else None,
+                training,
                 snapshot.digest if snapshot else None,
                 failure,
             ),
@@ -69,6 +72,10 @@ def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
             "stages": stage_times(session, cycle_id),
         }
     return numbers
+
+
+def _as_json(found: Any) -> dict[str, Any] | None:
+    return None if found is None else part_to_json(found)
 
 
 def stage_times(session: Session, cycle_id: int) -> list[dict[str, Any]]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.reports.detectors import detector_rows
-from orchestrator.reports.distillation import distillation_rows
+from models.policy.results import Evaluation
+from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
+from models.runtime.results import result_from_json
+from orchestrator.data.contamination import DataCheckResults
+from orchestrator.reports.detectors import detector_rows, fitted_detector
+from orchestrator.reports.distillation import distillation_course, distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.style import Picture
-from orchestrator.reports.preference_models import matrix_lines, scaling_rows
+from orchestrator.reports.policies import evaluation_of, snapshots_in, training_of
+from orchestrator.reports.preference_models import (
+    matrix_lines,
+    matrix_of,
+    model_of,
+    orientation_of,
+    scaling_of,
+    scaling_rows,
+)
 from orchestrator.reports.stops import stop_lines
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 from orchestrator.reports.wording import interval, number, with_interval
@@ -26,14 +38,15 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
     lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
     for reason in numbers["reasons"]:
         lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
-    for remark in collapse_remarks(numbers["evaluation"] or {}, numbers.get("initial_evaluation") or {}):
-        lines.append(f"- remark: {remark}")
+    after, before = evaluation_of(numbers), evaluation_of(numbers, "initial_evaluation")
+    if after is not None and before is not None:
+        lines += [f"- remark: {remark}" for remark in collapse_remarks(after, before)]
     lines += ["", *stop_lines(numbers.get("stops") or [])]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
     for picture, place in pictures:
         lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
-    lines += matrix_lines(numbers.get("mix_matrix"))
+    lines += matrix_lines(matrix_of(numbers))
     lines += _mistakes(numbers)
     if numbers.get("stages"):
         lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
@@ -47,13 +60,13 @@ def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]]
 
 def _rows(numbers: dict[str, Any]) -> list[Row]:
     return [
-        *distillation_rows(numbers.get("distillation")),
+        *distillation_rows(distillation_course(numbers)),
         *_comparisons(numbers["comparison_set"]),
-        *_data_check(numbers.get("data_check")),
+        *_data_check(numbers),
         *_preference_model(numbers),
         *_watch(numbers),
         *_policy(numbers),
-        *detector_rows(numbers.get("detector")),
+        *detector_rows(fitted_detector(numbers)),
         *_elo(numbers["elo"]),
     ]
 
@@ -71,77 +84,79 @@ def _comparisons(found: dict[str, Any] | None) -> list[Row]:
 
 def _preference_model(numbers: dict[str, Any]) -> list[Row]:
     """What the preference model is worth, by itself and beside its twin and the pairs whose order is known."""
-    model = numbers["preference_model"]
+    model, watcher = model_of(numbers), model_of(numbers, "watcher")
     rows: list[Row] = []
-    if model:
-        rows += _held_out(model["held_out"])
-        skills = (model.get("skills") or {}).get("by_source", {})
+    if model is not None:
+        rows += _held_out(model.held_out)
+        skills = model.skills.by_source if model.skills is not None else {}
         rows += [(f"PM accuracy on skill {name}", _accuracy(part)) for name, part in skills.items()]
-    rows += scaling_rows(numbers.get("scaling"))
-    if numbers.get("watcher"):
-        rows.append(("Twin", _twin(numbers["watcher"])))
-    if numbers["orientation"]:
-        found = numbers["orientation"]
-        rows.append(("Orientation check", f"{found['accuracy']:.0%} of {found['n']} pairs"))
-    elif model:
+    rows += scaling_rows(scaling_of(numbers))
+    if watcher is not None:
+        rows.append(("Twin", _twin(watcher)))
+    ordered = orientation_of(numbers)
+    if ordered is not None:
+        rows.append(("Orientation check", f"{number(ordered.accuracy, '.0%')} of {ordered.n} pairs"))
+    elif model is not None:
         rows.append(
             ("Orientation check", "skipped by orientation.shipped = false: labels turned round everywhere pass")
         )
     return rows
 
 
-def _held_out(held_out: dict[str, Any]) -> list[Row]:
-    accuracy = with_interval(held_out.get("accuracy"), held_out.get("ci"))
-    if held_out.get("dialogues") is not None:
-        accuracy += f" (n = {held_out['n']} from {held_out['dialogues']} dialogues)"
+def _held_out(found: HeldOutReport) -> list[Row]:
+    accuracy = with_interval(found.accuracy, found.ci)
+    if found.dialogues is not None:
+        accuracy += f" (n = {found.n} from {found.dialogues} dialogues)"
     rows = [("PM held-out accuracy", accuracy)]
-    for grouping in ("by_source", "by_question", "by_tranche"):
-        groups = held_out.get(grouping, {})
-        # A single question or tranche says what the overall figure says.
-        if len(groups) > 1 or grouping == "by_source":
+    # A single question or tranche says what the overall figure says.
+    for groups, least in ((found.by_source, 1), (found.by_question, 2), (found.by_tranche, 2)):
+        if len(groups) >= least:
             rows += [(f"… {name}", _accuracy(part)) for name, part in sorted(groups.items())]
-    calibration = held_out.get("calibration", {})
-    if calibration.get("n"):
+    calibration = found.calibration
+    if calibration is not None and calibration.n:
         rows.append(("PM calibration", _calibration(calibration)))
-        by_question = calibration["by_question"]
+        by_question = calibration.by_question
         rows += [(f"… {name}", _calibration(part)) for name, part in by_question.items() if len(by_question) > 1]
-        bands = calibration.get("by_score_band", {})
+        bands = calibration.by_score_band
         rows += [(f"… {name} of the scores", _calibration(part)) for name, part in bands.items()]
     return rows
 
 
-def _accuracy(part: dict[str, Any]) -> str:
-    return f"{with_interval(part['accuracy'], part['ci'])} (n = {part['n']})"
+def _accuracy(found: Accuracy) -> str:
+    return f"{with_interval(found.accuracy, found.ci)} (n = {found.n})"
 
 
 def _watch(numbers: dict[str, Any]) -> list[Row]:
-    return watch_rows(numbers["training"], _offsets(numbers)) if numbers.get("training") else []
+    training = training_of(numbers)
+    return watch_rows(training, _offsets(numbers)) if training is not None else []
 
 
 def _policy(numbers: dict[str, Any]) -> list[Row]:
     """What the new policy is worth on held-out prompts, and how score and KL went together."""
     rows: list[Row] = []
-    if numbers["evaluation"]:
-        rows += _evaluation(numbers["evaluation"], numbers["initial_evaluation"] or {}, numbers["preference_model"])
-    if numbers["best_of_n"]:
-        found = numbers["best_of_n"]
-        rows.append((f"Best of {found['best_of']} of the initial policy", f"PM score {number(found['pm_score'])}"))
-        rows += best_of_rows(found)
-    for kept in numbers.get("snapshots") or []:
-        what = f"PM score {number(kept['score'])} after {kept['samples']} samples: `{kept['digest']}`"
-        rows.append((f"Snapshot at KL {kept['kl_nats']:.3g} nats", what))
-    return rows + law_rows((numbers.get("training") or {}).get("curve") or [])
+    after, best, training = evaluation_of(numbers), evaluation_of(numbers, "best_of_n"), training_of(numbers)
+    if after is not None:
+        rows += _evaluation(after, evaluation_of(numbers, "initial_evaluation"), model_of(numbers))
+    if best is not None:
+        rows.append((f"Best of {best.best_of} of the initial policy", f"PM score {number(best.pm_score)}"))
+        rows += best_of_rows(best)
+    for kept in snapshots_in(numbers):
+        what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
+        rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
+    return rows + law_rows(training.curve if training is not None else ())
 
 
-def _evaluation(found: dict[str, Any], initial: dict[str, Any], model: dict[str, Any] | None) -> list[Row]:
+def _evaluation(found: Evaluation, initial: Evaluation | None, model: PreferenceModelResults | None) -> list[Row]:
+    before = initial.pm_score if initial is not None else None
     rows = [
-        ("KL to the initial policy", f"{found['kl_nats']:.3g} nats per reply"),
-        ("PM score", f"{number(found['pm_score'])} (initial policy: {number(initial.get('pm_score'))})"),
+        ("KL to the initial policy", f"{found.kl_nats:.3g} nats per reply"),
+        ("PM score", f"{number(found.pm_score)} (initial policy: {number(before)})"),
     ]
     # Raw scores of two weeks' preference models can't be compared; above the project's reference set they can.
-    if model and model.get("reference"):
-        rows.append(("… above the reference set", number(found["pm_score"] - model["offset"])))
-    rows.append(("Reply length", f"{number(found['reply_tokens'], '.1f')} tokens"))
+    offset = model.over_reference_set if model is not None else None
+    if offset is not None:
+        rows.append(("… above the reference set", number(found.pm_score - offset)))
+    rows.append(("Reply length", f"{number(found.reply_tokens, '.1f')} tokens"))
     return rows + collapse_rows(found, initial)
 
 
@@ -151,37 +166,38 @@ def _elo(found: dict[str, Any] | None) -> list[Row]:
     ]
 
 
-def _data_check(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _data_check(numbers: dict[str, Any]) -> list[Row]:
+    checked = numbers.get("data_check")
+    if checked is None:
         return []
+    found = result_from_json(DataCheckResults, checked, where="the results of the data check")
     rows = [
         (
             "Repeats",
-            f"{found['repeated_prompts']} of {found['prompts']} prompts stand in several comparisons; "
-            f"{found['repeated_votes']} votes of the same rater on the same replies; "
-            f"{found['contradicted']} pairs of replies decided both ways",
+            f"{found.repeated_prompts} of {found.prompts} prompts stand in several comparisons; "
+            f"{found.repeated_votes} votes of the same rater on the same replies; "
+            f"{found.contradicted} pairs of replies decided both ways",
         ),
-        ("Opening messages in both parts", str(found["openings_in_several_parts"])),
+        ("Opening messages in both parts", str(found.openings_in_several_parts)),
     ]
-    for overlap in found["against"]:
-        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap["by_part"].items())
+    for overlap in found.against:
+        by_part = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in overlap.by_part.items())
         rows.append(
             (
-                f"Overlap with {overlap['file']}",
-                f"{overlap['prompts']} prompts, {overlap['comparisons']} comparisons"
+                f"Overlap with {overlap.file}",
+                f"{overlap.prompts} prompts, {overlap.comparisons} comparisons"
                 + (f" ({by_part})" if by_part else "")
-                + f"; {overlap['texts_met']} of its {overlap['texts']} texts",
+                + f"; {overlap.texts_met} of its {overlap.texts} texts",
             )
         )
     return rows
 
 
-def _calibration(found: dict[str, Any]) -> str:
-    error = f"error {found['expected_calibration_error']:.3f} ({found['error_by_chance']:.3f} by chance)"
-    if found["slope"] is None:
+def _calibration(found: Reliability) -> str:
+    error = f"error {number(found.expected_calibration_error)} ({number(found.error_by_chance)} by chance)"
+    if found.slope is None or found.slope_ci is None:
         return error
-    low, high = found["slope_ci"]
-    return f"{_verdict(low, high)}: slope {with_interval(found['slope'], found['slope_ci'], '.2f')}, {error}"
+    return f"{_verdict(*found.slope_ci)}: slope {with_interval(found.slope, found.slope_ci, '.2f')}, {error}"
 
 
 def _verdict(low: float, high: float) -> str:
@@ -195,33 +211,38 @@ def _verdict(low: float, high: float) -> str:
 
 def _mistakes(numbers: dict[str, Any]) -> list[str]:
     """The pairs that the preference model is most surely wrong about, by id; their texts are in the comparison set."""
-    mistakes = ((numbers["preference_model"] or {}).get("held_out") or {}).get("mistakes")
-    if not mistakes:
+    model = model_of(numbers)
+    if model is None or not model.held_out.mistakes:
         return []
     lines = ["", "## Most confident mistakes of the preference model", ""]
     lines += [f"`orchestrator cycle show {numbers['cycle']} --mistakes` prints their texts.", ""]
     lines += ["| comparison | source | question | better | worse | gap |", "|---|---|---|---|---|---|"]
-    for pair in mistakes:
-        scores = " | ".join(f"{pair[name]:.2f}" for name in ("better_score", "worse_score", "gap"))
-        lines.append(f"| {pair['id']} | {pair['source']} | {pair['question']} | {scores} |")
+    for pair in model.held_out.mistakes:
+        scores = " | ".join(f"{score:.2f}" for score in (pair.better_score, pair.worse_score, pair.gap))
+        lines.append(f"| {pair.id} | {pair.source} | {pair.question} | {scores} |")
     return lines
 
 
 def _offsets(numbers: dict[str, Any]) -> tuple[float, float] | None:
     """The offsets of the PM and of its twin, where both were measured, and on one reference set."""
-    models = [numbers.get(name) or {} for name in ("preference_model", "watcher")]
-    sets = [(model.get("reference") or {}).get("sha256") for model in models]
-    return (models[0]["offset"], models[1]["offset"]) if sets[0] and sets[0] == sets[1] else None
+    model, watcher = model_of(numbers), model_of(numbers, "watcher")
+    if model is None or watcher is None or model.reference is None or watcher.reference is None:
+        return None
+    if model.offset is None or watcher.offset is None or model.reference.sha256 != watcher.reference.sha256:
+        return None
+    return model.offset, watcher.offset
 
 
-def _twin(watcher: dict[str, Any]) -> str:
+def _twin(watcher: PreferenceModelResults) -> str:
     """What the twin saw, how good it is, and what the split costs the model that PPO follows, in points of accuracy."""
-    twin = watcher["twin"]
+    accuracy = f"accuracy {with_interval(watcher.held_out.accuracy, watcher.held_out.ci)}"
+    twin = watcher.twin
+    if not isinstance(twin, WatcherPart):
+        return accuracy
     form = "+.1f"
-    cost_ci = twin["cost_ci"] and " " + interval([100 * bound for bound in twin["cost_ci"]], form)
-    accuracy = with_interval(watcher["held_out"].get("accuracy"), watcher["held_out"].get("ci"))
+    cost_ci = "" if twin.cost_ci is None else " " + interval([100 * bound for bound in twin.cost_ci], form)
     return (
-        f"accuracy {accuracy} on {twin['num_watcher']} comparisons of its own; the PM trained on "
-        f"{twin['num_production']} ({twin['production_share']:.0%}), which costs it "
-        f"{number(100 * twin['cost'], form)}{cost_ci or ''} points of accuracy ({twin['method']})"
+        f"{accuracy} on {twin.num_watcher} comparisons of its own; the PM trained on "
+        f"{twin.num_production} ({twin.production_share:.0%}), which costs it "
+        f"{number(100 * twin.cost, form)}{cost_ci} points of accuracy ({twin.method})"
     )

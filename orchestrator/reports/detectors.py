@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from models.detectors.results import Beyond, DetectorResults
+from models.runtime.results import result_from_json
 from orchestrator.reports.wording import SHARE, with_interval
 
 
-def detector_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class FittedDetector(DetectorResults):
+    """The results of the job, with the digest of the artifact, by which `serve-policy` finds the detector."""
+
+    digest: str
+
+
+def fitted_detector(numbers: Mapping[str, Any]) -> FittedDetector | None:
+    """The detector among a cycle's numbers; None where the cycle fitted none."""
+    found = numbers.get("detector")
+    return result_from_json(FittedDetector, found, where="the results of the detector") if found else None
+
+
+def detector_rows(found: FittedDetector | None) -> list[tuple[str, str]]:
     """Rows of the cycle report: what the detector that the cycle fitted is worth, and how it comes before the policies.
 
-    `found` are the results of the job with the artifact's `digest`; None where the cycle fitted none.
+    None of them where the cycle fitted none.
     """
     if found is None:
         return []
-    alarms = found["false_alarms"]
+    alarms, others, examples = found.false_alarms, found.others, found.examples
     rows = [
         (
             "Detector of far requests",
-            f"{found['kind']} on layer {found['layer']}; {_beyond(alarms)} of unseen prompts of home lie beyond its "
-            f"threshold (n = {alarms['n']})",
+            f"{found.kind} on layer {found.layer}; {_beyond(alarms)} of unseen prompts of home lie beyond its "
+            f"threshold (n = {alarms.n})",
         )
     ]
-    if "others" in found:
-        others = found["others"]
+    if others is not None:
         rows.append(
             (
                 "… prompts of the other kind",
-                f"{_beyond(others)} beyond it (n = {others['n']}); AUROC {others['auroc']:.3f}, of the length alone "
-                f"{others['length_auroc']:.3f}",
+                f"{_beyond(others)} beyond it (n = {others.n}); AUROC {others.auroc:.3f}, of the length alone "
+                f"{others.length_auroc:.3f}",
             )
         )
-    if "examples" in found:
-        told = found["examples"]
-        auroc = told["auroc_by_layer"].get(str(found["layer"]))
+    if examples is not None:
+        auroc = examples.auroc_by_layer.get(str(found.layer))
         rows.append(
             (
                 "… examples",
                 f"{'AUROC not measured' if auroc is None else f'AUROC {auroc:.3f}'}, of the length alone "
-                f"{told['length_auroc']:.3f}",
+                f"{examples.length_auroc:.3f}",
             )
         )
-    return [*rows, ("… before the policies", f"`orchestrator serve-policy --gate {found['digest']}`")]
+    return [*rows, ("… before the policies", f"`orchestrator serve-policy --detector {found.digest}`")]
 
 
-def _beyond(numbers: dict[str, Any]) -> str:
-    return with_interval(numbers["share"], numbers["ci"], SHARE)
+def _beyond(numbers: Beyond) -> str:
+    return with_interval(numbers.share, numbers.ci, SHARE)

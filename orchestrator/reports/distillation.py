@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from models.initial_policy.results import DistillationCourse
+from models.runtime.results import part_to_json, result_from_json
 
-def distillation_numbers(results: dict[str, Any]) -> dict[str, Any] | None:
+WHERE = "the results of the initial policy"
+
+
+def distillation_numbers(results: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the report keeps of an initial policy's results; None where it was not distilled."""
     if "distillation_curve" not in results:
         return None
-    names = ("prompt_version", "held_out_kl_before", "held_out_kl_after", "num_tokens", "distillation_curve")
-    return {name: results[name] for name in names}
+    return part_to_json(result_from_json(DistillationCourse, results, where=WHERE))
 
 
-def distillation_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def distillation_course(numbers: Mapping[str, Any]) -> DistillationCourse | None:
+    """The distillation among a cycle's numbers; None where the initial policy was not distilled."""
+    found = numbers.get("distillation")
+    return result_from_json(DistillationCourse, found, where=WHERE) if found else None
+
+
+def distillation_rows(found: DistillationCourse | None) -> list[tuple[str, str]]:
     """The row of the report's table."""
-    if not found:
+    if found is None:
         return []
-    before, after = found["held_out_kl_before"], found["held_out_kl_after"]
     return [
         (
             "Initial policy distilled",
-            f"from the prompt {found['prompt_version']}: KL {before:.4g} to {after:.4g} nats per token in "
-            f"{found['num_tokens']} tokens",
+            f"from the prompt {found.prompt_version}: KL {found.held_out_kl_before:.4g} to "
+            f"{found.held_out_kl_after:.4g} nats per token in {found.num_tokens} tokens",
         )
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from models.policy.results import CurvePoint, Evaluation
 from models.statistics.kl_law import Bend, Law, NotIdentifiable, forecast_kl
 from orchestrator.judging.kl_law import has_watcher, law_of_curve, one_more
 from orchestrator.reports.wording import with_interval
@@ -12,7 +12,7 @@ from orchestrator.reports.wording import with_interval
 FORM = ".3g"
 
 
-def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def law_rows(curve: Sequence[CurvePoint]) -> list[tuple[str, str]]:
     """What the report's table says about the law: slope, R², departure and a forecast; the watcher's slope beside."""
     if not curve:
         return []
@@ -30,7 +30,7 @@ def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         rows.append(("… begins late", _bend(law.lag)))
     rows.append(("… departure", _bend(law.departure) if law.departure else "none found"))
     if has_watcher(curve):
-        seen = law_of_curve(curve, "score_watcher")
+        seen = law_of_curve(curve, by_watcher=True)
         slope = (
             f"not identifiable: {seen.reason}"
             if isinstance(seen, NotIdentifiable)
@@ -42,12 +42,12 @@ def law_rows(curve: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return rows
 
 
-def best_of_rows(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def best_of_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The report's rows for the best of k replies of the initial policy, where such points were asked for."""
     rows = []
-    for point in (evaluation or {}).get("best_of_points") or []:
-        score = with_interval(point["pm_score"], point["pm_score_ci"], FORM)
-        rows.append((f"… best of {point['k']}", f"PM score {score} at KL {point['kl_nats']:.3g} nats"))
+    for point in evaluation.best_of_points or ():
+        score = with_interval(point.pm_score, point.pm_score_ci, FORM)
+        rows.append((f"… best of {point.k}", f"PM score {score} at KL {point.kl_nats:.3g} nats"))
     return rows
 
 

@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from models.preference.results import Accuracy, OrderedPairs, PreferenceModelResults
+from models.runtime.results import result_from_json
 from orchestrator.judging.comparable_models import left_out_line
-from orchestrator.judging.forecasts import says_nothing
+from orchestrator.judging.forecasts import MixMatrix, Scaling, says_nothing
 from orchestrator.reports.wording import SIGNED, with_interval
 
 NOT_MEASURED = "not measured"
 
 
-def scaling_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def model_of(numbers: Mapping[str, Any], role: str = "preference_model") -> PreferenceModelResults | None:
+    """The preference model among a cycle's numbers, or its `watcher`; None where the cycle has none."""
+    found = numbers.get(role)
+    return result_from_json(PreferenceModelResults, found, where=f"the results of the {role}") if found else None
+
+
+def orientation_of(numbers: Mapping[str, Any]) -> OrderedPairs | None:
+    """The orientation check among a cycle's numbers; None where it was skipped."""
+    found = numbers.get("orientation")
+    return result_from_json(OrderedPairs, found, where="the results of the orientation check") if found else None
+
+
+def scaling_of(numbers: Mapping[str, Any]) -> Scaling | None:
+    """The scaling fit among a cycle's numbers."""
+    found = numbers.get("scaling")
+    return result_from_json(Scaling, found, where="the numbers of the scaling fit") if found else None
+
+
+def matrix_of(numbers: Mapping[str, Any]) -> MixMatrix | None:
+    """The matrix of questions among a cycle's numbers."""
+    found = numbers.get("mix_matrix")
+    return result_from_json(MixMatrix, found, where="the numbers of the mix matrix") if found else None
+
+
+def scaling_rows(found: Scaling | None) -> list[tuple[str, str]]:
     """The forecasts, for the report's table."""
     if found is None:
         return []
-    names = {
-        "twice_the_comparisons": ("Twice the comparisons", "c"),
-        "four_times_the_parameters": ("A PM 4 times as big", "b"),
-    }
+    asked = (
+        ("Twice the comparisons", found.forecast.twice_the_comparisons, "c"),
+        ("A PM 4 times as big", found.forecast.four_times_the_parameters, "b"),
+    )
     rows = []
-    for key, (name, coefficient) in names.items():
-        forecast = found["forecast"][key]
+    for name, forecast, coefficient in asked:
         if forecast is None:
-            rows.append((name, found["notes"].get(coefficient, "not identifiable")))
+            rows.append((name, found.notes.get(coefficient, "not identifiable")))
             continue
-        gain, accuracy = forecast["gain"], forecast["accuracy"]
         if says_nothing(forecast):
-            rows.append((name, f"can't be said yet: any accuracy from 0 to 1 is possible, by {found['source']}"))
+            rows.append((name, f"can't be said yet: any accuracy from 0 to 1 is possible, by {found.source}"))
             continue
-        shown = f"{with_interval(gain['value'], gain['ci'], SIGNED)} accuracy"
-        shown += f", to {with_interval(accuracy['value'], accuracy['ci'])}"
-        poor = (found["scatter"] or 0) > 4
-        rows.append((name, shown + f", by {found['source']}" + ("; the fit is poor" if poor else "")))
-    if found.get("left_out"):
-        rows.append(("… not used for this", left_out_line(found["left_out"])))
+        shown = f"{with_interval(forecast.gain.value, forecast.gain.ci, SIGNED)} accuracy"
+        shown += f", to {with_interval(forecast.accuracy.value, forecast.accuracy.ci)}"
+        poor = (found.scatter or 0) > 4
+        rows.append((name, shown + f", by {found.source}" + ("; the fit is poor" if poor else "")))
+    if found.left_out:
+        rows.append(("… not used for this", left_out_line(found.left_out)))
     return rows
 
 
-def matrix_lines(matrix: dict[str, Any] | None) -> list[str]:
+def matrix_lines(matrix: MixMatrix | None) -> list[str]:
     """The 2×2 matrix and the row of the mix as a Markdown table."""
-    if matrix is None or not any(entry for row in matrix["rows"].values() for entry in row.values()):
+    if matrix is None or not any(cell for row in matrix.rows.values() for cell in row.values()):
         return []
     lines = [
         "",
@@ -49,14 +74,14 @@ def matrix_lines(matrix: dict[str, Any] | None) -> list[str]:
         "| trained on | helpful | harmless |",
         "|---|---|---|",
     ]
-    for name, row in matrix["rows"].items():
+    for name, row in matrix.rows.items():
         lines.append(f"| {name} | {_cell(row['helpful'])} | {_cell(row['harmless'])} |")
-    if matrix["left_out"]:
-        lines += ["", f"Not used for this: {left_out_line(matrix['left_out'])}."]
+    if matrix.left_out:
+        lines += ["", f"Not used for this: {left_out_line(matrix.left_out)}."]
     return lines
 
 
-def _cell(entry: dict[str, Any] | None) -> str:
-    if entry is None or entry["accuracy"] is None:
+def _cell(found: Accuracy | None) -> str:
+    if found is None or found.accuracy is None:
         return NOT_MEASURED
-    return f"{with_interval(entry['accuracy'], entry['ci'])} (n = {entry['n']})"
+    return f"{with_interval(found.accuracy, found.ci)} (n = {found.n})"

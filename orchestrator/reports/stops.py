@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.policy.results import PPOResult
 
 REPORT = "write_report"
 DOCS = "docs/guides/when-it-stops.md, “Which tripwire stopped PPO, and what now?”"
@@ -93,7 +93,7 @@ class Stop:
 
 
 def stops_of(
-    session: Session, cycle_id: int, training: Mapping[str, Any] | None, snapshot: str | None, failure: str | None
+    session: Session, cycle_id: int, training: PPOResult | None, snapshot: str | None, failure: str | None
 ) -> list[dict[str, str]]:
     """Every stop of the cycle as it stands now, in the order of the stages; empty for one that goes on, or ended well.
 
@@ -106,8 +106,8 @@ def stops_of(
     ).first()
     live = _live(session, cycle.ended_at or datetime.now(UTC))
     stops = []
-    if training and training.get("stopped"):
-        stops.append(_ppo_stop(training, snapshot))
+    if training is not None and training.stopped:
+        stops.append(_ppo_stop(training, training.stopped, snapshot))
     if decision is not None and decision.decision == "refuse":
         stops.append(_refusal(decision, live, snapshot))
     rows = list(session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id)))
@@ -130,39 +130,38 @@ def stop_lines(stops: Sequence[Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _ppo_stop(training: Mapping[str, Any], snapshot: str | None) -> Stop:
-    wire = (training.get("watch") or {}).get("stopped_by")
+def _ppo_stop(training: PPOResult, stopped: str, snapshot: str | None) -> Stop:
+    wire = training.watch.stopped_by if training.watch is not None else None
     if wire is not None:
         by = f"the tripwire `{wire}`"
-    elif "max_kl_nats" in training["stopped"]:
+    elif "max_kl_nats" in stopped:
         wire, by = "max_kl_nats", "the limit `ppo.max_kl_nats`"
     else:
         wire, by = "not_finite", "the check that its numbers are finite"
     kept = kept_iterations(training)
     advice = WIRE_ADVICE[wire]
-    rate = (training.get("settings") or {}).get("learning_rate")
-    if kept == 0 and wire in LEARNED_WIRES and rate is not None:
-        advice = TOO_FAST.format(rate=rate)
+    if kept == 0 and wire in LEARNED_WIRES and training.learning_rate is not None:
+        advice = TOO_FAST.format(rate=training.learning_rate)
     of = "of the start" if kept == 0 else f"after iteration {kept}"
     return Stop(
         stage="train_policy",
         by=by,
-        found=training["stopped"],
+        found=stopped,
         kept=f"the last good weights, those {of}, are the snapshot `{snapshot}`, evaluated and gated like any other.",
         next=f"{advice} More in {DOCS}.",
     )
 
 
-def kept_iterations(training: Mapping[str, Any]) -> int:
+def kept_iterations(training: PPOResult) -> int:
     """After how many iterations PPO had the weights that a stopped run keeps: those of its last rollout without alarm.
 
     The curve has a point for each rollout that was learned from. A snapshot at KL 0 is the start, whatever the count.
     """
-    if training.get("kl_nats") == 0:
+    if training.kl_nats == 0:
         return 0
-    alarms = (training.get("watch") or {}).get("alarms") or []
-    beyond = {alarm["iteration"] for alarm in alarms if alarm["wire"] not in AFTER_LEARNING}
-    return max((i for i in range(len(training.get("curve") or [])) if i + 1 not in beyond), default=0)
+    alarms = training.watch.alarms if training.watch is not None else ()
+    beyond = {alarm.iteration for alarm in alarms if alarm.wire not in AFTER_LEARNING}
+    return max((i for i in range(len(training.curve)) if i + 1 not in beyond), default=0)
 
 
 def _refusal(decision: t.Decision, live: str, snapshot: str | None) -> Stop:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from models.policy.results import Evaluation, EvaluationPart, LastSignals, PPOResult, RolloutSignals
 from models.statistics.intervals import share_interval
 from orchestrator.reports.wording import SHARE, interval, number, share
 
@@ -13,99 +13,136 @@ Row = tuple[str, str]
 STOCK_TEXT_CHARACTERS = 60
 
 
-def watch_rows(training: Mapping[str, Any], offsets: tuple[float, float] | None = None) -> list[Row]:
-    """Alarms that passed, the twin gap, mean log-p accuracy. `training`: a snapshot's results.
+def watch_rows(training: PPOResult, offsets: tuple[float, float] | None = None) -> list[Row]:
+    """Alarms that passed, the twin gap, mean log-p accuracy.
 
     `offsets` are those of the training PM and of the watcher; taken off, their scores can be compared.
     """
     rows: list[Row] = []
-    watch = training.get("watch")
+    watch = training.watch
     # A snapshot from before PPO was watched has neither.
-    if watch:
-        passed = sorted({alarm["wire"] for alarm in watch["alarms"]} - {watch["stopped_by"]})
+    if watch is not None:
+        passed = sorted({alarm.wire for alarm in watch.alarms} - {watch.stopped_by})
         if passed:
             rows.append(("Alarms that passed", ", ".join(passed)))
-        end, start = watch["end"], watch["start"]
-        if end and end.get("twin_gap") is not None:
-            mine, its = offsets or (0.0, 0.0)
-            rows.append(
-                (
-                    "Twin gap",
-                    f"{end['twin_gap']:+.3f}: training PM {start['score'] - mine:.3f} → {end['score'] - mine:.3f}, "
-                    f"watcher {start['score_watcher'] - its:.3f} → {end['score_watcher'] - its:.3f}"
-                    + ("" if offsets is None else ", above the reference set"),
-                )
-            )
-    accuracy = training.get("logp_accuracy")
-    if accuracy and accuracy["curve"]:
-        first, last = accuracy["curve"][0], accuracy["curve"][-1]
-        for kind, ceiling in sorted(accuracy["preference_model"].items()):
+        if watch.start is not None and watch.end is not None and watch.end.twin_gap is not None:
+            rows.append(("Twin gap", _twin_gap(watch.start, watch.end, watch.end.twin_gap, offsets)))
+    accuracy = training.logp_accuracy
+    if accuracy is not None and accuracy.curve:
+        first, last = accuracy.curve[0], accuracy.curve[-1]
+        for kind, ceiling in sorted(accuracy.preference_model.items()):
             # Results of before there were intervals have none.
             first_ci, last_ci, ceiling_ci = (
-                _after((intervals or {}).get(kind))
-                for intervals in (first.get("ci"), last.get("ci"), accuracy.get("preference_model_ci"))
+                _after((intervals or {}).get(kind)) for intervals in (first.ci, last.ci, accuracy.preference_model_ci)
             )
+            began, ended = number(first.by_kind.get(kind)), number(last.by_kind.get(kind))
             rows.append(
                 (
                     f"Mean log-p accuracy, {kind}",
-                    f"{first[kind]:.3f}{first_ci} → {last[kind]:.3f}{last_ci} (the PM on the same "
-                    f"{accuracy['pairs'][kind]} pairs: {ceiling:.3f}{ceiling_ci})",
+                    f"{began}{first_ci} → {ended}{last_ci} (the PM on the same "
+                    f"{accuracy.pairs[kind]} pairs: {ceiling:.3f}{ceiling_ci})",
                 )
             )
     return rows
 
 
-def collapse_rows(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> list[Row]:
+def _twin_gap(start: RolloutSignals, end: LastSignals, gap: float, offsets: tuple[float, float] | None) -> str:
+    mine, its = offsets or (0.0, 0.0)
+    began, ended = (None if at.score_watcher is None else at.score_watcher - its for at in (start, end))
+    return (
+        f"{gap:+.3f}: training PM {start.score - mine:.3f} → {end.score - mine:.3f}, "
+        f"watcher {number(began)} → {number(ended)}" + ("" if offsets is None else ", above the reference set")
+    )
+
+
+def collapse_rows(evaluation: Evaluation, initial: Evaluation | None) -> list[Row]:
     """The watcher's score, entropy, distinct words, duplicates, stock replies and refusals, beside the initial's."""
-    found = evaluation.get("collapse")
-    if not found:
+    found = evaluation.collapse
+    if found is None:
         return []
-    before = initial.get("collapse") or {}
     rows: list[Row] = []
-    if "watcher_score" in evaluation:
-        rows.append(
-            ("Watcher's score", f"{evaluation['watcher_score']:.3f} ({_beside(initial.get('watcher_score'), '.3f')})")
-        )
-    rows += [
-        ("Entropy", f"{evaluation['entropy']:.3f} nats per token ({_beside(initial.get('entropy'), '.3f')})"),
-        ("Distinct word pairs", f"{share(found['distinct_2'])} ({_beside(before.get('distinct_2'))})"),
-        ("Replies that equal another", f"{share(found['duplicates'])} ({_beside(before.get('duplicates'))})"),
-    ]
-    for key, name in (("stock_reply", "Most frequent reply"), ("stock_opening", "Most frequent opening")):
-        text = found[f"{key}_text"]
+    if evaluation.watcher_score is not None:
+        before = _of(initial, _watcher_score)
+        rows.append(("Watcher's score", f"{evaluation.watcher_score:.3f} ({_beside(before, '.3f')})"))
+    entropy = f"{number(evaluation.entropy)} nats per token"
+    rows.append(("Entropy", f"{entropy} ({_beside(_of(initial, _entropy), '.3f')})"))
+    for name, sign, text in (
+        ("Distinct word pairs", _distinct_2, None),
+        ("Replies that equal another", _duplicates, None),
+        ("Most frequent reply", _stock_reply, found.stock_reply_text),
+        ("Most frequent opening", _stock_opening, found.stock_opening_text),
+    ):
         quoted = f" “{_one_line(text)}”" if text else ""
-        rows.append((name, f"{share(found[key])}{quoted} ({_beside(before.get(key))})"))
+        rows.append((name, f"{share(sign(evaluation))}{quoted} ({_beside(_of(initial, sign))})"))
     for kind, name in (("helpful", "Refusals of ordinary requests"), ("harmless", "Refusals of harmful requests")):
-        mine = evaluation["by_kind"].get(kind, {}).get("collapse")
-        if mine:
-            its = (initial.get("by_kind") or {}).get(kind, {}).get("collapse") or {}
-            rows.append((name, f"{share(mine['refusals'])} ({_beside(its.get('refusals'))})"))
+        mine, its = (part and part.by_kind.get(kind) for part in (evaluation, initial))
+        if mine is not None and mine.collapse is not None:
+            rows.append((name, f"{share(_refusals(mine))} ({_beside(_of(its, _refusals))})"))
     return rows
 
 
-def collapse_remarks(evaluation: Mapping[str, Any], initial: Mapping[str, Any]) -> list[str]:
+def collapse_remarks(evaluation: Evaluation, initial: Evaluation) -> list[str]:
     """Signs of collapse that rose from the initial policy to the snapshot by more than chance, each as a sentence.
 
     A rise counts where the 95 % interval of the difference of the two shares lies above 0, the replies taken as
     independent.
     """
-    whole = (evaluation, initial, evaluation.get("collapse") or {}, initial.get("collapse") or {})
-    parts = [policy.get("by_kind", {}).get("helpful", {}) for policy in (evaluation, initial)]
-    ordinary = (*parts, *(part.get("collapse") or {} for part in parts))
+    ordinary = tuple(evaluated.of_ordinary_requests for evaluated in (initial, evaluation))
     remarks = []
-    for name, key, (mine, its, now, before) in (
-        ("replies that equal another", "duplicates", whole),
-        ("the most frequent reply", "stock_reply", whole),
-        ("the most frequent opening", "stock_opening", whole),
-        ("refusals of ordinary requests", "refusals", ordinary),
-        ("replies cut off", "truncated", (evaluation, initial, evaluation, initial)),
+    for name, sign, (before, now) in (
+        ("replies that equal another", _duplicates, (initial, evaluation)),
+        ("the most frequent reply", _stock_reply, (initial, evaluation)),
+        ("the most frequent opening", _stock_opening, (initial, evaluation)),
+        ("refusals of ordinary requests", _refusals, ordinary),
+        ("replies cut off", _truncated, (initial, evaluation)),
     ):
-        shares = before.get(key), now.get(key)
-        if None in shares or "num_prompts" not in mine or "num_prompts" not in its:
+        if before is None or now is None or before.num_prompts is None or now.num_prompts is None:
             continue
-        if _rise_low(shares[0], its["num_prompts"], shares[1], mine["num_prompts"]) > 0:
-            remarks.append(f"{name} rose from {shares[0]:.1%} to {shares[1]:.1%}, more than chance: read some replies")
+        then, today = sign(before), sign(now)
+        if then is None or today is None:
+            continue
+        if _rise_low(then, before.num_prompts, today, now.num_prompts) > 0:
+            remarks.append(f"{name} rose from {share(then)} to {share(today)}, more than chance: read some replies")
     return remarks
+
+
+# Signs of collapse, each None where it was not measured.
+
+
+def _duplicates(part: EvaluationPart) -> float | None:
+    return part.collapse.duplicates if part.collapse else None
+
+
+def _stock_reply(part: EvaluationPart) -> float | None:
+    return part.collapse.stock_reply if part.collapse else None
+
+
+def _stock_opening(part: EvaluationPart) -> float | None:
+    return part.collapse.stock_opening if part.collapse else None
+
+
+def _distinct_2(part: EvaluationPart) -> float | None:
+    return part.collapse.distinct_2 if part.collapse else None
+
+
+def _refusals(part: EvaluationPart) -> float | None:
+    return part.collapse.refusals if part.collapse else None
+
+
+def _truncated(part: EvaluationPart) -> float | None:
+    return part.truncated
+
+
+def _entropy(part: EvaluationPart) -> float | None:
+    return part.entropy
+
+
+def _watcher_score(part: EvaluationPart) -> float | None:
+    return part.watcher_score
+
+
+def _of(part: EvaluationPart | None, sign: Callable[[EvaluationPart], float | None]) -> float | None:
+    return None if part is None else sign(part)
 
 
 def _rise_low(before: float, num_before: int, now: float, num_now: int) -> float:

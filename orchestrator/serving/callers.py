@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from db import tables as t
+from db.session import transaction
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.limits import RateLimit
 from orchestrator.people.raters import token_digest
@@ -82,7 +82,7 @@ class Callers:
         return key
 
     def _read(self, digest: str) -> _Key | None:
-        with Session(self._database) as session:
+        with transaction(self._database) as session:
             row = session.execute(
                 select(t.ApiKey.name, t.ApiKey.requests_per_minute).where(
                     t.ApiKey.key_digest == digest, t.ApiKey.ended_at.is_(None)

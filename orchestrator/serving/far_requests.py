@@ -1,4 +1,4 @@
-"""The gate before the policies: a detector says which requests lie far from what they were trained to answer."""
+"""Before the policies: a detector says which requests lie far from what they were trained to answer."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from models.chat.format import ChatFormatError, Message
 from models.detectors.detector import OodDetector, OodDetectorError
 from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.names import full_digest
-from orchestrator.settings import GateAction
+from orchestrator.settings import DetectorAction
 from orchestrator.store.artifacts import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class GateConfig:
-    """Which detector stands at the gate, and what becomes of a request that is far from home."""
+class DetectorConfig:
+    """Which detector is asked, and what becomes of a request that is far from home."""
 
     detector: str
     """Digest of an artifact of kind `ood_detector`, or its beginning."""
-    action: GateAction
+    action: DetectorAction
     """`log` a line, `flag` the answer too, or `refuse` the request."""
 
 
-class Gate:
-    """Judges requests before they are decoded. Without a working detector nothing is decoded: a gate fails shut."""
+class FarRequests:
+    """Judges requests before they are decoded. Without a working detector nothing is decoded: it fails shut."""
 
-    def __init__(self, config: GateConfig, database: Engine, store: ArtifactStore, device: torch.device) -> None:
+    def __init__(self, config: DetectorConfig, database: Engine, store: ArtifactStore, device: torch.device) -> None:
         self._config = config
         self._database = database
         self._store = store
         self._device = device
         self._detector: OodDetector | None = None
         # One thread loads and scores, beside decoding and the event loop.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gate")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detector")
         self.far = 0
         """Requests that were far from home, since the start."""
 
@@ -88,5 +88,5 @@ class Gate:
         try:
             return OodDetector.load(self._store.fetch(digest), self._device)
         except (ArtifactError, OodDetectorError) as error:
-            logger.error("the gate's detector: %s", error)
+            logger.error("the detector of far requests: %s", error)
             raise ApiError(503, "detector_unusable", str(error), retry_after_s=5) from error

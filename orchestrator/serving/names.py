@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
+from db.session import transaction
 from orchestrator.errors import ApiError
 from orchestrator.store.deployments import digests_of
 
@@ -49,5 +49,5 @@ async def full_digest(
 
 
 def _find(database: Engine, prefix: str, kinds: tuple[str, ...]) -> list[str]:
-    with Session(database) as session:
+    with transaction(database) as session:
         return digests_of(session, prefix, kinds)

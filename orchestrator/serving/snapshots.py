@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
+from db.session import transaction
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
-from models.model_folders.probe_reply import FingerprintMismatch, check_fingerprint
+from models.model_folders.probe_reply import ProbeReplyMismatch, check_probe_reply
 from models.sampling.engine import DecodeEngine
-from orchestrator.conversations.contestants import Served, served
+from orchestrator.conversations.pairings import Served, served
 from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
@@ -228,7 +228,7 @@ class Snapshots:
         except ArtifactError as error:
             self.failed_loads += 1
             raise ApiError(503, "snapshot_unusable", str(error)) from error
-        except FingerprintMismatch as error:
+        except ProbeReplyMismatch as error:
             logger.error("snapshot %s: %s", digest, error)
             self.failed_loads += 1
             message = f"Snapshot {digest} is not what was saved: {error}. It is not served; look at the server's log."
@@ -263,10 +263,10 @@ class Snapshots:
         chat = ChatFormat.load(folder)
         model = load_causal_lm(folder, device=self._limits.device)
         engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
-        return Snapshot(digest, chat, engine, check_fingerprint(engine, chat, folder))
+        return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
 
     def _read(self) -> tuple[LiveDeployment | None, Served]:
-        with Session(self._database) as session:
+        with transaction(self._database) as session:
             return live_deployment(session), served(session)
 
 

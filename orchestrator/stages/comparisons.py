@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from models.runtime.results import result_to_json
 from orchestrator.data import check, freeze, named_files
 from orchestrator.stages.context import StageContext, build
 
@@ -34,6 +35,6 @@ def check_data(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) ->
         settings = {"against": [[check.name_of(file), named_files.file_digest(file)] for file in files]}
 
         def write(out: Path) -> dict[str, Any]:
-            return check.check_comparison_set(context.fetch(comparison_set_id), files, out)
+            return result_to_json(check.check_comparison_set(context.fetch(comparison_set_id), files, out))
 
         return build(context, "data_check", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, func, update
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from db.session import make_engine
+from db.session import make_engine, transaction
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.errors import CycleError
 from orchestrator.instance.training_jobs import fresh_name, run_job
@@ -97,7 +97,7 @@ class StageContext:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A transaction: committed at the end, rolled back on an error."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with transaction(self.engine) as session:
             yield session
 
     def artifact(self, artifact_id: int) -> t.Artifact:

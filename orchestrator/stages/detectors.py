@@ -1,6 +1,6 @@
 """Detectors of requests far from what a policy was trained to answer: in a cycle, and by hand.
 
-The job is `models/jobs/fit_ood_detector.py`; `serve-policy --gate DIGEST` puts the artifact before the policies.
+The job is `models/jobs/fit_ood_detector.py`; `serve-policy --detector DIGEST` puts the artifact before the policies.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from db import tables as t
-from orchestrator.config import CycleConfig, InitialPolicySection, OodSection
+from models.detectors.settings import OodSettings
+from orchestrator.config import CycleConfig, InitialPolicySection, OodSection, told
 from orchestrator.data.named_files import file_digest, write_prompts
 from orchestrator.stages.context import StageContext, build, run_job_stage
 from orchestrator.store import ledger
@@ -59,7 +60,7 @@ def _fit(context: StageContext, section: OodSection, policy_id: int, prompts_id:
         kind="ood_detector",
         job="fit_ood_detector",
         inputs=inputs,
-        settings=section.model_dump(exclude={"examples_file"}),
+        settings=told(section, OodSettings),
         fresh=fresh,
     )
 

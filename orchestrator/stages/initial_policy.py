@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import DistillSection, InitialPolicySection, PretrainSection
+from models.initial_policy.settings import DistillationSetSettings, PretrainSettings, StudentTraining
+from models.runtime.files import link_or_copy
+from orchestrator.config import DistillSection, InitialPolicySection, PretrainSection, told
 from orchestrator.data import named_files
 from orchestrator.data.named_files import PROMPT, file_digest, write_prompt, write_text
 from orchestrator.errors import ConfigError
@@ -25,7 +25,7 @@ def from_hugging_face(context: StageContext, section: InitialPolicySection, *, f
     def write(out: Path) -> dict[str, Any]:
         files = _model_files(source)
         for file in files:
-            _link(file.resolve(), out / file.name)
+            link_or_copy(file.resolve(), out / file.name)
         return {"source": section.path, "revision": section.revision, "files": [file.name for file in files]}
 
     source_id = build(context, "source_model", {"files": _folder_digest(source)}, {}, write, fresh=fresh)
@@ -55,7 +55,7 @@ def pretrained(context: StageContext, section: PretrainSection, *, fresh: bool) 
         kind="initial_policy",
         job="pretrain",
         inputs={"text": text_id},
-        settings=section.model_dump(exclude={"files"}),
+        settings=told(section, PretrainSettings),
         fresh=fresh,
     )
 
@@ -93,14 +93,6 @@ def _model_files(folder: Path) -> list[Path]:
     if not any(file.name == "config.json" for file in files):
         raise ConfigError(f"{folder} has no config.json; expected a Hugging Face causal language model.")
     return files
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link where possible, so that a large model is not copied twice on its way to the store."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _folder_digest(folder: Path) -> str:
@@ -160,7 +152,7 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
         kind="distillation_set",
         job="make_distillation_set",
         inputs={"teacher": teacher_id, "prompt": prompt_id, "text": text_id},
-        settings=distill.model_dump(include={"tokens", "max_tokens", "held_out_texts", "threads"}),
+        settings=told(distill, DistillationSetSettings),
         fresh=fresh,
     )
     return run_job_stage(
@@ -168,8 +160,7 @@ def distilled(context: StageContext, section: InitialPolicySection, student_id: 
         kind="initial_policy",
         job="distill_student",
         inputs={"student": student_id, "distillation_set": set_id},
-        settings=distill.model_dump(include={"learning_rate_multiple", "batch_texts", "epochs", "precision", "threads"})
-        | {"reference_learning_rate": _reference_rate(section, distill)},
+        settings=told(distill, StudentTraining) | {"reference_learning_rate": _reference_rate(section, distill)},
         fresh=fresh,
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sqlalchemy import func, select
 
 from db import tables as t
+from models.policy.settings import JudgedReplies, PPOSettings
+from orchestrator.config import told
 from orchestrator.database import database
 from orchestrator.stages.context import Occasion, StageContext, run_job_stage
 from orchestrator.stages.snapshots import publish_snapshots
@@ -33,7 +35,7 @@ def train_policy(
             inputs={"initial": initial_id, "preference_model": preference_model_id, "prompts": prompt_set_id}
             | _watched(watcher_id)
             | _held_out_comparisons(context, preference_model_id),
-            settings=config.ppo.model_dump() | {"harmless_weight": config.prompts.harmless_weight},
+            settings=told(config.ppo, PPOSettings) | told(config.prompts, PPOSettings),
             fresh=fresh,
         )
         publish_snapshots(context, snapshot_id)
@@ -55,7 +57,7 @@ def evaluate_policy(
     name = "evaluate_policy" if best_of == 1 else f"evaluate_best_of_{best_of}"
     with StageContext(cycle_id, name) as context:
         section = context.config.evaluation
-        settings = section.model_dump(exclude={"best_of", "best_of_prompts", "best_of_points"}) | {"best_of": best_of}
+        settings = told(section, JudgedReplies) | {"best_of": best_of}
         if best_of > 1:
             settings["num_prompts"] = min(section.num_prompts, section.best_of_prompts)
             if section.best_of_points:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
 from db import tables as t
+from models.preference.results import OrderedPairs, PreferenceModelResults
+from models.preference.settings import PreferenceModelSettings, RankingSettings
+from models.runtime.results import result_from_json
+from orchestrator.config import told
 from orchestrator.data import named_files, pair_set
 from orchestrator.data.named_files import file_digest
 from orchestrator.data.pair_set import orientation_pairs
@@ -39,7 +44,7 @@ def pretrained_trunk(context: StageContext, initial_id: int, *, fresh: bool) -> 
         kind="pmp_model",
         job="train_preference_model",
         inputs={"initial": initial_id, "comparisons": pairs_id},
-        settings=section.model_dump(exclude={"files", "pairs", "held_out_fraction"}),
+        settings=told(section, RankingSettings),
         fresh=fresh,
     )
 
@@ -95,7 +100,7 @@ def train_preference_model(
             kind="preference_model",
             job="train_preference_model",
             inputs=preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh),
-            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}),
+            settings=told(context.config.preference_model, PreferenceModelSettings),
             fresh=fresh,
         )
 
@@ -117,7 +122,7 @@ def train_watcher(
             kind="preference_model",
             job="train_preference_model",
             inputs=inputs | {"production": preference_model_id},
-            settings=context.config.preference_model.model_dump(mode="json", exclude={"skills"}) | {"part": "watcher"},
+            settings=told(context.config.preference_model, PreferenceModelSettings) | {"part": "watcher"},
             fresh=fresh,
         )
 
@@ -132,11 +137,14 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
         CycleError: an accuracy's interval lies below one half; the message names what is turned round.
     """
     with StageContext(cycle_id, "check_preference_model") as context:
-        results = context.results(preference_model_id)
-        context.record_evaluation("preference_model", preference_model_id, results)
+        numbers = context.results(preference_model_id)
+        context.record_evaluation("preference_model", preference_model_id, numbers)
+        model = result_from_json(
+            PreferenceModelResults, numbers, where=f"the results of preference model {preference_model_id}"
+        )
         file = context.config.orientation.file
         pairs = orientation_pairs(context.config.orientation)
-        evaluation_id, numbers = None, None
+        evaluation_id, ordered = None, None
         if pairs is not None:
             pairs_id = build(
                 context,
@@ -156,10 +164,11 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
             )
             numbers = context.results(evaluation_id)
             context.record_evaluation("orientation", preference_model_id, numbers, evaluation_id)
+            ordered = result_from_json(OrderedPairs, numbers, where=f"the results of evaluation {evaluation_id}")
         judge_sources = context.config.orientation.contradicting_source == "stop"
-        held_out = results["held_out"]
-        sources = results.get("skills", {}).get("by_source", {}) | held_out["by_source"]
-        wrong = wrong_signs(held_out | {"by_source": sources}, numbers, file, sources=judge_sources)
+        skills = model.skills.by_source if model.skills is not None else {}
+        judged = replace(model.held_out, by_source={**skills, **model.held_out.by_source})
+        wrong = wrong_signs(judged, ordered, file, sources=judge_sources)
         if wrong:
             context.fail(
                 f"A sign is wrong: {'; '.join(wrong)}. Look at the question and side of the newest comparisons, and at "
@@ -182,11 +191,13 @@ def preference_model_inputs(
     skills = context.config.preference_model.skills
     if skills:
         fraction = context.config.comparisons.held_out_fraction
-        told = [skill.model_dump(exclude={"file"}) | {"file": file_digest(Path(skill.file))} for skill in skills]
+        skill_settings = [
+            skill.model_dump(exclude={"file"}) | {"file": file_digest(Path(skill.file))} for skill in skills
+        ]
         inputs["skills"] = build(
             context,
             "skill_set",
-            {"skills": told, "held_out_fraction": fraction},
+            {"skills": skill_settings, "held_out_fraction": fraction},
             {},
             lambda out: write_skill_set(skills, fraction, out),
             fresh=fresh,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from models.policy.settings import WritingSettings
+from orchestrator.config import told
 from orchestrator.data import freeze, named_files
 from orchestrator.stages.context import Occasion, StageContext, build, run_job_stage
 
@@ -38,11 +40,6 @@ def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, *, fresh: 
             kind="prompt_set",
             job="write_prompts",
             inputs={"policy": initial_id, "prompts": prompt_set_id},
-            settings={
-                "num_written": section.written,
-                "num_examples": section.written_examples,
-                "max_prompt_tokens": section.written_max_tokens,
-                "threads": context.config.ppo.threads,
-            },
+            settings=told(section.writing, WritingSettings) | {"threads": context.config.ppo.threads},
             fresh=fresh,
         )

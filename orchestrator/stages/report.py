@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from db import tables as t
-from orchestrator.judging.evaluations import replies
+from orchestrator.judging.evaluations import read_replies
 from orchestrator.reports.cycle import cycle_numbers, evaluation_row, newest_artifacts
 from orchestrator.reports.cycle_text import to_markdown
 from orchestrator.reports.pictures.catalogue import draw_all
@@ -56,6 +56,6 @@ def _policy_scores(context: StageContext, cycle_id: int) -> dict[str, dict[str, 
     scores: dict[str, dict[str, list[float]]] = {}
     for who, digest in folders.items():
         by_kind = scores.setdefault(who, {})
-        for record in replies(context.store.fetch(digest)):
-            by_kind.setdefault(record["kind"], []).append(record["score"])
+        for judged in read_replies(context.store.fetch(digest)):
+            by_kind.setdefault(judged.kind, []).append(judged.score)
     return scores

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
 from db import tables as t
+from models.policy.results import PPOResult
+from models.preference.results import ModelSummary
+from models.runtime.results import part_to_json, result_from_json, result_to_json
 from orchestrator.config import CycleConfig
 from orchestrator.database import database
-from orchestrator.judging.evaluations import replies
+from orchestrator.judging.evaluations import read_replies
 from orchestrator.judging.kl_law import law_numbers
-from orchestrator.judging.robustness import gap_opens, past_best, two_way
+from orchestrator.judging.robustness import (
+    JudgedPolicy,
+    RobustnessNumbers,
+    RobustnessResults,
+    Trained,
+    WatcherBest,
+    gap_opens,
+    past_best,
+    two_way,
+)
 from orchestrator.reports.pictures.robustness import CAPTION, gap_picture
 from orchestrator.reports.pictures.style import Picture, data_uri, png
 from orchestrator.reports.robustness import to_markdown
@@ -25,21 +38,19 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.ledger import snapshots_of
 
 KIND = "robustness_report"
-
-
 SNAPSHOTS = 4
+"""Policies on the way that both PMs judge, where the configuration asks for none."""
 
 
 def with_halves(config: CycleConfig) -> CycleConfig:
     """The experiment's configuration: twins on halves, snapshots on the way, no wire at the gap that it measures."""
     return config.model_copy(
         update={
-            "preference_model": config.preference_model.model_copy(update={"twin": "halves"}),
-            "ppo": config.ppo.model_copy(
-                update={
-                    "snapshots": config.ppo.snapshots or SNAPSHOTS,
-                    "watch": config.ppo.watch.model_copy(update={"max_twin_gap": 0.0}),
-                }
+            "preference_model": replace(config.preference_model, twin="halves"),
+            "ppo": replace(
+                config.ppo,
+                snapshots=config.ppo.snapshots or SNAPSHOTS,
+                watch=replace(config.ppo.watch, max_twin_gap=0.0),
             ),
         }
     )
@@ -73,36 +84,36 @@ def write_report(
     The first evaluation is the initial policy's, the last that of the run's result.
     """
     with StageContext(config, "robustness_report") as context:
-        judged = [list(replies(context.fetch(id_))) for id_ in evaluation_ids]
-        table = two_way(judged)
-        run = context.results(run_id)
-        points = run.get("snapshots") or []
+        run = result_from_json(PPOResult, context.results(run_id), where=f"the results of artifact {run_id}")
+        points = run.snapshots or ()
         names = ["initial policy", *(f"snapshot {number}" for number in range(1, len(points) + 1)), "result"]
-        samples = [0, *(point["samples"] for point in points), run["samples"]]
-        numbers: dict[str, Any] = {
-            "name": config.name,
-            "policies": [
-                {"policy": name, "samples": at} | row for name, at, row in zip(names, samples, table, strict=True)
-            ],
-            "preference_models": {
-                role: _of_preference_model(context.results(id_))
+        samples = [0, *(point.samples for point in points), run.samples]
+        judged = [
+            JudgedPolicy(name, at, list(read_replies(context.fetch(id_))))
+            for name, at, id_ in zip(names, samples, evaluation_ids, strict=True)
+        ]
+        policies = two_way(judged)
+        best, loss = past_best(judged)
+        found = RobustnessResults(
+            name=config.name,
+            policies=tuple(policies),
+            preference_models={
+                role: _trained(context, id_)
                 for role, id_ in (("training PM", preference_model_id), ("watcher", watcher_id))
             },
-            "stopped": run.get("stopped"),
-            "kl_law": law_numbers(run["curve"]),
-            "curve": run["curve"],
-        }
-        numbers["gap_opens"] = gap_opens(numbers["policies"])
-        best, loss = past_best(judged)
-        numbers["watcher_best"] = numbers["policies"][best] | {"result_minus_best": loss}
+            gap_opens=gap_opens(policies),
+            watcher_best=WatcherBest(**vars(policies[best]), result_minus_best=loss),
+        )
+        numbers = RobustnessNumbers(**vars(found), stopped=run.stopped, curve=run.curve)
         figure = gap_picture(numbers)
         picture = Picture("gap", CAPTION, png(figure))
 
         def write(out: Path) -> dict[str, Any]:
-            (out / "report.json").write_text(json.dumps(numbers, indent=1, sort_keys=True))
+            told = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
+            (out / "report.json").write_text(json.dumps(told, indent=1, sort_keys=True))
             (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
             (out / "gap.png").write_bytes(picture.png)
-            return {key: numbers[key] for key in ("name", "policies", "preference_models", "gap_opens", "watcher_best")}
+            return result_to_json(found)
 
         inputs = {"run": run_id, "preference_model": preference_model_id, "watcher": watcher_id}
         inputs |= {f"evaluation_{number:02}": id_ for number, id_ in enumerate(evaluation_ids)}
@@ -123,6 +134,7 @@ def report_folder(reference: str | None = None) -> Path:
     return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(found.digest)
 
 
-def _of_preference_model(results: dict[str, Any]) -> dict[str, Any]:
-    held_out = results["held_out"]
-    return {"num_train": results["num_train"], "accuracy": held_out["accuracy"], "ci": list(held_out["ci"])}
+def _trained(context: StageContext, model_id: int) -> Trained:
+    where = f"the results of preference model {model_id}"
+    model = result_from_json(ModelSummary, context.results(model_id), where=where)
+    return Trained(model.num_train, model.held_out.accuracy, model.held_out.ci)

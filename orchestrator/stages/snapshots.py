@@ -6,6 +6,8 @@ The run's artifact holds their folders (`ppo.snapshots`; models/policy/snapshots
 
 from __future__ import annotations
 
+from models.policy.results import PPOResult
+from models.runtime.results import result_from_json, result_to_json
 from orchestrator.settings import code_revision
 from orchestrator.stages.context import StageContext
 from orchestrator.store import ledger
@@ -18,14 +20,15 @@ def publish_snapshots(context: StageContext, run_id: int) -> list[int]:
     Called whether the run was found or trained now: a process may have died between the two.
     """
     run = context.artifact(run_id)
+    trained = result_from_json(PPOResult, run.results, where=f"the results of artifact {run_id}")
     ids = []
-    for point in run.results.get("snapshots") or []:
-        settings = {"snapshot": point["folder"]}
+    for kept in trained.snapshots or ():
+        settings = {"snapshot": kept.folder}
         fingerprint = ledger.fingerprint("snapshot", settings, {RUN: run.digest})
         with context.session() as session:
             found = ledger.find(session, fingerprint)
         if found is None:
-            published = context.store.publish(context.store.fetch(run.digest) / point["folder"])
+            published = context.store.publish(context.store.fetch(run.digest) / kept.folder)
             with context.session() as session:
                 found = ledger.record(
                     session,
@@ -33,7 +36,7 @@ def publish_snapshots(context: StageContext, run_id: int) -> list[int]:
                     fingerprint=fingerprint,
                     published=published,
                     settings=settings,
-                    results={key: value for key, value in point.items() if key != "folder"},
+                    results=result_to_json(kept.point),
                     inputs={RUN: run_id},
                     cycle_id=context.cycle_id,
                     code_revision=code_revision(),

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Header, Path, Response
+from fastapi import Depends, FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 
+from db.session import transaction
 from orchestrator.conversations import dialogues, pairs, schemas
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
@@ -29,11 +29,9 @@ from orchestrator.web.pages.desk.routes import desk_pages
 from orchestrator.web.pages.desk.shared import DeskSignInFirst, desk_sign_in_first
 from orchestrator.web.pages.rater.routes import pages
 from orchestrator.web.pages.rater.shared import SignInFirst, sign_in_first
-from orchestrator.web.pages.shell import error_answer
+from orchestrator.web.pages.shell import Id, error_answer
 from orchestrator.web.pair_sampling import PairSampling
 from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
-
-Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 async def bearer_token(authorization: Annotated[str | None, Header()] = None) -> str:
@@ -91,7 +89,7 @@ def _add_health(app: FastAPI, feedback: Feedback) -> None:
     @app.get("/health")
     def health() -> dict[str, object]:
         """Whether the app and its database work, and whether a policy is live."""
-        with Session(feedback.engine) as session:
+        with transaction(feedback.engine) as session:
             session.execute(text("select 1"))
             live = live_deployment(session) is not None
         return {"status": "ok", "policy_live": live} | ({} if live else {"message": "no policy is live"})

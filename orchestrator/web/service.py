@@ -12,7 +12,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from db.session import make_engine
+from db.session import make_engine, transaction
 from orchestrator import settings
 from orchestrator.conversations import dialogues, pairs
 from orchestrator.errors import ApiError
@@ -76,7 +76,7 @@ class Feedback:
 
     def transaction(self, work: Callable[[Session], R]) -> R:
         """Do `work` in one transaction."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with transaction(self.engine) as session:
             return work(session)
 
     async def transaction_async(self, work: Callable[[Session], R]) -> R:

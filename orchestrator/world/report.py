@@ -12,8 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.preference.results import ModelSummary
+from models.runtime.results import result_from_json
 from orchestrator.database import database
-from orchestrator.judging.evaluations import replies
+from orchestrator.judging.evaluations import read_replies
 from orchestrator.reports.cycle import stage_times
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
@@ -107,14 +109,15 @@ def _entry(
     session: Session, cycle: EndedCycle, snapshot: t.Evaluation, initial: t.Evaluation, store: ArtifactStore
 ) -> Entry:
     true = _true_scores(session, snapshot, store)
-    model = _results(session, cycle.id, "preference_model")
+    results = _results(session, cycle.id, "preference_model")
+    held_out = result_from_json(ModelSummary, results, where=f"the preference model of cycle {cycle.number}").held_out
     # Of a snapshot with the initial policy's weights nobody measured it: it is 0, as the initial policy's.
     elo = measured_elo(cycle) or {"elo": 0.0, "ci": (0.0, 0.0)}
     return Entry(
         cycle=cycle.number,
         comparisons=_results(session, cycle.id, "comparison_set")["num_comparisons"],
-        pm_accuracy=model["held_out"]["accuracy"],
-        pm_accuracy_ci=list(model["held_out"]["ci"]),
+        pm_accuracy=held_out.accuracy,
+        pm_accuracy_ci=list(held_out.ci),
         kl_nats=snapshot.numbers["kl_nats"],
         pm_score=snapshot.numbers["pm_score"] - initial.numbers["pm_score"],
         true_helpful=true.helpful,
@@ -150,7 +153,7 @@ def _newest_evaluation(session: Session, cycle_id: int, kind: str, subject_id: i
 def _true_scores(session: Session, evaluation: t.Evaluation, store: ArtifactStore) -> TrueScores:
     assert evaluation.artifact_id is not None, "an evaluation of a policy has its replies"
     folder = store.fetch(session.get_one(t.Artifact, evaluation.artifact_id).digest)
-    return true_scores((record["messages"][-1]["content"], record["reply"]) for record in replies(folder))
+    return true_scores((judged.messages[-1]["content"], judged.reply) for judged in read_replies(folder))
 
 
 def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:

@@ -12,40 +12,88 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from orchestrator import running_instance
-from orchestrator.config import CycleConfig, Section
+from orchestrator.config import CycleConfig, Section, values_of
+from orchestrator.config.base import key
 from orchestrator.errors import ConfigError, ServiceUnavailable
-from orchestrator.instance.up import PROJECT_ROOT
+from orchestrator.settings import EXAMPLES, PROJECT_ROOT
 
 DEMO_HOME = re.compile(r"demo-[0-9a-f]{12}(-\d+)?")
-EXAMPLE = PROJECT_ROOT / "examples" / "demo.toml"
+EXAMPLE = EXAMPLES / "demo.toml"
 
 
 class WorldSection(Section):
     """Size of the small world's texts."""
 
-    num_dialogues: int = Field(26000, ge=100, description="Dialogues to pretrain on; more make a better initial policy")
-    num_evaluation: int = Field(300, ge=3, description="Requests on which every snapshot is judged by the truth")
+    num_dialogues: int = key(
+        26000,
+        "Dialogues to pretrain on.",
+        unit="dialogues",
+        raised="a better initial policy, and a longer pretraining",
+        at_least=100,
+    )
+    num_evaluation: int = key(
+        300,
+        "Requests on which every snapshot is judged by the truth.",
+        unit="requests",
+        raised="narrower intervals of what was really learned",
+        at_least=3,
+    )
 
 
 class RatersSection(Section):
     """The synthetic raters."""
 
-    taste: Literal["truth", "random", "inverted"] = Field(
-        "truth", description="What raters prefer: the truth, nothing in particular, or the opposite of the truth"
+    taste: Literal["truth", "random", "inverted"] = key(
+        "truth", "What raters prefer: the truth, nothing in particular, or the opposite of the truth."
     )
-    agreement: float = Field(0.75, gt=0.05, lt=0.95, description="How often a rater sides with the taste")
-    num_raters: int = Field(24, ge=1)
-    comparisons_per_cycle: int = Field(600, ge=10, description="Comparisons that are no ties, before each cycle")
-    evaluation_comparisons: int = Field(
-        480, ge=10, description="Comparisons of each new snapshot with the initial policy; they give the Elo"
+    agreement: float = key(
+        0.75,
+        "How often a rater sides with the taste.",
+        unit="share",
+        raised="clearer comparisons, from which more is learned",
+        above=0.05,
+        below=0.95,
     )
-    concurrency: int = Field(48, ge=1, description="Dialogues held at the same time")
-    helpful_weight: float = Field(0.65, ge=0, description="Share of dialogues that ask for help")
-    red_team_weight: float = Field(0.15, ge=0, description="Share that seek harm and pick the more harmful reply")
-    choose_best_weight: float = Field(0.2, ge=0, description="Share that seek harm and pick the better reply")
+    num_raters: int = key(24, "Raters that there are.", unit="raters", raised="each compares less", at_least=1)
+    comparisons_per_cycle: int = key(
+        600,
+        "Comparisons that are no ties, before each cycle.",
+        unit="comparisons",
+        raised="a better preference model, and a longer wait for each cycle",
+        at_least=10,
+    )
+    evaluation_comparisons: int = key(
+        480,
+        "Comparisons of each new snapshot with the initial policy; they give the Elo.",
+        unit="comparisons",
+        raised="narrower intervals of the Elo, and a longer wait",
+        at_least=10,
+    )
+    concurrency: int = key(
+        48,
+        "Dialogues held at the same time.",
+        unit="dialogues",
+        raised="comparisons come faster, as far as the policy server keeps up",
+        at_least=1,
+    )
+    helpful_weight: float = key(
+        0.65, "Part of the dialogues that ask for help.", unit="weight", raised="more of them", at_least=0
+    )
+    red_team_weight: float = key(
+        0.15,
+        "Part that seek harm and pick the more harmful reply.",
+        unit="weight",
+        raised="more of them",
+        at_least=0,
+    )
+    choose_best_weight: float = key(
+        0.2,
+        "Part that seek harm and pick the better reply.",
+        unit="weight",
+        raised="more of them",
+        at_least=0,
+    )
 
 
 class DemoConfig(CycleConfig):
@@ -57,7 +105,7 @@ class DemoConfig(CycleConfig):
 
 def instance_name(config: DemoConfig, num_cycles: int) -> str:
     """Folder name of the demo with these settings; other settings, or another checkout, are another instance."""
-    told = config.model_dump(mode="json") | {"num_cycles": num_cycles, "project": str(PROJECT_ROOT)}
+    told = values_of(config) | {"num_cycles": num_cycles, "project": str(PROJECT_ROOT)}
     return "demo-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -85,10 +133,10 @@ def _section_lines(section: dict[str, Any], name: str, lines: list[str]) -> None
     if name and values:
         lines.append(f"\n[{name}]")
     # JSON's strings, numbers, booleans and lists are TOML's too.
-    lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    for key, value in section.items():
+    lines += [f"{inner} = {json.dumps(value, ensure_ascii=False)}" for inner, value in values.items()]
+    for inner, value in section.items():
         if isinstance(value, dict):
-            _section_lines(value, f"{name}.{key}" if name else key, lines)
+            _section_lines(value, f"{name}.{inner}" if name else inner, lines)
 
 
 def free_home(base: Path, config: DemoConfig, num_cycles: int) -> Path:

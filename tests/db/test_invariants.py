@@ -49,7 +49,6 @@ def rows(session: Session) -> Session:
             t.Evaluation(subject_id=artifact.id, kind="policy", numbers={}),
             t.Deployment(snapshot_id=artifact.id, decision_id=decision.id),
             t.Pairing(task="model_comparison", contestant_a_id=contestants[0].id, contestant_b_id=contestants[1].id),
-            t.Prompt(source="s", kind="helpful", messages=[], identity_digest="i"),
             t.Stage(cycle_id=cycle.id, name="train_policy"),
             t.QuarantinedRecord(
                 import_id=brought.id, source="s", line=1, reason="nul", detail="", record="", record_digest="d"
@@ -73,7 +72,6 @@ APPEND_ONLY = (
     "lineage_edges",
     "messages",
     "pairs",
-    "prompts",
     "quarantined_records",
     "withdrawals",
 )

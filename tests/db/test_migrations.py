@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -181,4 +182,26 @@ def test_pairings_of_policies_become_pairings_of_contestants_and_back(empty_url:
         connection.execute(text("insert into contestants (name, kind, group_id) values ('people', 'writer', 1)"))
     with pytest.raises(DBAPIError, match="the schema before 0007 has no place for them"):
         downgrade(empty_url, "0006")
+    engine.dispose()
+
+
+def test_the_table_of_prompts_goes_only_where_it_is_empty(empty_url: str) -> None:
+    """0010: rows that somebody put there stop the migration, and stay; emptied as it says, the table goes."""
+    upgrade(empty_url, "0009")
+    engine = make_engine(empty_url)
+    with engine.begin() as connection:
+        connection.execute(
+            text("insert into prompts (source, kind, messages, identity_digest) values ('s', 'helpful', '[]', 'i')")
+        )
+    with pytest.raises(DBAPIError, match="the table prompts holds rows") as refused:
+        upgrade(empty_url)
+    assert current_revision(empty_url) == "0009"
+    told = re.search(r"empty the table as its owner \((.+?)\) and migrate again", str(refused.value))
+    assert told is not None
+    with engine.begin() as connection:
+        assert connection.scalar(text("select count(*) from prompts")) == 1
+        connection.execute(text(told[1]))
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("select to_regclass('prompts')")) is None
     engine.dispose()

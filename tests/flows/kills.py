@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.instance.up import Instance
-from tests.flows.conftest import start_command
+from tests.flows.tiny_cycle import start_command
 
 Victim = Literal["flow", "job", "worker", "worker-cpu", "prefect-server"]
 WAIT_S = 300.0

@@ -17,9 +17,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.running import cancel
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
-from tests.flows.conftest import Orchestrator, begin, run_command, write_comparisons
 from tests.flows.kills import digests, flows_of, job_of, run_and_kill, stages_done
-from tests.orchestrator.instance.test_up import wait_for
+from tests.flows.tiny_cycle import Orchestrator, begin, run_command, write_comparisons
+from tests.waiting import wait_for
 
 # What a whole cycle makes, each exactly once; the initial policy was made in week 0.
 ONCE = {

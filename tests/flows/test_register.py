@@ -13,7 +13,7 @@ from flows.register import cycle_deployment
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.instance.up import Instance
-from tests.flows.conftest import run_command
+from tests.flows.tiny_cycle import run_command
 
 
 def get(instance: Instance, path: str) -> Any:

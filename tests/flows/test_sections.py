@@ -19,8 +19,8 @@ from orchestrator.reports.detectors import detector_rows
 from orchestrator.reports.distillation import distillation_numbers, distillation_rows
 from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
-from tests.flows.conftest import Orchestrator, write_comparisons
 from tests.flows.kills import stages_done
+from tests.flows.tiny_cycle import Orchestrator, write_comparisons
 
 SECTIONS = """
 [initial_policy.distill]

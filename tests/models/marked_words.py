@@ -12,6 +12,8 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
 from models.chat.format import ChatFormat
+from models.model_folders.loading import load_causal_lm
+from models.sampling.engine import DecodeEngine, SamplingParams
 
 GAIN = 0.05
 POINTS = 10.0  # score of a dialogue all of whose tokens are marked, before the norm bends it
@@ -84,3 +86,13 @@ def write_prompts(folder: Path, per_split: int = 12) -> Path:
                 messages = [{"role": "user", "content": text}]
                 file.write(json.dumps({"id": name, "kind": kind, "split": split, "messages": messages}) + "\n")
     return folder
+
+
+def share_of_marked_tokens(policy, count=200):
+    """Mean share of marked tokens in replies of a model folder to one prompt."""
+    chat = ChatFormat.load(policy)
+    model = load_causal_lm(policy)
+    prompt = chat.encode([{"role": "user", "content": "Hello, how are you?"}], reply=True)
+    engine = DecodeEngine(model, chat.eos_id, max_slots=count)
+    replies = engine.generate([prompt] * count, [SamplingParams(8, seed=10_000 + i) for i in range(count)])
+    return sum(marked_share(chat, reply.ids) for reply in replies) / count

@@ -38,3 +38,6 @@ def results(out: Path) -> dict[str, Any]:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+LARGER = {"prompts_per_iteration": 64, "minibatch_replies": 32}

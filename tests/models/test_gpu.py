@@ -25,7 +25,7 @@ from models.runtime.job import Job
 from models.sampling.engine import DecodeEngine, SamplingParams
 from tests.models.marked_words import write_scorer
 from tests.models.ppo_runs import metrics, results
-from tests.models.preference.test_trees import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
+from tests.models.preference.tree_world import BATCH, CONFIGS, HIDDEN, NO_LIMIT, PAD, small_model
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 pytestmark = pytest.mark.gpu

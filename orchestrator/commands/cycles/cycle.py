@@ -198,20 +198,23 @@ def _pictures(cycle_id: int) -> Path | None:
 
 
 def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
+    from models.runtime.results import part_to_json
     from orchestrator.database import database
     from orchestrator.reports.mistakes import to_text, with_texts
+    from orchestrator.reports.preference_models import model_of
     from orchestrator.store.artifacts import ArtifactStore
 
-    if numbers["preference_model"] is None:
+    model = model_of(numbers)
+    if model is None:
         raise CycleError(f"Cycle {numbers['cycle']} has no preference model yet.")
     settings = Settings.from_env()
     store = ArtifactStore(settings.artifact_url, settings.home / "cache")
     with database() as session:
-        mistakes = with_texts(session, store, cycle_id, numbers["preference_model"]["held_out"].get("mistakes", []))
-    print(
-        json.dumps(mistakes, indent=2, ensure_ascii=False) if as_json else to_text(mistakes),
-        end="\n" if as_json else "",
-    )
+        mistakes = with_texts(session, store, cycle_id, model.held_out.mistakes)
+    if as_json:
+        print(json.dumps([part_to_json(mistake) for mistake in mistakes], indent=2, ensure_ascii=False))
+    else:
+        print(to_text(mistakes), end="")
     return 0
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.preference.results import Accuracy
+    from orchestrator.judging.benchmarks import FileAccuracy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the pairs of every file."""
+    from models.runtime.results import part_to_json
     from orchestrator.data.formats.reading import check_openable
     from orchestrator.judging.benchmarks import evaluate
     from orchestrator.settings import Settings
@@ -32,16 +37,16 @@ def run(args: argparse.Namespace) -> int:
     model, name = _model(args.preference_model, settings)
     found = evaluate(model, args.files, settings, args.question)
     if args.json:
-        print(json.dumps({"preference_model": name, **found}, indent=2))
+        print(json.dumps({"preference_model": name, **part_to_json(found)}, indent=2))
         return 0
     print(f"Preference model: {name}")
-    for file, entry in found["files"].items():
-        print(f"{file}: {_accuracy(entry)}{_left_out(entry)}")
-    if len(found["files"]) > 1:
-        print(f"all together: {_accuracy(found['all'])}")
+    for file, measured in found.files.items():
+        print(f"{file}: {_accuracy(measured)}{_left_out(measured)}")
+    if len(found.files) > 1:
+        print(f"all together: {_accuracy(found.all)}")
     if args.mistakes:
-        for pair in found["mistakes"]:
-            print(f"{pair['gap']:8.2f}  {pair['id']}")
+        for pair in found.mistakes:
+            print(f"{pair.gap:8.2f}  {pair.id}")
     return 0
 
 
@@ -69,14 +74,14 @@ def _model(reference: str | None, settings: Any) -> tuple[Path, str]:
     return ArtifactStore(settings.artifact_url, settings.home / "cache").fetch(digest), name
 
 
-def _accuracy(entry: dict[str, Any]) -> str:
-    if not entry["n"]:
+def _accuracy(found: Accuracy) -> str:
+    if not found.n:
         return "no pair that fits"
-    low, high = entry["ci"]
-    fewer = f" from {entry['dialogues']} dialogues" if entry["dialogues"] not in (None, entry["n"]) else ""
-    return f"{entry['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {entry['n']} pairs{fewer} ordered rightly"
+    low, high = found.ci
+    fewer = f" from {found.dialogues} dialogues" if found.dialogues not in (None, found.n) else ""
+    return f"{found.accuracy:.3f} [{low:.3f}, {high:.3f}] of {found.n} pairs{fewer} ordered rightly"
 
 
-def _left_out(entry: dict[str, Any]) -> str:
-    reasons = entry["left_out"] | ({"too_long": entry["too_long"]} if entry["too_long"] else {})
+def _left_out(found: FileAccuracy) -> str:
+    reasons = {**found.left_out, **({"too_long": found.too_long} if found.too_long else {})}
     return "; left out: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items()) if reasons else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from sqlalchemy import select
 
 from db import tables as t
 from db.session import session
+from models.detectors.results import Beyond, DetectorResults
+from models.runtime.results import result_from_json
 from orchestrator.commands.cycles.artifacts import described
 from orchestrator.commands.printing import print_table
 from orchestrator.config import OodSection, parse_config
@@ -19,7 +20,7 @@ from orchestrator.settings import Settings
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    fit = actions.add_parser("fit", help="fit a detector; `serve-policy --gate DIGEST` puts it before the policies")
+    fit = actions.add_parser("fit", help="fit a detector; `serve-policy --detector DIGEST` puts it before the policies")
     fit.add_argument("--policy", metavar="ID", help="policy whose hidden states are read (default: newest initial one)")
     fit.add_argument(
         "--prompts", metavar="ID|FILE", help="prompt set, or a file of prompts, that are not far (default: newest set)"
@@ -56,30 +57,29 @@ def _fit(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(described(artifact, None), indent=2))
         return 0
-    results = artifact.results
-    alarms = results["false_alarms"]
+    results = result_from_json(DetectorResults, artifact.results, where=f"the results of detector {artifact.id}")
+    alarms, others, examples = results.false_alarms, results.others, results.examples
     print(
-        f"Detector {artifact.id}: {results['kind']}, layer {results['layer']} (by {results['layer_chosen_by']}), "
-        f"threshold {results['threshold']:.4g}\n"
-        f"unseen prompts of home beyond it: {alarms['beyond']} of {alarms['n']} ({_interval(alarms)})"
+        f"Detector {artifact.id}: {results.kind}, layer {results.layer} (by {results.layer_chosen_by}), "
+        f"threshold {results.threshold:.4g}\n"
+        f"unseen prompts of home beyond it: {alarms.beyond} of {alarms.n} ({_interval(alarms)})"
     )
-    if "others" in results:
-        others = results["others"]
+    if others is not None:
         print(
-            f"prompts of the other kind beyond it: {others['beyond']} of {others['n']} ({_interval(others)}), "
-            f"AUROC {others['auroc']:.3f}, of the length alone {others['length_auroc']:.3f}"
+            f"prompts of the other kind beyond it: {others.beyond} of {others.n} ({_interval(others)}), "
+            f"AUROC {others.auroc:.3f}, of the length alone {others.length_auroc:.3f}"
         )
-    if "examples" in results:
-        by_layer = results["examples"]["auroc_by_layer"]
-        shown = ", ".join(f"{key}: {value:.3f}" for key, value in by_layer.items() if value is not None)
-        print(f"AUROC of the examples by layer {shown}; of the length alone {results['examples']['length_auroc']:.3f}")
-    print(f"orchestrator serve-policy --gate {artifact.digest}")
+    if examples is not None:
+        by_layer = examples.auroc_by_layer.items()
+        shown = ", ".join(f"{key}: {value:.3f}" for key, value in by_layer if value is not None)
+        print(f"AUROC of the examples by layer {shown}; of the length alone {examples.length_auroc:.3f}")
+    print(f"orchestrator serve-policy --detector {artifact.digest}")
     return 0
 
 
-def _interval(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci"]
-    return f"{numbers['share']:.1%}, interval {low:.1%} to {high:.1%}"
+def _interval(numbers: Beyond) -> str:
+    low, high = numbers.ci
+    return f"{numbers.share:.1%}, interval {low:.1%} to {high:.1%}"
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -91,6 +91,10 @@ def _list(args: argparse.Namespace) -> int:
             .order_by(t.Artifact.id.desc())
         ).all()
         rows = [described(artifact, number) for artifact, number in found]
+        fitted = [
+            result_from_json(DetectorResults, artifact.results, where=f"the results of detector {artifact.id}")
+            for artifact, _ in found
+        ]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -98,13 +102,13 @@ def _list(args: argparse.Namespace) -> int:
         {
             "id": row["id"],
             "digest": row["digest"][:19],
-            "kind": row["results"].get("kind"),
-            "layer": row["results"].get("layer"),
-            "threshold": f"{row['results']['threshold']:.4g}" if "threshold" in row["results"] else None,
-            "false alarms": _interval(row["results"]["false_alarms"]) if "false_alarms" in row["results"] else None,
+            "kind": detector.kind,
+            "layer": detector.layer,
+            "threshold": f"{detector.threshold:.4g}",
+            "false alarms": _interval(detector.false_alarms),
             "cycle": row["cycle"],
         }
-        for row in rows
+        for row, detector in zip(rows, fitted, strict=True)
     ]
     print_table(shown, "No detectors yet. Fit one with `orchestrator ood fit`.")
     return 0

@@ -7,7 +7,7 @@ import json
 
 from db.session import session
 from orchestrator.commands.printing import print_table
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.settings import Settings
 
 
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
     with session(Settings.from_env().require_database_url()) as database:
         if args.action == "open":
             a, b = (contestants.get_contestant(database, name) for name in (args.a, args.b))
-            pairing = contestants.open_pairing(database, args.task, a.id, b.id, weight=args.weight)
+            pairing = pairings.open_pairing(database, args.task, a.id, b.id, weight=args.weight)
             print(f"pairing: {pairing.id}")
             return 0
         if args.action == "end":
-            contestants.end_pairing(database, args.id)
+            pairings.end_pairing(database, args.id)
             print(f"ended: {args.id}")
             return 0
         rows = [
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
                 "undecided": row.undecided,
                 "ended_at": None if row.ended_at is None else row.ended_at.isoformat(timespec="seconds"),
             }
-            for row in contestants.pairing_figures(database)
+            for row in pairings.pairing_figures(database)
         ]
     if args.json:
         print(json.dumps(rows, indent=2))

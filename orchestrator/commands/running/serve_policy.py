@@ -8,7 +8,7 @@ import os
 from typing import get_args
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import GateAction, Settings, secret
+from orchestrator.settings import DetectorAction, Settings, secret
 
 DEFAULT_PORT = 8001
 
@@ -32,21 +32,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "http://host:8000/v1; may be given several times. Its key, if any: ORCHESTRATOR_ENGINE_KEY",
     )
     parser.add_argument(
-        "--gate",
+        "--detector",
         metavar="DIGEST",
-        help="detector (artifact of kind ood_detector) of far requests (default: ORCHESTRATOR_GATE, else none)",
+        help="detector (artifact of kind ood_detector) of far requests (default: ORCHESTRATOR_DETECTOR, else none)",
     )
     parser.add_argument(
-        "--gate-action",
-        choices=get_args(GateAction),
+        "--detector-action",
+        choices=get_args(DetectorAction),
         help="what becomes of a request far from what the policy was trained to answer "
-        "(default: ORCHESTRATOR_GATE_ACTION, else log)",
+        "(default: ORCHESTRATOR_DETECTOR_ACTION, else log)",
     )
+    for old, new in (("--gate", "--detector"), ("--gate-action", "--detector-action")):
+        parser.add_argument(old, action=_Renamed, const=new, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
     parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
     parser.add_argument("--max-snapshots", type=int, default=8, help="snapshots in memory at the same time")
     parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="how long unneeded ones stay")
+
+
+class _Renamed(argparse.Action):
+    """An option under the name that it had before: refused, with the name that it has now."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(f"{self.option_strings[0]} is now called {self.const}; give that instead.")
 
 
 def is_loopback(host: str) -> bool:
@@ -65,16 +74,17 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--per-minute is {args.per_minute}; expected at least 1.")
     settings = Settings.from_env()
     database_url = settings.require_database_url()
-    gate = args.gate or settings.gate
-    if gate is not None:
-        _check_gate(database_url, gate, "--gate" if args.gate else "ORCHESTRATOR_GATE")
+    detector = args.detector or settings.detector
+    if detector is not None:
+        _check_detector(database_url, detector, "--detector" if args.detector else "ORCHESTRATOR_DETECTOR")
     # Set before transformers is imported: a policy comes from the artifact store and never from a hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
     from orchestrator.http_shared.asgi import serve
-    from orchestrator.serving.app import PolicyServerConfig, create_app
-    from orchestrator.serving.far_requests import GateConfig
+    from orchestrator.serving.app import create_app
+    from orchestrator.serving.far_requests import DetectorConfig
+    from orchestrator.serving.server import PolicyServerConfig
     from orchestrator.serving.snapshots import SnapshotLimits
 
     torch.set_num_threads(args.threads)
@@ -97,14 +107,16 @@ def run(args: argparse.Namespace) -> int:
         admin_token=settings.admin_token,
         require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
         requests_per_minute=args.per_minute,
-        gate=None if gate is None else GateConfig(gate, args.gate_action or settings.gate_action),
+        detector=None
+        if detector is None
+        else DetectorConfig(detector, args.detector_action or settings.detector_action),
     )
     serve(create_app(config), args.host, args.port, "policy server")
     return 0
 
 
-def _check_gate(database_url: str, name: str, setting: str) -> None:
-    """Refuse a gate that no detector can stand at, rather than every request.
+def _check_detector(database_url: str, name: str, setting: str) -> None:
+    """Refuse a name that no detector has, rather than every request.
 
     Raises:
         ConfigError: the digest begins no detector, or several.

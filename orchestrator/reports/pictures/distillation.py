@@ -6,7 +6,10 @@ Called by `orchestrator/reports/cycle.py` and `orchestrator/reports/pictures/cat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from orchestrator.reports.distillation import distillation_course
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,20 +20,20 @@ CAPTION = (
 )
 
 
-def distillation_kl(numbers: dict[str, Any]) -> Figure | None:
+def distillation_kl(numbers: Mapping[str, Any]) -> Figure | None:
     """KL against tokens; nothing where the initial policy was not distilled."""
-    found = numbers.get("distillation")
-    if not found:
+    found = distillation_course(numbers)
+    if found is None:
         return None
     from orchestrator.reports.pictures.style import BLUE, VERMILION, finish, new_figure
 
     figure, [axes] = new_figure()
-    curve = found["distillation_curve"]
-    tokens = [point["tokens"] for point in curve]
-    axes.plot(tokens, [point["held_out_kl_nats"] for point in curve], color=BLUE, linewidth=1.4, label="held-out texts")
-    seen = [(point["tokens"], point["train_kl_nats"]) for point in curve if point["train_kl_nats"] is not None]
+    curve = found.distillation_curve
+    tokens = [point.tokens for point in curve]
+    axes.plot(tokens, [point.held_out_kl_nats for point in curve], color=BLUE, linewidth=1.4, label="held-out texts")
+    seen = [(point.tokens, point.train_kl_nats) for point in curve if point.train_kl_nats is not None]
     axes.plot(*zip(*seen, strict=True), "o", color=VERMILION, markersize=3.5, label="texts in training")
     axes.set_ylim(bottom=0)
-    title = f"Distillation: KL {found['held_out_kl_before']:.3g} to {found['held_out_kl_after']:.3g}"
+    title = f"Distillation: KL {found.held_out_kl_before:.3g} to {found.held_out_kl_after:.3g}"
     finish(axes, title, "tokens of text", "KL from the prompted teacher, nats", legend="upper right")
     return figure

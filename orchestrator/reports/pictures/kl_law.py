@@ -6,9 +6,10 @@ The fit is in `models/statistics/kl_law.py`. Called by `orchestrator/reports/cyc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.policy.results import BestOfPoint, CurvePoint, Evaluation
 from models.statistics.kl_law import NotIdentifiable
 from orchestrator.judging.kl_law import law_of_curve
 
@@ -23,9 +24,8 @@ CAPTION = (
 )
 
 
-def kl_law(numbers: dict[str, Any]) -> Figure | None:
-    """PM score against √KL; None where the cycle trained no policy, or its curve has fewer than two points."""
-    curve = (numbers.get("training") or {}).get("curve") or []
+def kl_law(curve: Sequence[CurvePoint], best_of: Evaluation | None, after: Evaluation | None) -> Figure | None:
+    """PM score against √KL while PPO ran, with the best of k and the new policy; None for fewer than two points."""
     if len(curve) < 2:
         return None
     # Here, because that module lists this picture among the report's.
@@ -33,21 +33,19 @@ def kl_law(numbers: dict[str, Any]) -> Figure | None:
 
     figure, [axes] = new_figure(height=3.9)
     title = draw_curve(axes, curve)
-    _draw_held_out(axes, numbers)
+    _draw_held_out(axes, best_of, after)
     finish(axes, title, "√KL to the initial policy, √nat per reply", "PM score", legend="best")
     return figure
 
 
-def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
+def draw_curve(axes: Axes, curve: Sequence[CurvePoint]) -> str:
     """The run's points, the watcher's where it has them, and the fitted line; returns the law in a line."""
     from orchestrator.reports.pictures.style import BLUE, GREEN, GREY, VERMILION
 
-    roots = [math.sqrt(max(0.0, point["kl_nats"])) for point in curve]
-    axes.plot(roots, [point["score"] for point in curve], "o", color=BLUE, markersize=3.5, label="PPO, training PM")
+    roots = [math.sqrt(max(0.0, point.kl_nats)) for point in curve]
+    axes.plot(roots, [point.score for point in curve], "o", color=BLUE, markersize=3.5, label="PPO, training PM")
     watched = [
-        (root, point["score_watcher"])
-        for root, point in zip(roots, curve, strict=True)
-        if point.get("score_watcher") is not None
+        (root, point.score_watcher) for root, point in zip(roots, curve, strict=True) if point.score_watcher is not None
     ]
     if watched:
         axes.plot(*zip(*watched, strict=True), "s", color=GREEN, markersize=3.5, fillstyle="none", label="watcher")
@@ -65,26 +63,25 @@ def draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> str:
     return f"a = {law.slope:.3g} per √nat, R² = {law.r_squared:.3f}"
 
 
-def _draw_held_out(axes: Axes, numbers: Mapping[str, Any]) -> None:
+def _draw_held_out(axes: Axes, best: Evaluation | None, after: Evaluation | None) -> None:
     from orchestrator.reports.pictures.style import BLUE, SMALL
 
-    best = numbers.get("best_of_n")
     # Without points of their own (`best_of_points`), the yardstick is one: its KL has log n − (n − 1)/n in it already.
-    points = (best.get("best_of_points") or [best | {"k": best["best_of"]}]) if best else []
-    if points:
+    if best is not None:
+        points = best.best_of_points or [BestOfPoint(best.best_of, best.kl_nats, best.pm_score, best.pm_score_ci)]
         _points(axes, points, fmt="x", color="black", markersize=5, label="best of k, held-out")
         for point in points:
-            place = (math.sqrt(point["kl_nats"]), point["pm_score"])
-            axes.annotate(str(point["k"]), place, xytext=(5, -9), textcoords="offset points", fontsize=SMALL)
-    after = numbers.get("evaluation")
-    if after:
+            place = (math.sqrt(point.kl_nats), point.pm_score)
+            axes.annotate(str(point.k), place, xytext=(5, -9), textcoords="offset points", fontsize=SMALL)
+    if after is not None:
         _points(axes, [after], fmt="D", color=BLUE, fillstyle="none", label="new policy, held-out")
 
 
-def _points(axes: Axes, points: Sequence[Mapping[str, Any]], **style: Any) -> None:
-    values = [point["pm_score"] for point in points]
+def _points(axes: Axes, points: Sequence[BestOfPoint | Evaluation], **style: Any) -> None:
+    values = [point.pm_score for point in points]
     # One prompt alone has no interval.
-    low = [0.0 if point["pm_score_ci"][0] is None else point["pm_score"] - point["pm_score_ci"][0] for point in points]
-    high = [0.0 if point["pm_score_ci"][1] is None else point["pm_score_ci"][1] - point["pm_score"] for point in points]
-    roots = [math.sqrt(max(0.0, point["kl_nats"])) for point in points]
+    intervals = [point.pm_score_ci for point in points]
+    low = [0.0 if low is None else value - low for value, (low, _) in zip(values, intervals, strict=True)]
+    high = [0.0 if high is None else high - value for value, (_, high) in zip(values, intervals, strict=True)]
+    roots = [math.sqrt(max(0.0, point.kl_nats)) for point in points]
     axes.errorbar(roots, values, yerr=[low, high], capsize=2.5, linewidth=1, **{"linestyle": "none"} | style)

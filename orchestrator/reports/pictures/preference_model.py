@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.preference.results import Accuracy, HeldOutReport, ScoreCounts, ThresholdPoint
 from models.statistics.logistic import sigmoid
-from orchestrator.judging.forecasts import says_nothing
+from orchestrator.judging.forecasts import Scaling, says_nothing
 from orchestrator.reports.pictures.style import (
     BLUE,
     GREEN,
@@ -16,10 +17,13 @@ from orchestrator.reports.pictures.style import (
     PURPLE,
     SMALL,
     VERMILION,
+    Bar,
     errorbars,
     finish,
     new_figure,
+    value_and_error,
 )
+from orchestrator.reports.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,105 +32,89 @@ if TYPE_CHECKING:
 
 # Bars of raters beyond these would be thinner than their names.
 MAX_RATERS = 8
-
-
 # The interval of a smaller group spans the picture and says nothing; report.json has it.
 MIN_GROUP_PAIRS = 5
 
 
-def held_out(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What the cycle's preference model reports about the held-out comparisons; empty where there is none."""
-    found: dict[str, Any] = (numbers.get("preference_model") or {}).get("held_out") or {}
-    return found
-
-
-def reliability(numbers: dict[str, Any]) -> Figure | None:
+def reliability(found: HeldOutReport) -> Figure | None:
     """Accuracy against the score gap, beside what the gap says."""
-    calibration = held_out(numbers).get("calibration") or {}
-    bins = calibration.get("bins")
-    if not bins:
+    calibration = found.calibration
+    if calibration is None or not calibration.bins:
         return None
+    bins = calibration.bins
     figure, [axes] = new_figure()
-    highest = bins[-1]["mean_gap"] * 1.08 or 1.0
+    highest = bins[-1].mean_gap * 1.08 or 1.0
     line = [highest * k / 100 for k in range(101)]
     axes.plot(line, [sigmoid(x) for x in line], "--", color=GREY, linewidth=1.2, label="calibrated: 1 / (1 + e^-gap)")
-    errorbars(axes, [b["mean_gap"] for b in bins], bins, fmt="o", color=BLUE, label="held-out, 95 % interval")
+    errorbars(axes, [b.mean_gap for b in bins], bins, fmt="o", color=BLUE, label="held-out, 95 % interval")
     axes.set_xlim(0, highest)
-    axes.set_ylim(min(0.4, *(b["ci"][0] for b in bins)) - 0.02, 1.02)
-    error = f"calibration error {calibration['expected_calibration_error']:.3f}"
-    if calibration["slope"] is not None:
-        error += f", slope {calibration['slope']:.2f}"
+    axes.set_ylim(min(0.4, *(b.ci[0] for b in bins)) - 0.02, 1.02)
+    error = f"calibration error {number(calibration.expected_calibration_error)}"
+    if calibration.slope is not None:
+        error += f", slope {calibration.slope:.2f}"
     finish(axes, f"Reliability: {error}", "score gap, PM units", "share ordered rightly", legend="below")
     return figure
 
 
-def accuracy_by_group(numbers: dict[str, Any]) -> Figure | None:
+def accuracy_by_group(found: HeldOutReport) -> Figure | None:
     """Accuracy with its interval by question, tranche, source, turn and rater."""
-    report = held_out(numbers)
-    rows = list(_groups(report))
-    if not rows:
+    rows = list(_groups(found))
+    if not rows or found.accuracy is None:
         return None
     figure, [axes] = new_figure(height=max(2.4, 1.1 + 0.19 * len(rows)))
-    overall = report["accuracy"]
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1, label="chance")
-    axes.axvline(overall, color=VERMILION, linewidth=1.2, label="all together")
+    axes.axvline(found.accuracy, color=VERMILION, linewidth=1.2, label="all together")
     places = range(len(rows), 0, -1)
-    entries = [entry for _, entry in rows]
-    values = [entry["accuracy"] for entry in entries]
-    below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
-    above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
+    groups = [group for _, group in rows]
+    values, below, above = value_and_error(groups)
     axes.errorbar(values, list(places), xerr=[below, above], fmt="o", color=BLUE, markersize=4, capsize=2, linewidth=1)
-    axes.set_yticks(list(places), [f"{name} (n = {entry['n']})" for name, entry in rows])
+    axes.set_yticks(list(places), [f"{name} (n = {group.n})" for name, group in rows])
     axes.set_ylim(0.3, len(rows) + 0.7)
-    axes.set_xlim(max(0.0, min(0.4, *(entry["ci"][0] for entry in entries)) - 0.02), 1.0)
-    finish(axes, f"All together: {overall:.3f}", "share ordered rightly", "", legend="below")
+    axes.set_xlim(max(0.0, min(0.4, *(group.ci[0] for group in groups)) - 0.02), 1.0)
+    finish(axes, f"All together: {found.accuracy:.3f}", "share ordered rightly", "", legend="below")
     axes.tick_params(axis="y", labelsize=SMALL - 1)
     return figure
 
 
-def _groups(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and entry of every bar; a grouping with one group only says what the overall figure says."""
-    for key, word in (
-        ("by_question", ""),
-        ("by_tranche", ""),
-        ("by_source", ""),
-        ("by_turn", "turn "),
-        ("by_rater", ""),
+def _groups(found: HeldOutReport) -> Iterator[tuple[str, Accuracy]]:
+    """Name and accuracy of every bar; a grouping with one group only says what the overall figure says."""
+    for groups, word in (
+        (found.by_question, ""),
+        (found.by_tranche, ""),
+        (found.by_source, ""),
+        (found.by_turn, "turn "),
+        (_most_held_out(found.by_rater), "rater id "),  # not the handle: a picture outlives its rater's erasure
     ):
-        groups = report.get(key) or {}
         if len(groups) < 2:
             continue
-        items = list(groups.items())
-        if key == "by_rater":
-            items = sorted(items, key=lambda item: (-item[1]["n"], item[0]))[:MAX_RATERS]
-            # Not the handle: a picture can't be rewritten when its rater is erased.
-            word = "rater id "
-        for name, entry in items:
-            if entry["n"] < MIN_GROUP_PAIRS:
-                continue
-            yield word + _short(name), entry
+        for name, group in groups.items():
+            if group.n >= MIN_GROUP_PAIRS:
+                yield word + _short(name), group
 
 
-def accuracy_by_threshold(numbers: dict[str, Any]) -> Figure | None:
+def _most_held_out(by_rater: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
+    """The raters with the most comparisons, of equals the one with the smaller id first."""
+    ordered = sorted(by_rater.items(), key=lambda item: (-item[1].n, item[0]))
+    return dict(ordered[:MAX_RATERS])
+
+
+def accuracy_by_threshold(found: HeldOutReport) -> Figure | None:
     """Accuracy on pairs of which both replies score above a threshold."""
-    curves = held_out(numbers).get("threshold_curve") or {}
-    curve = curves.get("all")
-    if not curve or len(curve) < 2:
+    curves = found.threshold_curve
+    if curves is None or len(curves.all) < 2:
         return None
     figure, [axes] = new_figure()
-    x = [entry["threshold"] for entry in curve]
-    axes.fill_between(x, [e["ci"][0] for e in curve], [e["ci"][1] for e in curve], color=BLUE, alpha=0.18, linewidth=0)
-    axes.plot(
-        x, [e["accuracy"] for e in curve], "o-", color=BLUE, markersize=4, linewidth=1.4, label="all, 95 % interval"
-    )
-    tranches = {name: part for name, part in (curves.get("by_tranche") or {}).items() if len(part) > 1}
+    curve = curves.all
+    x = [point.threshold for point in curve]
+    low, high = [point.ci[0] for point in curve], [point.ci[1] for point in curve]
+    axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    axes.plot(x, _accuracies(curve), "o-", color=BLUE, markersize=4, linewidth=1.4, label="all, 95 % interval")
+    tranches = {name: part for name, part in curves.by_tranche.items() if len(part) > 1}
     if len(tranches) > 1:
         styles = ((VERMILION, "s--"), (GREEN, "^:"), (PURPLE, "D-."), (GREY, "v--"))
         for (name, part), (colour, style) in zip(sorted(tranches.items()), styles, strict=False):
-            values = [e["accuracy"] for e in part]
-            axes.plot(
-                [e["threshold"] for e in part], values, style, color=colour, markersize=3, linewidth=1, label=name
-            )
+            thresholds = [point.threshold for point in part]
+            axes.plot(thresholds, _accuracies(part), style, color=colour, markersize=3, linewidth=1, label=name)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
     finish(
         axes,
@@ -138,19 +126,23 @@ def accuracy_by_threshold(numbers: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def score_histograms(numbers: dict[str, Any]) -> Figure | None:
+def _accuracies(points: Sequence[ThresholdPoint]) -> list[float]:
+    return value_and_error(points)[0]
+
+
+def score_histograms(found: HeldOutReport) -> Figure | None:
     """How the better and the worse replies of the held-out comparisons score, by tranche where there are several."""
-    histograms = held_out(numbers).get("histograms")
-    if not histograms:
+    histograms = found.histograms
+    if histograms is None:
         return None
-    by_tranche = histograms["by_tranche"]
-    groups = by_tranche if len(by_tranche) > 1 else {"held-out comparisons": histograms["all"]}
+    by_tranche = histograms.by_tranche
+    groups = by_tranche if len(by_tranche) > 1 else {"held-out comparisons": histograms.all}
     figure, panels = new_figure(len(groups), 2.2 if len(groups) > 1 else PANEL_INCHES[1])
     for axes, (name, counts) in zip(panels, groups.items(), strict=True):
-        _better_and_worse(axes, histograms["edges"], counts)
+        _better_and_worse(axes, histograms.edges, counts)
         finish(
             axes,
-            f"{name} (n = {sum(counts['better'])})",
+            f"{name} (n = {sum(counts.better)})",
             "score above the mean, PM units",
             "share of replies",
             legend="best",
@@ -158,21 +150,24 @@ def score_histograms(numbers: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def policy_scores(numbers: dict[str, Any]) -> Figure | None:
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+"""Of the `initial` policy's and the `snapshot`'s replies on held-out prompts, by kind of prompt."""
+
+
+def policy_scores(found: HeldOutReport, scores: Scores) -> Figure | None:
     """The policy's scores laid over those of the preference model's data, helpful and red-team prompts apart."""
-    report, scores = held_out(numbers), numbers.get("policy_scores") or {}
-    histograms = report.get("histograms")
+    histograms = found.histograms
     kinds = [kind for kind in ("helpful", "harmless") if scores.get("snapshot", {}).get(kind)]
-    if not histograms or not kinds:
+    if histograms is None or found.mean_score is None or not kinds:
         return None
     figure, panels = new_figure(len(kinds), 2.6)
+    edges = histograms.edges
     for axes, kind in zip(panels, kinds, strict=True):
-        edges = histograms["edges"]
-        counts = histograms["by_question"].get(kind)
+        counts = histograms.by_question.get(kind)
         if counts is not None:
             _better_and_worse(axes, edges, counts)
         for who, colour, style in (("initial", GREY, "--"), ("snapshot", "black", "-")):
-            values = [score - report["mean_score"] for score in scores.get(who, {}).get(kind, [])]
+            values = [score - found.mean_score for score in scores.get(who, {}).get(kind, [])]
             if values:
                 label = "initial policy" if who == "initial" else "new policy"
                 _outline(axes, values, edges[1] - edges[0], edges[0], color=colour, linestyle=style, label=label)
@@ -181,30 +176,28 @@ def policy_scores(numbers: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def scaling(numbers: dict[str, Any]) -> Figure | None:
+def scaling(found: Scaling) -> Figure | None:
     """Accuracy against the number of comparisons, with the fitted line and what twice as many would give."""
-    found = numbers.get("scaling")
-    if not found or len(found["points"]) < 2:
+    if len(found.points) < 2:
         return None
     figure, [axes] = new_figure()
-    points, last = found["points"], found["points"][-1]
-    for size, marker in zip(sorted({point["parameters"] for point in points}), "os^Dv*P", strict=False):
-        same = [point for point in points if point["parameters"] == size]
+    points, last = found.points, found.points[-1]
+    for size, marker in zip(sorted({point.parameters for point in points}), "os^Dv*P", strict=False):
+        same = [point for point in points if point.parameters == size]
         label = f"{size / 1e6:.2g} M parameters"
-        errorbars(axes, [p["comparisons"] for p in same], same, fmt=marker, color=BLUE, label=label)
-    furthest = last["comparisons"]
-    forecast = found["forecast"]["twice_the_comparisons"]
+        errorbars(axes, [p.comparisons for p in same], same, fmt=marker, color=BLUE, label=label)
+    furthest = last.comparisons
+    forecast = found.forecast.twice_the_comparisons
     if forecast is not None and not says_nothing(forecast):
-        nearest = min(p["comparisons"] for p in points if p["parameters"] == last["parameters"])
-        furthest = 2 * found["comparisons"]
+        nearest = min(p.comparisons for p in points if p.parameters == last.parameters)
+        furthest = 2 * found.comparisons
         # A line in ln(comparisons): the gain of one doubling gives it backwards too.
-        at_first = forecast["accuracy"]["value"] - forecast["gain"]["value"] * math.log2(furthest / nearest)
-        line = [at_first, forecast["accuracy"]["value"]]
-        axes.plot([nearest, furthest], line, "--", color=GREY, linewidth=1.2, label="fit")
-        entry = {"accuracy": forecast["accuracy"]["value"], "ci": forecast["accuracy"]["ci"]}
-        errorbars(axes, [furthest], [entry], fmt="*", color=VERMILION, label="twice as many")
+        there = forecast.accuracy
+        at_first = there.value - forecast.gain.value * math.log2(furthest / nearest)
+        axes.plot([nearest, furthest], [at_first, there.value], "--", color=GREY, linewidth=1.2, label="fit")
+        errorbars(axes, [furthest], [Bar(there.value, there.ci)], fmt="*", color=VERMILION, label="twice as many")
     axes.set_xscale("log")
-    ticks = _ticks(min(p["comparisons"] for p in points), furthest)
+    ticks = _ticks(min(p.comparisons for p in points), furthest)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     low, high = axes.get_ylim()
@@ -220,11 +213,12 @@ def _ticks(low: float, high: float) -> list[int]:
     return inside[:: -(-len(inside) // 6)] if inside else [round(low), round(high)]
 
 
-def _better_and_worse(axes: Axes, edges: Sequence[float], counts: dict[str, list[int]]) -> None:
-    for side, colour, hatch in (("worse", VERMILION, "////"), ("better", BLUE, None)):
-        total = sum(counts[side]) or 1
+def _better_and_worse(axes: Axes, edges: Sequence[float], counts: ScoreCounts) -> None:
+    sides = (("worse", counts.worse, VERMILION, "////"), ("better", counts.better, BLUE, None))
+    for side, numbers, colour, hatch in sides:
+        total = sum(numbers) or 1
         axes.stairs(
-            [count / total for count in counts[side]],
+            [count / total for count in numbers],
             edges,
             fill=True,
             facecolor=(colour, 0.35 if hatch is None else 0.15),

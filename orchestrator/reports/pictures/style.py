@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,19 +16,12 @@ if TYPE_CHECKING:
 
 # The colours of Okabe and Ito, which people with any kind of colour blindness tell apart; shape or line differ too.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#595959"
-
-
 # A panel is 4 inches wide and 600 pixels: letters of 9 points are 12 pixels high where it is shown 400 pixels wide.
 PANEL_INCHES = (4.0, 3.1)
-
-
 DPI = 150
-
-
 SMALL, NORMAL = 8, 9
-
-
 Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
+"""Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +76,32 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def errorbars(axes: Axes, x: Sequence[float], entries: Sequence[dict[str, Any]], **style: Any) -> None:
+class Measured(Protocol):
+    """An accuracy with its interval, whatever it is of."""
+
+    @property
+    def accuracy(self) -> float | None: ...
+    @property
+    def ci(self) -> tuple[float, float]: ...
+
+
+class Bar(NamedTuple):
+    """The least that is `Measured`."""
+
+    accuracy: float
+    ci: tuple[float, float]
+
+
+def value_and_error(measured: Sequence[Measured]) -> tuple[list[float], list[float], list[float]]:
+    """Accuracies, and how far their intervals go below and above; nothing is drawn where there was nothing."""
+    values = [math.nan if found.accuracy is None else found.accuracy for found in measured]
+    intervals = [found.ci for found in measured]
+    below = [value - low for value, (low, _) in zip(values, intervals, strict=True)]
+    above = [high - value for value, (_, high) in zip(values, intervals, strict=True)]
+    return values, below, above
+
+
+def errorbars(axes: Axes, x: Sequence[float], measured: Sequence[Measured], **style: Any) -> None:
     """Points of accuracy with their intervals."""
-    values = [entry["accuracy"] for entry in entries]
-    below = [value - entry["ci"][0] for value, entry in zip(values, entries, strict=True)]
-    above = [entry["ci"][1] - value for value, entry in zip(values, entries, strict=True)]
+    values, below, above = value_and_error(measured)
     axes.errorbar(list(x), values, yerr=[below, above], markersize=4.5, capsize=2.5, linewidth=1.1, **style)

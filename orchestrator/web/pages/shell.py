@@ -5,10 +5,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Path, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +18,9 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import json_answer
 from orchestrator.people.access import SESSION_LIFETIME, SignedIn
 from orchestrator.web.pages.markdown import render_markdown
+
+Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
+"""The id of a row in an address: a number that Postgres' bigint can hold."""
 
 SESSION_COOKIE = "orchestrator_session"
 

@@ -17,7 +17,7 @@ from models.preference import model as preference
 from models.preference.loss import preference_loss
 from models.preference.model import PreferenceModel, pair_scores
 from tests.models.ppo_runs import metrics
-from tests.models.preference.test_trees import BATCH, PAD, small_model
+from tests.models.preference.tree_world import BATCH, PAD, small_model
 
 ROUNDING = 1e-5
 GRADIENT_ROUNDING = 1e-4  # of the largest

@@ -9,7 +9,7 @@ from models.backbone.batches import chunks_with_little_padding
 from models.backbone.causal_attention import MAX_TOKENS, QUERIES, causal_attention
 from models.backbone.llama_layer import by_hand
 from models.backbone.trunk import states_at
-from tests.models.sampling.test_engine import llama, qwen2
+from tests.models.sampling.tiny_models import llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 

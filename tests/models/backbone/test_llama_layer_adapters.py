@@ -14,7 +14,7 @@ from models.backbone.llama_layer import by_hand
 from models.backbone.trunk import states_at
 from models.preference.loss import preference_loss
 from models.preference.model import pair_scores
-from tests.models.preference.test_trees import (
+from tests.models.preference.tree_world import (
     BATCH,
     GRADIENT_TOLERANCE,
     PAD,
@@ -22,7 +22,7 @@ from tests.models.preference.test_trees import (
     scores_by_tree,
     small_model,
 )
-from tests.models.sampling.test_engine import llama, qwen2
+from tests.models.sampling.tiny_models import llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 # Less peaked than the sampler's models, with which float32 itself is further from float64 than that.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.backbone.trunk import computes_itself, states_at
-from tests.models.sampling.test_engine import GENERIC, llama, qwen2
+from tests.models.sampling.tiny_models import GENERIC, llama, qwen2
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 OWN = {

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from models.chat.format import ChatFormat, ChatFormatError, Message
 from models.chat.tokenizer import complete_tokenizer, train_tokenizer, write_chat_files
-from tests.models.conftest import CHATML, LLAMA3, TEXT, byte_level_bpe
+from tests.models.tiny_folders import CHATML, LLAMA3, TEXT, byte_level_bpe
 
 LLAMA2 = (
     "{% for message in messages %}"

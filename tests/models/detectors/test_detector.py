@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from models.chat.format import ChatFormat, Message
 from models.detectors.detector import OodDetector, OodDetectorError, hidden_states, save_detector
 from models.detectors.fitting import (
-    OodSettings,
     candidate_layers,
     fit_detector,
     layer_by_rule,
     opening,
     split_by_opening,
 )
+from models.detectors.settings import OodSettings
 from models.jobs import fit_ood_detector
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import model_card, save_model
@@ -91,13 +91,19 @@ def test_strangers_are_beyond_the_threshold(policy: tuple[Any, ChatFormat], dete
     examples = [*FAR, *[prompt(f"zzzz {{{{ {number} ####") for number in range(26)]]
     fitted = fit_detector(model, chat, HOME, settings, examples=examples, others=[FAR[0], prompt("}}}}####]]]]")])
     told = fitted.results
-    assert (told["num_fit"], told["num_validation"], told["false_alarms"]["n"]) == (67, 14, 15)
+    assert (told.num_fit, told.num_validation, told.false_alarms.n) == (67, 14, 15)
     # What opens like an example is not judged again.
-    assert told["others"]["n"] == 1
-    assert told["layer_chosen_by"] == "validation"
-    assert set(told["examples"]["auroc_by_layer"]) == {"1", "2"}
-    assert told["examples"]["auroc_by_layer"][str(fitted.layer)] == max(told["examples"]["auroc_by_layer"].values())
-    save_detector(model, chat, fitted.statistics, {"kind": detector, **told}, tmp_path)
+    assert told.others.n == 1
+    assert told.layer_chosen_by == "validation"
+    assert set(told.examples.auroc_by_layer) == {"1", "2"}
+    assert told.examples.auroc_by_layer[str(fitted.layer)] == max(told.examples.auroc_by_layer.values())
+    save_detector(
+        model,
+        chat,
+        fitted.statistics,
+        {"threshold": fitted.threshold, "kind": detector, "layer": fitted.layer},
+        tmp_path,
+    )
     detector = OodDetector.load(tmp_path)
     # 0.9 of the 14 that chose the threshold lie within: it is the score of rank 13 (0.9 · 13 = 11.7, the higher: 12).
     parts = split_by_opening(sorted(HOME, key=str), seed=0)
@@ -110,11 +116,12 @@ def test_strangers_are_beyond_the_threshold(policy: tuple[Any, ChatFormat], dete
 def test_prompts_of_home_that_open_like_an_example_are_left_out(policy: tuple[Any, ChatFormat]) -> None:
     model, chat = policy
     fitted = fit_detector(model, chat, HOME, OodSettings(layer=1), examples=[prompt("what is 3 plus 4"), *FAR])
-    assert fitted.results["left_out"] == 1
-    assert (fitted.layer, fitted.results["layer_chosen_by"]) == (1, "setting")
-    for layer in (-1, 3):
-        with pytest.raises(ValueError, match=r"the model has 0 \(embeddings\) to 2"):
-            fit_detector(model, chat, HOME, OodSettings(layer=layer))
+    assert fitted.results.left_out == 1
+    assert (fitted.layer, fitted.results.layer_chosen_by) == (1, "setting")
+    with pytest.raises(ValueError, match=r"the model has 0 \(embeddings\) to 2"):
+        fit_detector(model, chat, HOME, OodSettings(layer=3))
+    with pytest.raises(ValueError, match="layer is -1; expected at least 0"):
+        OodSettings(layer=-1)
     with pytest.raises(ValueError, match="needs examples"):
         fit_detector(model, chat, HOME, OodSettings(detector="exposure"))
 

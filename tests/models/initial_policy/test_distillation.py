@@ -26,7 +26,8 @@ from models.initial_policy.distillation import (
 from models.jobs import distill_student, make_distillation_set
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError
-from tests.models.conftest import LLAMA3, prepare, write_llama
+from tests.folders import contents
+from tests.models.tiny_folders import LLAMA3, prepare, write_llama
 
 ROUNDING = 1e-6
 # Logits of another batch shape in float32.
@@ -227,10 +228,6 @@ def killed_after(job: Job, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "save_checkpoint", then_die)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_killed_and_started_again_both_jobs_end_with_the_same_bytes(
     made: Path,
     trained: Path,
@@ -252,7 +249,7 @@ def test_killed_and_started_again_both_jobs_end_with_the_same_bytes(
         second = job_of(name, tmp_path / name, given, settings)
         run(second)
         assert second.resumed_at_step == step
-        assert files(tmp_path / name / "result") == files(whole / "result"), name
+        assert contents(tmp_path / name / "result") == contents(whole / "result"), name
         assert (tmp_path / name / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes(), name
 
 

@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from models.chat import dialogue_files
 from models.chat.format import ChatFormat, Message
 from models.initial_policy import pretraining
-from models.initial_policy.pretraining import PretrainSettings, epoch_steps, learning_rate_factor, mean_loss
+from models.initial_policy.pretraining import epoch_steps, learning_rate_factor, mean_loss
+from models.initial_policy.settings import PretrainSettings
 from models.jobs import pretrain
 from models.runtime.job import Job, JobError, main
-from tests.models.conftest import prepare
+from tests.folders import contents
+from tests.models.tiny_folders import prepare
 
 LOSS_TOLERANCE = 1e-5
 SMALL = {"hidden_size": 32, "num_layers": 1, "vocab_size": 300, "batch_tokens": 256, "max_tokens": 64}
@@ -63,10 +65,6 @@ def run_here(text: Path, out: Path, **settings: object) -> Path:
     (out / "spec.json").write_text(json.dumps(spec_of(text, **settings)))
     main("pretrain", pretrain.run, ["--spec", str(out / "spec.json"), "--out", str(out)])
     return out
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def sequences(count: int) -> list[list[int]]:
@@ -165,7 +163,7 @@ def test_killed_run_ends_with_the_same_bytes(trained: Path, text_dir: Path, tmp_
     assert not (tmp_path / "result").exists(), f"finished before it could be killed after step {kill_after}"
     main("pretrain", pretrain.run, ["--spec", str(tmp_path / "spec.json"), "--out", str(tmp_path)])
     assert json.loads((tmp_path / "run.json").read_text())["resumed_at_step"] >= 20
-    assert files(tmp_path / "result") == files(trained / "result"), f"killed after step {kill_after}"
+    assert contents(tmp_path / "result") == contents(trained / "result"), f"killed after step {kill_after}"
     assert metrics.read_text() == (trained / "metrics.jsonl").read_text()
 
 
@@ -181,10 +179,10 @@ def test_copies_of_a_dialogue_fall_on_one_side(tmp_path: Path) -> None:
 
 def test_long_text_is_cut_into_pieces(tmp_path: Path) -> None:
     chat = pretrain.write_chat_files(pretrain.train_tokenizer(["a"], 300), tmp_path)
-    dialogues = [[Message(role="assistant", content="x" * 23)]]
-    # <|assistant|>, 23 letters, <|end|>: 25 ids, so 10 + 10 + 5.
-    train, _ = pretraining.split_pieces(dialogues, chat, PretrainSettings(max_tokens=10, held_out_fraction=0))
-    assert [len(ids) for ids in train] == [10, 10, 5]
+    dialogues = [[Message(role="assistant", content="x" * 37)]]
+    # <|assistant|>, 37 letters, <|end|>: 39 ids, so 16 + 16 + 7.
+    train, _ = pretraining.split_pieces(dialogues, chat, PretrainSettings(max_tokens=16, held_out_fraction=0))
+    assert [len(ids) for ids in train] == [16, 16, 7]
 
 
 @pytest.mark.parametrize(

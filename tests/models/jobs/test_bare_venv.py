@@ -7,18 +7,15 @@ require (their own requirements followed to the end) and to no other.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata as metadata
 import json
 import os
-import re
 import subprocess
-import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
 
+from tests.environments import make_environment
 from tests.paths import PROJECT_ROOT
 
 CANARIES = ("prefect", "sqlalchemy", "fastapi", "orchestrator", "db", "psycopg2", "alembic")
@@ -27,36 +24,11 @@ CANARIES = ("prefect", "sqlalchemy", "fastapi", "orchestrator", "db", "psycopg2"
 JOBS = ("prepare_policy", "pretrain", "train_preference_model", "check_preference_model", "train_policy", "evaluate")
 
 
-def required(names: set[str]) -> dict[str, metadata.Distribution]:
-    """The distributions of that name and everything they require without extras."""
-    found: dict[str, metadata.Distribution] = {}
-    waiting = list(names)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
-            continue
-        try:
-            found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue  # required on another platform only
-        for text in found[name].requires or []:
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found
-
-
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of the environment; `models` is the only package of ours that it can import."""
     folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, symlinks=True)
-    site = next((folder / "lib").glob("python3*/site-packages"))
-    for distribution in required({"torch", "transformers", "numpy", "safetensors"}).values():
-        for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            source = Path(str(distribution.locate_file(name)))
-            if source.exists() and not (site / name).exists():
-                (site / name).symlink_to(source)
+    site = make_environment(folder, {"torch", "transformers", "numpy", "safetensors"})
     (site / "models").symlink_to(PROJECT_ROOT / "models")
     return folder / "bin" / "python"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.chat.format import ChatFormat
-from models.jobs.check_preference_model import orientation_results, run
+from models.jobs.check_preference_model import ordered_pairs, run
 from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.preference.report import ScoredPair
@@ -60,11 +60,11 @@ def test_a_tie_is_half_right_and_listed():
         ScoredPair("b", "hand", "harmless", 0.5, 0.5, 0),
         ScoredPair("c", "hand", "harmless", 0.0, 2.0, 0),
     ]
-    results = orientation_results(scored)
-    assert results["accuracy"] == 0.5
-    assert results["wrong"] == ["b", "c"]
-    assert results["by_question"]["helpful"]["accuracy"] == 1.0
-    assert results["by_question"]["harmless"]["accuracy"] == 0.25
+    results = ordered_pairs(scored, {})
+    assert results.accuracy == 0.5
+    assert results.wrong == ("b", "c")
+    assert results.by_question["helpful"].accuracy == 1.0
+    assert results.by_question["harmless"].accuracy == 0.25
 
 
 def test_no_pairs_and_no_preference_model_are_clear_errors(scorer_dir, policy_dir, tmp_path):

@@ -22,7 +22,7 @@ from transformers import (
 from models.chat.format import ChatFormat
 from models.jobs import prepare_policy
 from models.runtime.job import Job, JobError
-from tests.models.conftest import byte_level_bpe, prepare
+from tests.models.tiny_folders import byte_level_bpe, prepare
 
 SUM_TOLERANCE = 1e-6
 

@@ -18,22 +18,11 @@ from models.policy.reply_chunks import reply_chunks
 from models.preference.model import PreferenceModel
 from models.runtime.job import JobError
 from models.sampling.engine import DecodeEngine, SamplingParams
-from tests.models.marked_words import marked_share, write_scorer
-from tests.models.ppo_runs import metrics, results
+from tests.models.marked_words import marked_share, share_of_marked_tokens, write_scorer
+from tests.models.ppo_runs import LARGER, metrics, results
 from tests.paths import PROJECT_ROOT
 
 ROUNDING = 1e-5
-LARGER = {"prompts_per_iteration": 64, "minibatch_replies": 32}
-
-
-def share_of_marked_tokens(policy, count=200):
-    """Mean share of marked tokens in replies of a model folder to one prompt."""
-    chat = ChatFormat.load(policy)
-    model = load_causal_lm(policy)
-    prompt = chat.encode([{"role": "user", "content": "Hello, how are you?"}], reply=True)
-    engine = DecodeEngine(model, chat.eos_id, max_slots=count)
-    replies = engine.generate([prompt] * count, [SamplingParams(8, seed=10_000 + i) for i in range(count)])
-    return sum(marked_share(chat, reply.ids) for reply in replies) / count
 
 
 def test_hand_made_scorer_scores_the_share_of_marked_tokens(policy_dir, scorer_dir):
@@ -88,8 +77,8 @@ def test_learning_rate_zero_changes_nothing(train, policy_dir):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_no_optimiser_step_is_a_failure(train):
-    with pytest.raises(JobError, match="No optimiser step"):
+def test_a_run_without_an_iteration_is_refused(train):
+    with pytest.raises(JobError, match="iterations is 0; expected at least 1"):
         train(iterations=0)
 
 

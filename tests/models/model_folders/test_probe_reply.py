@@ -11,7 +11,7 @@ import torch
 
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
-from models.model_folders.probe_reply import FILE, TOKENS, FingerprintMismatch, check_fingerprint
+from models.model_folders.probe_reply import FILE, TOKENS, ProbeReplyMismatch, check_probe_reply
 from models.sampling.engine import DecodeEngine
 
 
@@ -24,7 +24,7 @@ def test_a_prepared_policy_has_one_and_says_the_same_again(policy_dir: Path) -> 
     told = json.loads((policy_dir / FILE).read_text())
     assert 0 < len(told["ids"]) == len(told["logprobs"]) <= TOKENS
     engine, chat = engine_of(policy_dir)
-    assert check_fingerprint(engine, chat, policy_dir)
+    assert check_probe_reply(engine, chat, policy_dir)
     # By the plain forward pass: each token is the likeliest, with the log-prob that stands there.
     with torch.no_grad():
         logits = engine.model(input_ids=torch.tensor([told["prompt_ids"] + told["ids"]])).logits[0].log_softmax(-1)
@@ -39,8 +39,8 @@ def test_slightly_other_weights_are_noticed(policy_dir: Path) -> None:
         # One matrix scaled: what a failed conversion might do.
         next(p for name, p in engine.model.named_parameters() if name.endswith("down_proj.weight")).mul_(1.5)
     engine.sync()
-    with pytest.raises(FingerprintMismatch, match="has log-prob"):
-        check_fingerprint(engine, chat, policy_dir)
+    with pytest.raises(ProbeReplyMismatch, match="has log-prob"):
+        check_probe_reply(engine, chat, policy_dir)
 
 
 def test_another_tokenizer_is_noticed(policy_dir: Path, tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_another_tokenizer_is_noticed(policy_dir: Path, tmp_path: Path) -> None:
     told = json.loads((folder / FILE).read_text())
     told["prompt_ids"][1] += 1
     (folder / FILE).write_text(json.dumps(told))
-    with pytest.raises(FingerprintMismatch, match="other ids"):
-        check_fingerprint(*engine_of(folder), folder)
+    with pytest.raises(ProbeReplyMismatch, match="other ids"):
+        check_probe_reply(*engine_of(folder), folder)
 
 
 def test_weights_that_are_not_numbers_are_noticed(policy_dir: Path) -> None:
@@ -58,11 +58,11 @@ def test_weights_that_are_not_numbers_are_noticed(policy_dir: Path) -> None:
     told = json.loads((policy_dir / FILE).read_text())
     assert told["ids"]
     engine.generate = lambda *_: [type("C", (), {"ids": told["ids"], "logprobs": [float("nan")]})()]  # type: ignore[method-assign,assignment]
-    with pytest.raises(FingerprintMismatch):
-        check_fingerprint(engine, chat, policy_dir)
+    with pytest.raises(ProbeReplyMismatch):
+        check_probe_reply(engine, chat, policy_dir)
 
 
 def test_without_one_or_without_room_nothing_is_proven(policy_dir: Path, tmp_path: Path) -> None:
     engine, chat = engine_of(policy_dir)
-    assert not check_fingerprint(engine, chat, tmp_path)
-    assert not check_fingerprint(*engine_of(policy_dir, max_context=10), policy_dir)
+    assert not check_probe_reply(engine, chat, tmp_path)
+    assert not check_probe_reply(*engine_of(policy_dir, max_context=10), policy_dir)

@@ -78,7 +78,7 @@ def test_accuracy_is_per_question_and_ties_count_half(policy_dir, tmp_path, reco
     chat = ChatFormat.load(policy_dir)
     pairs = held_out_pairs(write_comparison_set(tmp_path / "set", records), chat, 3, 512)
     found = accuracy_by_question(pairs, [1.0, 0.0, -1.0, 2.0, 3.0, -0.1])
-    assert {kind: (entry["accuracy"], entry["n"]) for kind, entry in found.items()} == {
+    assert {kind: (measured.accuracy, measured.n) for kind, measured in found.items()} == {
         "helpful": (0.5, 3),
         "harmless": (2 / 3, 3),
     }
@@ -89,4 +89,4 @@ def test_accuracy_counts_dialogues_and_not_only_comparisons(policy_dir, tmp_path
     one = [record | {"split_key": "ab"} for record in records]
     pairs = held_out_pairs(write_comparison_set(tmp_path / "set", one), ChatFormat.load(policy_dir), 3, 512)
     found = accuracy_by_question(pairs, [1.0, -1.0, 1.0] * 2)["helpful"]
-    assert (found["n"], found["dialogues"], found["ci"]) == (3, 1, [0.0, 1.0])
+    assert (found.n, found.dialogues, found.ci) == (3, 1, (0.0, 1.0))

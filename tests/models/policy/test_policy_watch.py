@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from models.jobs import train_policy
+from models.policy.results import PPOResult
 from models.policy.settings import WatchSettings
 from models.runtime.job import Job, JobError
+from models.runtime.results import result_from_json
 from orchestrator.reports.stops import kept_iterations
 from tests.models.marked_words import write_prompts, write_scorer
 from tests.models.preference_world import comparison, polite_comparisons, write_comparison_set
@@ -96,7 +98,8 @@ def test_a_watcher_that_agrees_has_no_gap_and_one_that_objects_stops_the_run(tra
     shorter = train("shorter", **TWIN | {"iterations": tripped[0] - 2})
     kept, expected = (load_file(out / "result" / "model.safetensors") for out in (stopped, shorter))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
-    assert kept_iterations(numbers) == tripped[0] - 2
+    run = result_from_json(PPOResult, numbers, where="the stopped run")
+    assert kept_iterations(run) == tripped[0] - 2
 
 
 def test_watching_changes_no_weight(train, opposite_dir, tmp_path):

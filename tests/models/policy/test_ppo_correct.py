@@ -19,9 +19,9 @@ from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS, RolloutCollector
 from models.policy.settings import PPOSettings
 from models.sampling.engine import Completion, DecodeEngine
-from tests.models.conftest import LLAMA3, prepare, write_llama
 from tests.models.marked_words import write_scorer
 from tests.models.ppo_runs import metrics
+from tests.models.tiny_folders import LLAMA3, prepare, write_llama
 
 TIMES = ("eps", "perf/")
 

@@ -11,8 +11,10 @@ from models.chat.format import ChatFormat
 from models.jobs import train_policy
 from models.model_folders.loading import load_causal_lm
 from models.policy.learning import PolicyLearner
+from models.policy.results import CurvePoint
 from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
 from models.runtime.job import Job
+from tests.folders import contents
 from tests.models.marked_words import write_prompts, write_scorer
 
 SETTINGS = {"learning_rate": 2e-3, "prompts_per_iteration": 16, "minibatch_replies": 8, "max_reply_tokens": 8}
@@ -23,8 +25,8 @@ def keep(folder, roots, count):
     """A keeper to which policies at these √KL were offered; each one's file holds its number."""
     keeper = SnapshotKeeper(folder, count)
     for number, root in enumerate(roots):
-        point = {"samples": number, "kl_nats": root**2, "score": 0.0}
-        keeper.offer(point, lambda out, at: (out / "weights").write_text(str(at["samples"])))
+        point = CurvePoint(samples=number, kl_nats=root**2, score=0.0)
+        keeper.offer(point, lambda out, at: (out / "weights").write_text(str(at.samples)))
     return keeper
 
 
@@ -35,23 +37,25 @@ def test_the_chosen_ones_stand_at_even_steps(tmp_path):
     # 0.01 doubled ten times: 10.24 would leave nothing, with 0.64 there are 15 levels, with 1.28 seven.
     assert keeper.step == pytest.approx(1.28)
     # First policies at or beyond 1.28, 2.56 … : 1.3, 2.6, 3.9, 5.2, 6.4, 7.7, 9.0; of 9.0 a fifth is 1.8.
-    assert [round(math.sqrt(kept["kl_nats"]), 1) for kept in keeper.kept] == [1.3, 2.6, 3.9, 5.2, 6.4, 7.7, 9.0]
-    assert [round(math.sqrt(point["kl_nats"]), 1) for point in keeper.chosen()] == [1.3, 3.9, 5.2, 7.7]
+    assert [round(math.sqrt(kept.kl_nats), 1) for kept in keeper.kept] == [1.3, 2.6, 3.9, 5.2, 6.4, 7.7, 9.0]
+    assert [round(math.sqrt(point.kl_nats), 1) for point in keeper.chosen()] == [1.3, 3.9, 5.2, 7.7]
 
 
 def test_a_run_in_great_leaps_keeps_what_there_is(tmp_path):
     keeper = keep(tmp_path, [0.0, 2.0, 1.0, 4.0], 5)
     # The way back to 1.0 reaches nothing new, and the start is the initial policy.
-    assert [point["samples"] for point in keeper.chosen()] == [1, 3]
-    listed = keeper.copy_chosen(tmp_path / "out" / "snapshots")
-    assert [entry["folder"] for entry in listed] == ["snapshots/01", "snapshots/02"]
+    assert [point.samples for point in keeper.chosen()] == [1, 3]
+    keeper.copy_chosen(tmp_path / "out")
+    assert [entry.folder for entry in keeper.listed()] == ["snapshots/01", "snapshots/02"]
     assert (tmp_path / "out" / "snapshots" / "02" / "weights").read_text() == "3"
 
 
 def test_a_run_that_does_not_move_has_none(tmp_path):
     keeper = keep(tmp_path / "none", [0.0, 1e-4, -0.0], 3)
     assert keeper.chosen() == []
-    assert keeper.copy_chosen(tmp_path / "out") == []
+    keeper.copy_chosen(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert keeper.listed() == ()
 
 
 def test_without_snapshots_nothing_is_written(tmp_path):
@@ -64,19 +68,19 @@ def test_what_a_checkpoint_names_stays_until_the_next_one(tmp_path):
     keeper = keep(tmp_path / "a", roots[:5], 1)
     at_checkpoint = json.loads(json.dumps(keeper.state_dict()))
     for number, root in enumerate(roots[5:], start=5):
-        point = {"samples": number, "kl_nats": root**2, "score": 0.0}
-        keeper.offer(point, lambda out, at: (out / "weights").write_text(str(at["samples"])))
+        point = CurvePoint(samples=number, kl_nats=root**2, score=0.0)
+        keeper.offer(point, lambda out, at: (out / "weights").write_text(str(at.samples)))
     # Killed here: the job goes on from the checkpoint, and finds every folder that it names.
     resumed = SnapshotKeeper(tmp_path / "a", 1)
     resumed.load_state_dict(at_checkpoint)
     assert all((resumed.place(kept) / "weights").exists() for kept in resumed.kept)
     assert len(list((tmp_path / "a").iterdir())) == len(resumed.kept)
     for number, root in enumerate(roots[5:], start=5):
-        point = {"samples": number, "kl_nats": root**2, "score": 0.0}
-        resumed.offer(point, lambda out, at: (out / "weights").write_text(str(at["samples"])))
+        point = CurvePoint(samples=number, kl_nats=root**2, score=0.0)
+        resumed.offer(point, lambda out, at: (out / "weights").write_text(str(at.samples)))
     assert resumed.state_dict() == keeper.state_dict()
     resumed.settle()
-    assert {folder.name for folder in (tmp_path / "a").iterdir()} == {str(kept["samples"]) for kept in resumed.kept}
+    assert {folder.name for folder in (tmp_path / "a").iterdir()} == {str(kept.samples) for kept in resumed.kept}
 
 
 # In the job
@@ -108,10 +112,6 @@ def train(policy_dir, scorer_dir, prompts_dir, tmp_path):
 
     yield start
     torch.use_deterministic_algorithms(False)
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_each_snapshot_is_a_policy_of_the_run_and_the_result_is_as_without_them(train, policy_dir):
@@ -157,4 +157,4 @@ def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path)
     assert any((tmp_path / "killed" / "snapshots").iterdir())
     again = train("killed", **settings)
     assert json.loads((again / "run.json").read_text())["resumed_at_step"] == 6
-    assert files(again / "result") == files(whole)
+    assert contents(again / "result") == contents(whole)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from models.policy.prompts import Prompt
+from models.policy.results import RolloutSignals
 from models.policy.rollout import Rollout
 from models.policy.settings import WatchSettings
 from models.policy.watch import (
-    RolloutSignals,
     Watch,
     impossible_below,
     mean_and_error,
@@ -87,7 +87,7 @@ def test_an_ordinary_run_is_left_alone():
         assert found.rollout(replace(START, kl_nats=kl, kl_error=0.2, score=1.5, entropy=1.5), iteration) is None
         assert found.learning(LEARNED, iteration) is None
     assert found.calm
-    assert found.results() == {"stopped_by": None, "alarms": []}
+    assert (found.stopped_by, found.alarms) == (None, [])
 
 
 # KL
@@ -196,7 +196,7 @@ def test_collapse_stops_when_it_lasts(wire, beyond, within, off, words):
     assert off in reason
     assert "(iteration 4)" in reason
     assert found.stopped_by == wire
-    assert [alarm["iteration"] for alarm in found.results()["alarms"]] == [3, 4]
+    assert [alarm.iteration for alarm in found.alarms] == [3, 4]
     silent = watch(**{off: 0})
     assert [silent.rollout(collapsed, i) for i in range(1, 4)] == [None] * 3
 

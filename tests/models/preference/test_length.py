@@ -76,15 +76,15 @@ def test_report_by_hand():
     ]
     report = held_out_report(pairs)
     # Of rater 7's two comparisons one is scored right; the second pair names nobody.
-    assert {rater: (entry["accuracy"], entry["n"]) for rater, entry in report["by_rater"].items()} == {"7": (0.5, 2)}
-    assert (report["accuracy"], report["n"]) == (2 / 3, 3)
-    assert report["by_source"]["x"]["accuracy"] == 1.0
-    assert report["by_question"]["harmless"]["accuracy"] == 0.0
+    assert {rater: (entry.accuracy, entry.n) for rater, entry in report.by_rater.items()} == {"7": (0.5, 2)}
+    assert (report.accuracy, report.n) == (2 / 3, 3)
+    assert report.by_source["x"].accuracy == 1.0
+    assert report.by_question["harmless"].accuracy == 0.0
     # log(1+e^-2) + log(1+e^-1) + log(1+e^1) = 0.126928 + 0.313262 + 1.313262 = 1.753452.
-    assert report["loss"] == pytest.approx(1.753452 / 3, abs=1e-6)
-    assert report["longer_wins"]["accuracy"] == 1 / 3
-    assert report["length_regressed"]["accuracy"] == 1.0
+    assert report.loss == pytest.approx(1.753452 / 3, abs=1e-6)
+    assert report.longer_wins.accuracy == 1 / 3
+    assert report.length_regressed.accuracy == 1.0
     # One pair alone is explained by its length entirely: a tie, half right.
-    assert report["length_regressed"]["by_source"]["y"]["accuracy"] == 0.5
+    assert report.length_regressed.by_source["y"].accuracy == 0.5
     # Wilson at 2 of 3: centre (2/3 + 0.6402) / 2.2805 = 0.5731, half-width 0.3654.
-    assert report["ci"] == pytest.approx([0.2077, 0.9385], abs=1e-4)
+    assert report.ci == pytest.approx([0.2077, 0.9385], abs=1e-4)

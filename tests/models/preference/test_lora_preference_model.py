@@ -19,13 +19,13 @@ from models.chat.format import ChatFormat
 from models.jobs import train_preference_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.runtime.job import Job, JobError
-from tests.models.preference.test_trees import small_model
+from tests.folders import contents
+from tests.models.adapter_checks import MERGE_TOLERANCE, changed_layers
+from tests.models.preference.tree_world import small_model
 from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 SETTINGS = {"batch_pairs": 16, "learning_rate": 1e-2}
-# W·x + B·(A·x) against (W + B·A)·x in float32.
-MERGE_TOLERANCE = 2e-5
 
 
 def start(out: Path, initial: Path, comparisons: Path, **settings: Any) -> Job:
@@ -49,17 +49,6 @@ def small(architecture: str) -> Any:
         return small_model(architecture)
     config = GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4, num_labels=1, pad_token_id=0)
     return AutoModelForSequenceClassification.from_config(config)
-
-
-def changed_layers(folder: Path, initial: Path) -> set[str]:
-    """Last parts of the names of the tensors that both have and that differ."""
-    ours, theirs = (load_file(each / "model.safetensors") for each in (folder, initial))
-    both = ours.keys() & theirs.keys()
-    return {name.split(".")[-2] for name in both if not torch.equal(ours[name], theirs[name])}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +109,7 @@ def test_adapter_names_its_base_and_nothing_of_where_it_was_trained(lora_dir, po
     with torch.no_grad():
         next(model.base_model.parameters())[0, 0] += 1e-3
     assert adapters.digest_of_base(model.base_model) != base["trunk_sha256"]
-    assert str(lora_dir.parent).encode() not in b"".join(files(lora_dir).values())
+    assert str(lora_dir.parent).encode() not in b"".join(contents(lora_dir).values())
 
 
 def test_interrupted_training_ends_with_the_same_bytes(lora_dir, policy_dir, comparisons_dir, tmp_path, monkeypatch):
@@ -142,7 +131,7 @@ def test_interrupted_training_ends_with_the_same_bytes(lora_dir, policy_dir, com
     torch.randn(7)
     resumed = train(tmp_path / "out", policy_dir, comparisons_dir, checkpoint_every=4)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["resumed_at_step"] == 4
-    assert files(resumed) == files(whole)
+    assert contents(resumed) == contents(whole)
     assert (whole / "model.safetensors").read_bytes() == (lora_dir / "model.safetensors").read_bytes()
 
 
@@ -154,8 +143,8 @@ def test_chosen_layers_alone_get_an_adapter(policy_dir, comparisons_dir, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_rank": -1}, "lora_rank is -1; expected 0"),
-        ({"lora_alpha": 0.0}, "lora_alpha is 0.0; expected a number above 0"),
+        ({"lora_rank": -1}, "lora_rank is -1; expected at least 0"),
+        ({"lora_alpha": 0.0}, "lora_alpha is 0.0; expected more than 0"),
         ({"lora_rank": 0, "lora_layers": ["q_proj"]}, "lora_layers is .'q_proj'. with lora_rank 0"),
         (
             {"lora_layers": ["q_prj"]},

@@ -8,7 +8,7 @@ import torch
 from models.preference import tree_attention
 from models.preference.tree_attention import TreeAttention
 from models.preference.trees import Tree, pair_trees, visibility
-from tests.models.preference.test_trees import BATCH, NO_LIMIT, SINGLES, dialogue, pair
+from tests.models.preference.tree_world import BATCH, NO_LIMIT, SINGLES, dialogue, pair
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest

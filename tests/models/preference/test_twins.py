@@ -46,13 +46,13 @@ def test_the_cost_by_hand():
     production = {"a": 1.0, "b": 1.0, "c": 1.0, "d": -1.0}
     watcher = {"a": 2.0, "b": 1.0, "c": -1.0, "d": -3.0, "elsewhere": 1.0}
     found = cost_of_a_part(production, watcher, 650, 350)
-    assert found["n"] == 4
-    assert (found["production_accuracy"], found["watcher_accuracy"]) == (0.75, 0.5)
-    assert found["slope_per_ln_comparisons"] == pytest.approx(0.4038517, abs=1e-6)
-    assert found["cost"] == pytest.approx(0.1739724, abs=1e-6)
+    assert found.n == 4
+    assert (found.production_accuracy, found.watcher_accuracy) == (0.75, 0.5)
+    assert found.slope_per_ln_comparisons == pytest.approx(0.4038517, abs=1e-6)
+    assert found.cost == pytest.approx(0.1739724, abs=1e-6)
     # Differences 0, 0, 1, 0: mean 0.25, deviation 0.5, error 0.25, Student's t of 3 is 3.1824: half width 0.7956.
     scale = math.log(1000 / 650) / math.log(650 / 350)
-    assert found["cost_ci"] == pytest.approx([(0.25 - 0.7956) * scale, (0.25 + 0.7956) * scale], abs=1e-4)
+    assert found.cost_ci == pytest.approx([(0.25 - 0.7956) * scale, (0.25 + 0.7956) * scale], abs=1e-4)
 
 
 def test_the_costs_interval_heeds_dialogues():
@@ -61,15 +61,15 @@ def test_the_costs_interval_heeds_dialogues():
     # Differences 0, 0 | 1, 0: sums of errors −0.5 and 0.5, 2/1 · 0.5 = 1, error 1/4, Student's t of 1 is 12.706.
     scale = math.log(1000 / 650) / math.log(650 / 350)
     found = cost_of_a_part(production, watcher, 650, 350, dialogues)
-    assert found["cost_ci"] == pytest.approx([(0.25 - 3.1766) * scale, (0.25 + 3.1766) * scale], abs=1e-3)
+    assert found.cost_ci == pytest.approx([(0.25 - 3.1766) * scale, (0.25 + 3.1766) * scale], abs=1e-3)
 
 
 def test_equal_parts_take_the_papers_slope():
     # ln(1000/500) = 0.693147 at 0.015 per unit is 1.04 points.
     found = cost_of_a_part({"a": 1.0}, {"a": 0.0}, 500, 500)
-    assert found["watcher_accuracy"] == 0.5
-    assert found["cost"] == pytest.approx(PAPER_SLOPE * math.log(2), abs=ROUNDING)
-    assert found["cost_ci"] is None
+    assert found.watcher_accuracy == 0.5
+    assert found.cost == pytest.approx(PAPER_SLOPE * math.log(2), abs=ROUNDING)
+    assert found.cost_ci is None
 
 
 def test_models_that_scored_nothing_in_common_are_an_error():

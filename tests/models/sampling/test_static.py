@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from models.backbone import adapters
+from models.sampling import key_value_cache
 from models.sampling import llama as sampler_llama
 from models.sampling import static as sampler_static
 from models.sampling.engine import DecodeEngine, SamplingParams
 from models.sampling.in_place import refreshed
 from models.sampling.llama import LlamaDecoder
 from models.sampling.static import StaticDecoder, as_it_is, padded_rows, padded_width
-from tests.models.sampling.test_engine import EOS, FAST, assert_equal_to_plain_forward, gpt2, llama, qwen2, some_prompts
+from tests.models.sampling.tiny_models import EOS, FAST, assert_equal_to_plain_forward, gpt2, llama, qwen2, some_prompts
 
 # Of logits of up to 20 where sums have more terms, the others zero; they come as float32, which is exact to 2e-6.
 ROUNDING = {torch.float64: 2e-6, torch.float32: 2e-5, torch.bfloat16: 0.05}
@@ -79,7 +80,7 @@ def assert_same(ours, theirs, tolerance=LOGP_ROUNDING):
 @pytest.fixture
 def small_shapes(monkeypatch):
     """Blocks of 8 and widths from 4 on, so that replies of 30 tokens meet many of both."""
-    monkeypatch.setattr(sampler_llama, "_FIRST_BLOCK_CPU", 8)
+    monkeypatch.setattr(key_value_cache, "_FIRST_BLOCK_CPU", 8)
     monkeypatch.setattr(sampler_static, "_FIRST_WIDTH", 4)
 
 

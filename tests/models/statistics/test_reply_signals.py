@@ -69,8 +69,8 @@ def test_every_phrase_is_written_as_it_is_looked_for():
 
 def test_stock_texts_are_told_only_where_three_prompts_got_them():
     few = collapse_signals(["a b", "a b", "c d"], [0.0, 0.5, 1.0])
-    assert (few["stock_reply"], few["stock_reply_text"]) == (2 / 3, None)
-    assert (few["duplicates"], few["repeated_ngrams"], few["distinct_2"]) == pytest.approx((1 / 3, 0.5, 2 / 3))
+    assert (few.stock_reply, few.stock_reply_text) == (2 / 3, None)
+    assert (few.duplicates, few.repeated_ngrams, few.distinct_2) == pytest.approx((1 / 3, 0.5, 2 / 3))
     many = collapse_signals(["a b", "a b", "A  b", "c d"], [0.0] * 4)
-    assert (many["stock_reply"], many["stock_reply_text"]) == (0.75, "a b")
-    assert (many["stock_opening"], many["stock_opening_text"]) == (0.75, "a b")
+    assert (many.stock_reply, many.stock_reply_text) == (0.75, "a b")
+    assert (many.stock_opening, many.stock_opening_text) == (0.75, "a b")

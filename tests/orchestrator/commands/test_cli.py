@@ -108,21 +108,25 @@ def test_what_a_database_that_answers_refuses_is_no_missing_database(home, postg
 
 def test_a_gate_needs_its_detector_before_the_server_starts(home, database_url, monkeypatch, capsys):
     monkeypatch.setenv("DATABASE_URL", database_url)
-    assert cli.main(["serve-policy", "--gate", "abcdef"]) == 2
-    assert "--gate abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
-    monkeypatch.setenv("ORCHESTRATOR_GATE", "sha256:123456")
+    assert cli.main(["serve-policy", "--detector", "abcdef"]) == 2
+    assert "--detector abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
+    monkeypatch.setenv("ORCHESTRATOR_DETECTOR", "sha256:123456")
     assert cli.main(["serve-policy"]) == 2
-    assert "ORCHESTRATOR_GATE sha256:123456 is the beginning of 0 detectors' digests" in capsys.readouterr().err
+    assert "ORCHESTRATOR_DETECTOR sha256:123456 is the beginning of 0 detectors' digests" in capsys.readouterr().err
     # The command line goes before the environment.
-    assert cli.main(["serve-policy", "--gate", "abcdef"]) == 2
-    assert "--gate abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
+    assert cli.main(["serve-policy", "--detector", "abcdef"]) == 2
+    assert "--detector abcdef is the beginning of 0 detectors' digests; expected one." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("ORCHESTRATOR_GATE", "strict", "ORCHESTRATOR_GATE is 'strict'; expected the digest of a detector"),
-        ("ORCHESTRATOR_GATE_ACTION", "block", "ORCHESTRATOR_GATE_ACTION is 'block'; expected log, flag or refuse."),
+        ("ORCHESTRATOR_DETECTOR", "strict", "ORCHESTRATOR_DETECTOR is 'strict'; expected the digest of a detector"),
+        (
+            "ORCHESTRATOR_DETECTOR_ACTION",
+            "block",
+            "ORCHESTRATOR_DETECTOR_ACTION is 'block'; expected log, flag or refuse.",
+        ),
     ],
 )
 def test_an_impossible_gate_is_told_before_anything_starts(home, monkeypatch, capsys, variable, value, says):
@@ -130,3 +134,21 @@ def test_an_impossible_gate_is_told_before_anything_starts(home, monkeypatch, ca
     for command in ("serve-policy", "up"):
         assert cli.main([command]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("old", "new"), [("--gate", "--detector"), ("--gate-action", "--detector-action")])
+def test_an_option_s_old_name_is_refused_with_its_new_one(capsys, old, new):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve-policy", old, "flag"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {old} is now called {new}; give that instead.\n")
+
+
+@pytest.mark.parametrize("name", ["", "_ACTION"])
+def test_a_variable_s_old_name_is_refused_with_its_new_one(home, monkeypatch, capsys, name):
+    monkeypatch.setenv(f"ORCHESTRATOR_GATE{name}", "flag")
+    assert cli.main(["artifacts"]) == 2
+    expected = (
+        f"error: ORCHESTRATOR_GATE{name} is now called ORCHESTRATOR_DETECTOR{name}; set that instead, to 'flag'.\n"
+    )
+    assert capsys.readouterr().err == expected

@@ -1,13 +1,33 @@
 """The configuration file: what a person mistypes is named, with what was expected."""
 
 import dataclasses
-import importlib
+import json
 import re
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.config import load_config, parse_config
+from models.detectors.settings import OodSettings
+from models.initial_policy.settings import DistillationSetSettings, DistillSettings, PretrainSettings
+from models.policy.settings import EvaluationSettings, JudgedReplies, PPOSettings, WritingSettings
+from models.preference.settings import PreferenceModelSettings
+from orchestrator.config import (
+    CycleConfig,
+    DistillSection,
+    EvaluationSection,
+    OodSection,
+    PPOSection,
+    PreferenceModelSection,
+    PretrainSection,
+    PromptsSection,
+    load_config,
+    parse_config,
+    told,
+    values_of,
+)
+from orchestrator.config.base import keys_of, section_in, statement_of
 from orchestrator.errors import ConfigError
 from orchestrator.settings import normalised_database_url
 from tests.paths import EXAMPLES
@@ -199,7 +219,10 @@ def test_unset_variable_is_named(file, monkeypatch):
     ("overrides", "message"),
     [
         (["ppo.kl_placement=loss"], "ppo: kl_estimator k1 in the loss holds nothing"),
-        (["ppo.kl_target_nats=5", "ppo.kl_coef=0"], "kl_target_nats needs a kl_coef above 0"),
+        (
+            ["ppo.kl_target_nats=5", "ppo.kl_coef=0"],
+            "ppo: kl_coef is 0 with kl_target_nats given; expected a start above 0",
+        ),
         (["ppo.lora_layers=['q_proj']"], "ppo: lora_layers is .'q_proj'. with lora_rank 0; give a lora_rank"),
         (["preference_model.lora_layers=['q_proj']"], "preference_model: lora_layers is .'q_proj'. with lora_rank 0"),
         (["ppo.iterations=3", "ppo.critic_warmup_iterations=3"], "critic_warmup_iterations is 3 of 3 iterations"),
@@ -242,28 +265,80 @@ def test_only_postgres_urls_are_taken():
         normalised_database_url("mysql://u@h/d")
 
 
-def test_every_setting_of_a_section_has_the_name_and_default_of_its_job():
-    from orchestrator.config import EvaluationSection, PPOSection, PreferenceModelSection, PretrainSection, Section
+# By the job, its settings and the sections that say them; what the stage itself adds stands beside them.
+JOBS = {
+    "pretrain": (PretrainSettings, [PretrainSection], set()),
+    "make_distillation_set": (DistillationSetSettings, [DistillSection], set()),
+    "distill_student": (DistillSettings, [DistillSection], set()),
+    "train_preference_model": (PreferenceModelSettings, [PreferenceModelSection], {"part"}),
+    "train_policy": (PPOSettings, [PPOSection, PromptsSection], set()),
+    "evaluate": (EvaluationSettings, [EvaluationSection], {"split"}),
+    "fit_ood_detector": (OodSettings, [OodSection], set()),
+}
 
-    names = {
-        "pretrain": (PretrainSection, "PretrainSettings"),
-        "train_preference_model": (PreferenceModelSection, "PreferenceModelSettings"),
-        "train_policy": (PPOSection, "PPOSettings"),
-        "evaluate": (EvaluationSection, "EvaluationSettings"),
-    }
-    for job, (section, settings) in names.items():
-        module = importlib.import_module(f"models.jobs.{job}")
-        fields = dataclasses.fields(getattr(module, settings))
-        # Only nested sections have a factory.
-        missing = dataclasses.MISSING
-        defaults = {f.name: f.default if f.default_factory is missing else f.default_factory() for f in fields}
-        ours = {key: section.model_fields[key].default for key in section.model_fields if key in defaults}
-        # The stage makes these into the number of prompts, where it measures the yardstick.
-        only_ours = {"files", "threads", "best_of_prompts", "skills"}
-        assert set(section.model_fields) - only_ours == set(ours), job
-        # Of n replies the configuration means the yardstick, the job its own run.
-        ours.pop("best_of", None)
-        nested = {key: default.model_dump() for key, default in ours.items() if isinstance(default, Section)}
-        assert {key: dataclasses.asdict(defaults.pop(key)) for key in nested} == nested, job
-        ours = {key: default for key, default in ours.items() if key not in nested}
-        assert {key: default for key, default in ours.items() if defaults[key] != default} == {}, job
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_a_key_reaches_every_setting_of_a_job(job):
+    settings, sections, added = JOBS[job]
+    keys = {name for section in sections for name in keys_of(section)}
+    assert {field.name for field in dataclasses.fields(settings)} - keys == added
+
+
+def test_a_key_reaches_every_setting_of_writing_under_another_name():
+    section = PromptsSection(
+        written=1,
+        written_examples=2,
+        written_max_tokens=4,
+        written_min_characters=5,
+        written_temperature=6.0,
+        written_max_attempts=7,
+    )
+    assert dataclasses.astuple(section.writing) == (1, 2, 4, 5, 6.0, 7)
+
+
+def test_a_key_that_came_later_is_told_only_where_it_is_set(file):
+    before = {"name": "week", "initial_policy": {"path": "some/model"}, "ppo": {"kl_coef": 0.1}}
+    assert "checkpoint_every" not in told(parse_config(before).ppo, PPOSettings)
+    assert "checkpoint_every" not in values_of(parse_config(before))["ppo"]
+    after = load_config(file, ["ppo.checkpoint_every=7", "prompts.written_max_attempts=9", "prompts.written=1"])
+    assert told(after.ppo, PPOSettings)["checkpoint_every"] == 7
+    assert told(after.prompts.writing, WritingSettings) == {
+        "num_written": 1, "num_examples": 10, "max_prompt_tokens": 64, "max_attempts": 9,
+    }  # fmt: skip
+
+
+def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
+    config = load_config(file, ["ppo.threads=3", "evaluation.best_of=4"])
+    expected = json.loads(json.dumps(dataclasses.asdict(PPOSettings(kl_coef=0.1)))) | {"threads": 3}
+    del expected["checkpoint_every"]  # a newer key
+    assert told(config.ppo, PPOSettings) | told(config.prompts, PPOSettings) == expected
+    assert told(config.evaluation, JudgedReplies) == {
+        "num_prompts": 256, "max_reply_tokens": 128, "temperature": 1.0, "threads": 1,
+    }  # fmt: skip
+
+
+def all_sections() -> dict[str, Any]:
+    """Every section's class by its name in the file."""
+    found = {"": CycleConfig}
+    for name, known in keys_of(CycleConfig).items():
+        if section := section_in(known.annotation):
+            found[name] = section
+            inner = {key: section_in(field.annotation) for key, field in keys_of(section).items()}
+            found |= {f"{name}.{key}": each for key, each in inner.items() if each}
+    return found
+
+
+def test_every_number_says_its_unit_and_what_raising_it_does():
+    """And every key what it means: docs/reference/configuration.md is made from it."""
+    numbers, silent = 0, []
+    for name, section in all_sections().items():
+        for key, known in keys_of(section).items():
+            if section_in(known.annotation) is not None:
+                continue
+            is_number = {int, float} & {known.annotation, *typing.get_args(known.annotation)}
+            statement = statement_of(known)
+            numbers += bool(is_number)
+            stated = known.description and (not is_number or (statement["unit"] and statement["raised"]))
+            silent += [] if stated else [f"{name}.{key}"]
+    assert silent == []
+    assert numbers > 80

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator import cli
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.conversations.contestants import Contestant, ContestantError
 from orchestrator.errors import OrchestratorError
 from orchestrator.judging.standings import games
@@ -32,9 +32,8 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.db.rows import add_cycle
 from tests.orchestrator.web.browsing import Browser, forms
-from tests.orchestrator.web.rating import ask, code_of, ok, pair_of
+from tests.orchestrator.web.rating import ask, candidates, code_of, events, ok, pair_of
 from tests.orchestrator.web.stand_in import StandIn
-from tests.orchestrator.web.test_sampling import candidates, events
 from tests.running import add_artifact, deploy, running
 
 Database = Callable[[], Session]
@@ -48,7 +47,7 @@ def meet(database: Database, task: str, add: Callable[[Session], Contestant]) ->
     """Let a new contestant meet the live policy in a task."""
     with database() as session, session.begin():
         one = add(session)
-        contestants.open_pairing(session, task, one.id, live_policy(session).id)
+        pairings.open_pairing(session, task, one.id, live_policy(session).id)
         return one
 
 
@@ -133,14 +132,14 @@ def test_best_of_k_is_asked_for_as_such_and_what_chose_it_is_kept(
         (game,) = games(session)
         assert {game.first, game.second} == {"best of 4", live_policy(session).name}
         assert game.score == (1.0 if game.first == "best of 4" else 0.0)
-        (brought,) = contestants.pairing_figures(session)
+        (brought,) = pairings.pairing_figures(session)
         assert (brought.pairs, brought.complete, brought.compared, brought.won_a, brought.won_b) == (1, 1, 1, 1, 0)
 
 
 def test_what_a_pairing_of_two_policies_brought(rater: httpx.Client, database: Database) -> None:
     with database() as session, session.begin():
         other = contestants.policy(session, add_artifact(session, "other").id)
-        contestants.open_pairing(session, "model_comparison", other.id, live_policy(session).id)
+        pairings.open_pairing(session, "model_comparison", other.id, live_policy(session).id)
     for answer in ("theirs", "theirs", "ours", "none", None):
         _, message_id = ask(rater, "model_comparison")
         pair_id = pair_of(rater, message_id)["pair_id"]
@@ -149,7 +148,7 @@ def test_what_a_pairing_of_two_policies_brought(rater: httpx.Client, database: D
         if answer is not None:
             ok(rater.post(f"/api/pairs/{pair_id}/comparison", json=choice))
     with database() as session:
-        (brought,) = contestants.pairing_figures(session)
+        (brought,) = pairings.pairing_figures(session)
     assert (brought.pairs, brought.complete, brought.compared) == (5, 5, 4)
     assert (brought.won_a, brought.won_b, brought.undecided) == (2, 1, 1)
 
@@ -334,7 +333,7 @@ def test_rejection_sampled_replies_are_a_tranche_of_their_own(
         deploy(session, initial)
         judge = add_artifact(session, "judge", kind="preference_model")
         best = contestants.add_best_of(session, "rs", initial.digest, judge.digest, 16)
-        contestants.open_pairing(session, "helpful", best.id, best.id)
+        pairings.open_pairing(session, "helpful", best.id, best.id)
     rater = new_rater("ann")
     _, message_id = ask(rater)
     pair_of(rater, message_id)
@@ -360,9 +359,9 @@ def test_contestants_that_cannot_be_are_refused_with_what_to_do(session: Session
         "no group 'nobody'": lambda: contestants.add_writer(session, "x", "nobody"),
         "not usable": lambda: contestants.add_writer(session, "sha256:0", "writers"),
         "no contestant 'nobody'": lambda: contestants.get_contestant(session, "nobody"),
-        "no task 'chess'": lambda: contestants.open_pairing(session, "chess", 1, 1),
-        "weight is nan": lambda: contestants.open_pairing(session, "helpful", 1, 1, weight=float("nan")),
-        "no pairing 99": lambda: contestants.end_pairing(session, 99),
+        "no task 'chess'": lambda: pairings.open_pairing(session, "chess", 1, 1),
+        "weight is nan": lambda: pairings.open_pairing(session, "helpful", 1, 1, weight=float("nan")),
+        "no pairing 99": lambda: pairings.end_pairing(session, 99),
     }.items():
         with pytest.raises(OrchestratorError, match=message):
             act()
@@ -409,7 +408,7 @@ def test_the_pairing_table_is_edited_at_the_desk_and_by_command(
     page = admin.get("/desk/pairings")
     admin.send(page, "/end")
     with database() as session:
-        assert contestants.active_pairings(session) == []
+        assert pairings.active_pairings(session) == []
 
 
 def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
@@ -427,12 +426,12 @@ def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
         ids = [add_artifact(session, digest, digest=digest).id for digest in digests]
         initial, last, this = (contestants.policy(session, artifact_id).id for artifact_id in ids)
         week = add_cycle(session, config={"initial_policy": {"path": "unused"}})
-        contestants.open_pairing(session, "model_comparison", last, initial, week.id)
-        by_hand = contestants.open_pairing(session, "model_comparison", this, last).id
+        pairings.open_pairing(session, "model_comparison", last, initial, week.id)
+        by_hand = pairings.open_pairing(session, "model_comparison", this, last).id
     opened = put_before_people(week.id, ids[2], ids[0])
     assert put_before_people(week.id, ids[2], ids[0]) == opened
     with database() as session:
-        assert [pairing.id for pairing in contestants.active_pairings(session)] == [by_hand, opened]
+        assert [pairing.id for pairing in pairings.active_pairings(session)] == [by_hand, opened]
 
 
 def test_a_snapshot_with_the_initial_policys_weights_is_not_put_before_people(
@@ -442,7 +441,7 @@ def test_a_snapshot_with_the_initial_policys_weights_is_not_put_before_people(
     with database() as session, session.begin():
         initial, last, this = (add_artifact(session, name).id for name in ("initial", "last week's", "this week's"))
         week = add_cycle(session, config={"initial_policy": {"path": "unused"}})
-        before = contestants.open_pairing(
+        before = pairings.open_pairing(
             session, "model_comparison", contestants.policy(session, last).id, contestants.policy(session, initial).id
         ).id
         # PPO was stopped at once: the snapshot has files of its own, and no distance from the initial policy.
@@ -451,4 +450,4 @@ def test_a_snapshot_with_the_initial_policys_weights_is_not_put_before_people(
     assert put_before_people(week.id, this, initial) is None
     assert put_before_people(week.id, initial, initial) is None
     with database() as session:
-        assert [pairing.id for pairing in contestants.active_pairings(session)] == [before]
+        assert [pairing.id for pairing in pairings.active_pairings(session)] == [before]

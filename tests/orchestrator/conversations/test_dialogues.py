@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.split import split_key
-from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import end_pairing, open_pairing
 from orchestrator.people.raters import set_status
 from tests.orchestrator.web.rating import ask, code_of, ok, pair_of
 from tests.orchestrator.web.stand_in import StandIn, reply_of

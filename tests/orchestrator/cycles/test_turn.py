@@ -26,7 +26,7 @@ from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFaile
 from orchestrator.reports.cycle import cycle_numbers
 from orchestrator.stages import context as stage_module
 from orchestrator.store.artifacts import ArtifactStore
-from tests.models.conftest import write_llama, write_qwen2
+from tests.models.tiny_folders import write_llama, write_qwen2
 
 WORDS = ["bread", "rain", "paper", "green", "seven", "horse", "music", "stone", "river", "glass"]
 
@@ -66,7 +66,7 @@ def configuration(model: Path, **changes: Any) -> CycleConfig:
 
 
 @pytest.fixture
-def instance(home: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def instance(home: Path, database_url: str, quick_jobs: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """An instance without services: a database and a home."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.delenv("ORCHESTRATOR_POLICY_URL", raising=False)

@@ -17,7 +17,14 @@ from orchestrator import cli
 from orchestrator.config import ComparisonsSection
 from orchestrator.data import freeze
 from orchestrator.data.check import check_comparison_set, check_file, read_texts, shared_openings, texts_of
-from orchestrator.data.contamination import CheckedComparison, DataCheck, TextIndex, fingerprint, run_hashes
+from orchestrator.data.contamination import (
+    CheckedComparison,
+    DataCheck,
+    DataCheckResults,
+    TextIndex,
+    fingerprint,
+    run_hashes,
+)
 from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.errors import ImportFileError
 from tests.db.rows import add_cycle
@@ -38,11 +45,11 @@ def comparison(
     )
 
 
-def checked(*comparisons: CheckedComparison, against: tuple[TextIndex, ...] = ()) -> dict[str, Any]:
+def checked(*comparisons: CheckedComparison, against: tuple[TextIndex, ...] = ()) -> DataCheckResults:
     check = DataCheck(against)
     for one in comparisons:
         check.add(one)
-    return check.result()
+    return check.results()
 
 
 def index(*texts: str) -> TextIndex:
@@ -74,17 +81,17 @@ def test_repeats_are_counted_by_prompt_opening_vote_and_contradiction():
         comparison(6, "Name a river!", "x", "y", part="held_out"),
         comparison(7, "NAME A HILL", "x", "y", part="held_out"),
     )
-    assert (found["comparisons"], found["prompts"], found["repeated_prompts"]) == (7, 5, 1)
+    assert (found.comparisons, found.prompts, found.repeated_prompts) == (7, 5, 1)
     # As they are written only "Name a river." stands there again.
-    assert (found["openings"], found["repeated_openings"], found["repeated_openings_verbatim"]) == (2, 2, 1)
-    assert found["openings_in_several_parts"] == 1
-    assert found["repeated_votes"] == 1
-    assert found["contradicted"] == 1
+    assert (found.openings, found.repeated_openings, found.repeated_openings_verbatim) == (2, 2, 1)
+    assert found.openings_in_several_parts == 1
+    assert found.repeated_votes == 1
+    assert found.contradicted == 1
 
 
 def test_an_undecided_comparison_contradicts_nothing():
     both = comparison(1, "a", "b", "c"), comparison(2, "a", "c", "b", decided=False)
-    assert checked(*both)["contradicted"] == 0
+    assert checked(*both).contradicted == 0
 
 
 def test_a_text_is_met_as_a_whole_message_of_a_person_or_as_a_run():
@@ -97,16 +104,16 @@ def test_a_text_is_met_as_a_whole_message_of_a_person_or_as_a_run():
         comparison(5, f"zero {RUN.replace('seven', 'sieben')}", "a", "b"),
         against=(texts,),
     )
-    (overlap,) = found["against"]
-    assert (overlap["texts"], overlap["texts_met"]) == (3, 2)
-    assert (overlap["comparisons"], overlap["by_part"]) == (3, {"held_out": 1, "train": 2})
-    assert (overlap["prompts"], overlap["in_prompt"], overlap["whole_message"]) == (2, 2, 1)
-    assert overlap["examples"] == ["1", "2", "4"]
+    (overlap,) = found.against
+    assert (overlap.texts, overlap.texts_met) == (3, 2)
+    assert (overlap.comparisons, overlap.by_part) == (3, {"held_out": 1, "train": 2})
+    assert (overlap.prompts, overlap.in_prompt, overlap.whole_message) == (2, 2, 1)
+    assert overlap.examples == ("1", "2", "4")
 
 
 def test_no_comparisons_are_counted_as_none():
     found = checked()
-    assert (found["comparisons"], found["prompts"], found["openings"], found["openings_in_several_parts"]) == (0,) * 4
+    assert (found.comparisons, found.prompts, found.openings, found.openings_in_several_parts) == (0,) * 4
 
 
 @pytest.mark.parametrize(
@@ -230,36 +237,36 @@ def test_hh_helpful_has_the_documented_repeats(data_dir: Path):
     files = [data_dir / "hh_helpful_single_turn" / f"{name}.jsonl.gz" for name in ("train_a", "train_b", "dev")]
     reports = [check_file(file, []) for file in files]
     # "3 records have chosen == rejected"
-    assert sum(report["refused"].get("identical_replies", 0) for report in reports) == 3
+    assert sum(report.refused.get("identical_replies", 0) for report in reports) == 3
     # "25 prompts of dev also occur in train"
-    with_dev = [two["openings"] for two in shared_openings(files) if "dev" in two["files"][1]]
+    with_dev = [two.openings for two in shared_openings(files) if "dev" in two.files[1]]
     assert sum(with_dev) == 25
 
 
 def test_hh_harmless_has_the_documented_repeats(data_dir: Path):
     files = [data_dir / "hh_harmless_base" / f"{name}.jsonl.gz" for name in ("train", "dev")]
     # "92 first prompts occur in more than one record", as they are written: 78 in train and 14 in dev, none in both.
-    assert [check_file(file, [])["repeated_openings_verbatim"] for file in files] == [78, 14]
-    assert shared_openings(files)[0]["openings"] == 0
+    assert [check_file(file, []).repeated_openings_verbatim for file in files] == [78, 14]
+    assert shared_openings(files)[0].openings == 0
 
 
 def test_other_sets_have_the_documented_repeats(data_dir: Path):
     # "1 exact-same (judge, question, pair, turn) vote occurs twice in train"
-    assert check_file(data_dir / "mt_bench_human/human_judgments_train.jsonl", [])["repeated_votes"] == 1
+    assert check_file(data_dir / "mt_bench_human/human_judgments_train.jsonl", []).repeated_votes == 1
     # "2,834 repeated prompts"
     labels = check_file(data_dir / "eval_truthfulqa/answer_truth_labels.jsonl.gz", [])
-    assert (labels["texts"], labels["texts"] - labels["distinct_texts_verbatim"]) == (15373, 2834)
+    assert (labels.texts, labels.texts - labels.distinct_texts_verbatim) == (15373, 2834)
 
 
 def test_contamination_between_public_sets_is_found(data_dir: Path):
     names = ("prompts_general/self_instruct_user_oriented.jsonl", "eval_lambada/lambada_test.jsonl.gz")
     against = [read_texts(data_dir / name) for name in names]
     assert [one.num_texts for one in against] == [252, 3638]
-    tulu = {found["file"]: found for found in check_file(data_dir / "tulu1_human_eval/train.jsonl", against)["against"]}
+    tulu = {found.file: found for found in check_file(data_dir / "tulu1_human_eval/train.jsonl", against).against}
     # "Many of the Tulu prompts are these with the input appended"; of LAMBADA's novels there is nothing.
-    assert tulu[names[0]]["prompts"] == 112
-    assert tulu[names[0]]["whole_message"] < tulu[names[0]]["comparisons"] == 386
-    assert tulu[names[1]]["comparisons"] == 0
+    assert tulu[names[0]].prompts == 112
+    assert tulu[names[0]].whole_message < tulu[names[0]].comparisons == 386
+    assert tulu[names[1]].comparisons == 0
 
 
 def test_no_opening_message_of_a_real_set_is_in_both_parts(engine: Engine, data_dir: Path, tmp_path: Path):
@@ -283,13 +290,13 @@ def test_no_opening_message_of_a_real_set_is_in_both_parts(engine: Engine, data_
     assert openings["train"] & openings["held_out"] == set()
 
     found = check_comparison_set(directory, [data_dir / "hh_harmless_base/dev.jsonl.gz"], tmp_path)
-    assert found["openings_in_several_parts"] == 0
-    assert found["comparisons"] == counts["num_comparisons"] == 1281 + 353
-    (overlap,) = found["against"]
+    assert found.openings_in_several_parts == 0
+    assert found.comparisons == counts["num_comparisons"] == 1281 + 353
+    (overlap,) = found.against
     # Every held-out record of the file is found, and the ids are of comparisons of the set; no text is written.
-    assert overlap["by_part"]["held_out"] >= 353
+    assert overlap.by_part["held_out"] >= 353
     lines = [json.loads(line) for line in (tmp_path / "overlaps.jsonl").read_text().splitlines()]
-    assert len(lines) == overlap["comparisons"]
+    assert len(lines) == overlap.comparisons
     assert set(lines[0]) == {"id", "file", "how"}
 
 

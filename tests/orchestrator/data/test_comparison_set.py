@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -13,51 +12,17 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.split import is_held_out, split_key
 from orchestrator.config import ComparisonsSection
-from orchestrator.data import comparison_set, freeze, named_files, pair_set
+from orchestrator.data import comparison_records, comparison_set, freeze, named_files, pair_set
 from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import ConfigError, CycleError
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
-from tests.db.rows import add_artifact, add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
+from tests.db.rows import add_artifact, add_comparison, add_dialogue, add_pair, add_rater
+from tests.folders import contents
+from tests.orchestrator.data.set_files import HALF, build, excluded, frozen, records
 
-HALF = ComparisonsSection(held_out_fraction=0.5)
 # By the first 8 hex digits of their keys, at one half: checked in test_the_openings_used_here_fall_where_it_says.
 TRAIN, HELD_OUT = "Write a poem.", "Name a river."
-
-
-def frozen(engine: Engine) -> int:
-    """Freeze what is committed, in a cycle of its own."""
-    with Session(engine) as session, session.begin():
-        cycle = add_cycle(session)
-        freeze_id = freeze.freeze(session, cycle.id).id
-        close(session, cycle)
-        return freeze_id
-
-
-def build(
-    engine: Engine, out: Path, freeze_id: int, previous: Path | None = None, section: ComparisonsSection = HALF
-) -> dict[str, Any]:
-    out.mkdir()
-    return freeze.build_comparison_set(engine, freeze_id, section, previous, out)
-
-
-def records(directory: Path) -> list[dict[str, Any]]:
-    manifest = json.loads((directory / "manifest.json").read_text())
-    lines = b"".join((directory / shard["file"]).read_bytes() for shard in manifest["shards"])
-    return [json.loads(line) for line in lines.split(b"\n") if line]
-
-
-def excluded(directory: Path) -> dict[str, str]:
-    files = sorted((directory / "excluded").iterdir())
-    return {
-        entry["id"]: entry["reason"]
-        for file in files
-        for entry in map(json.loads, file.read_text().splitlines())
-    }  # fmt: skip
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def test_the_openings_used_here_fall_where_it_says() -> None:
@@ -123,7 +88,7 @@ def test_more_harmful_is_turned_round_and_nothing_else(
     assert (record["question"], record["better"][0]["content"], record["worse"][0]["content"]) == (
         trained_as, better, worse,
     )  # fmt: skip
-    by_hand = freeze.oriented(
+    by_hand = comparison_records.oriented(
         id="x",
         source="s",
         question=question,

@@ -18,7 +18,8 @@ from db.migrate import upgrade
 from db.session import make_engine
 from orchestrator.data import freeze as dataset
 from orchestrator.errors import CycleError
-from orchestrator.instance.postgres import EmbeddedPostgres, _binary
+from orchestrator.instance.postgres import EmbeddedPostgres
+from orchestrator.instance.postgres_files import binary
 from tests.db.rows import add_artifact, add_comparison, add_cycle, close
 
 WRITERS = 8
@@ -238,4 +239,4 @@ def dump_and_restore(source: str, target: str, file: Path) -> None:
             "PGPASSWORD": str(parts.password),
             "PGDATABASE": parts.path[1:],
         }
-        subprocess.run([_binary(program), *arguments], env=environment, check=True, capture_output=True)
+        subprocess.run([binary(program), *arguments], env=environment, check=True, capture_output=True)

@@ -43,7 +43,7 @@ def test_every_service_of_an_instance_is_a_container_with_the_same_command(insta
 @pytest.mark.parametrize("name", sorted(name for name in OURS if name != "prefect-server"))
 def test_the_command_line_knows_the_command_and_its_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command, *options = OURS[name]["command"]
-    module, _ = cli.COMMANDS[command]
+    module = f"orchestrator.commands.{cli.COMMANDS[command][0]}"
     seen: list[Any] = []
     monkeypatch.setattr(f"{module}.run", lambda args: seen.append(args) or 0)
     assert cli.main([command, *(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", option) for option in options)]) == 0
@@ -92,5 +92,5 @@ def test_a_worker_keeps_its_name_over_restarts() -> None:
 
 def test_the_gate_of_the_env_file_reaches_the_policy_server() -> None:
     environment = OURS["policy-server"]["environment"]
-    for name in ("ORCHESTRATOR_GATE", "ORCHESTRATOR_GATE_ACTION"):
+    for name in ("ORCHESTRATOR_DETECTOR", "ORCHESTRATOR_DETECTOR_ACTION"):
         assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no gate

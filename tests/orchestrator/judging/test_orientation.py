@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from models.preference.results import Accuracy, HeldOutReport, OrderedPairs
 from models.statistics.intervals import wilson
 from orchestrator.config import OrientationSection, load_config
 from orchestrator.data.pair_set import SHIPPED, orientation_pairs, write_orientation_pairs
@@ -15,20 +16,22 @@ from orchestrator.judging.orientation import wrong_signs
 from tests.paths import EXAMPLES
 
 
-def entry(right: int, n: int) -> dict[str, Any]:
-    return {"accuracy": right / n, "ci": list(wilson(right, n)), "n": n}
+def ordered(right: int, n: int) -> Accuracy:
+    return Accuracy(accuracy=right / n, ci=wilson(right, n), n=n)
 
 
-def held_out(**by_source: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "by_source": {source: entry(*counts) for source, counts in by_source.items()},
-        "by_question": {"helpful": entry(8, 10), "harmless": entry(8, 10)},
-    }
+def held_out(**by_source: tuple[int, int]) -> HeldOutReport:
+    return HeldOutReport(
+        **vars(ordered(16, 20)),
+        by_source={source: ordered(*counts) for source, counts in by_source.items()},
+        by_question={"helpful": ordered(8, 10), "harmless": ordered(8, 10)},
+    )
 
 
-def orientation(helpful: tuple[int, int], harmless: tuple[int, int]) -> dict[str, Any]:
-    both = entry(helpful[0] + harmless[0], helpful[1] + harmless[1])
-    return both | {"by_question": {"helpful": entry(*helpful), "harmless": entry(*harmless)}}
+def orientation(helpful: tuple[int, int], harmless: tuple[int, int]) -> OrderedPairs:
+    both = ordered(helpful[0] + harmless[0], helpful[1] + harmless[1])
+    by_question = {"helpful": ordered(*helpful), "harmless": ordered(*harmless)}
+    return OrderedPairs(**vars(both), by_question=by_question, by_source={"hand": both})
 
 
 def test_all_in_order_is_nothing_to_say():
@@ -44,9 +47,8 @@ def test_one_question_the_wrong_way_round_is_seen_though_all_together_are_at_cha
 
 
 def test_a_question_that_the_model_never_saw_is_not_judged_alone():
-    numbers = held_out()
-    del numbers["by_question"]["harmless"]
-    assert wrong_signs(numbers, orientation((10, 10), (0, 10)), "pairs.jsonl") == []
+    helpful_only = replace(held_out(), by_question={"helpful": ordered(8, 10)})
+    assert wrong_signs(helpful_only, orientation((10, 10), (0, 10)), "pairs.jsonl") == []
 
 
 def test_a_source_that_contradicts_the_others_is_named():
@@ -57,9 +59,9 @@ def test_a_source_that_contradicts_the_others_is_named():
     assert wilson(36, 100)[1] < 0.5
     assert wrong_signs(held_out(good=(70, 100), unlucky=(36, 100)), None, None) == []
     # The same 30 of 100 out of 25 dialogues that go together are as 30 % of 25, which is no proof.
-    numbers = held_out(good=(70, 100), turned=(30, 100))
-    numbers["by_source"]["turned"] |= {"dialogues": 25, "design_effect": 4.0}
-    assert wrong_signs(numbers, None, None) == []
+    together = replace(ordered(30, 100), dialogues=25, design_effect=4.0)
+    report = replace(held_out(), by_source={"good": ordered(70, 100), "turned": together})
+    assert wrong_signs(report, None, None) == []
 
 
 def test_the_shipped_pairs_are_read_and_their_length_tells_nothing(tmp_path):

@@ -24,7 +24,7 @@ from orchestrator.people.withdrawal import touched
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
-from tests.orchestrator.data.test_comparison_set import HALF, build, excluded, frozen, records
+from tests.orchestrator.data.set_files import HALF, build, excluded, frozen, records
 
 SECRET = "my landlord's name is Quentin Blume"
 OTHERS = "what is the capital of France?"

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access, queues
 from orchestrator.people.queues import EVERYTHING, QueueError
 from orchestrator.people.raters import RaterIdentity, create_rater, set_status
@@ -101,7 +101,7 @@ def test_models_are_offered_for_comparison_only_where_some_meet(
     assert "/tasks/model_comparison/" not in home
     with database() as session, session.begin():
         other = contestants.policy(session, add_artifact(session, "other").id)
-        contestants.open_pairing(session, "model_comparison", other.id, other.id)
+        pairings.open_pairing(session, "model_comparison", other.id, other.id)
     assert "/tasks/model_comparison/harmless" in browser.get("/").text
     browser.client.close()
 

@@ -19,8 +19,9 @@ from orchestrator.data.exporting import ExportRequest, export_file
 from orchestrator.people.raters import RaterError, create_rater, rater_by_token, renew_token, set_status
 from orchestrator.people.withdrawal import touched, withdraw
 from tests.db.rows import add_comparison, add_cycle, add_rater, close
-from tests.orchestrator.data.test_comparison_set import build, contents, excluded, frozen, records
-from tests.orchestrator.store.test_ledger import Loop
+from tests.folders import contents
+from tests.orchestrator.data.set_files import build, excluded, frozen, records
+from tests.orchestrator.store.loop import Loop
 
 
 def test_later_sets_leave_the_rater_out_and_earlier_ones_stay_the_same(

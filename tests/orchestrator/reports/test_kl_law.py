@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
+from models.policy.results import BestOfPoint, CurvePoint
 from orchestrator.judging.kl_law import law_numbers
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.kl_law import kl_law
+from tests.orchestrator.reports.curves import curve
+from tests.orchestrator.reports.policy_results import evaluation
 
 TOLERANCE = 1e-6
-
-
-def curve(bend: int, points: int = 21, *, watcher: float | None = None) -> list[dict[str, Any]]:
-    """√KL 0, 0.2, 0.4 …; the score is 1 + 2·√KL up to a point and flat from there; the watcher sees a share of it."""
-    rows: list[dict[str, Any]] = []
-    for i in range(points):
-        root = 0.2 * i
-        # A ripple of 0.001 that sums to nothing: an exact line has no residuals to test anything with.
-        score = 1.0 + 2.0 * min(root, 0.2 * bend) + 0.001 * (-1) ** i
-        rows.append({"samples": 64 * i, "kl_nats": root**2, "score": score})
-        if watcher is not None:
-            rows[-1]["score_watcher"] = 1.0 + watcher * (score - 1.0)
-    return rows
-
-
-BEST = {
-    "best_of_points": [
-        {"k": 1, "kl_nats": 0.0, "pm_score": 1.0, "pm_score_ci": [0.9, 1.1], "num_prompts": 9},
-        {"k": 4, "kl_nats": 0.636294, "pm_score": 2.0, "pm_score_ci": [1.8, 2.2], "num_prompts": 9},
-    ]
-}
+BEST = evaluation(
+    best_of=4,
+    best_of_points=(
+        BestOfPoint(k=1, kl_nats=0.0, pm_score=1.0, pm_score_ci=(0.9, 1.1), num_prompts=9),
+        BestOfPoint(k=4, kl_nats=0.636294, pm_score=2.0, pm_score_ci=(1.8, 2.2), num_prompts=9),
+    ),
+)
 
 
 def test_the_rows_say_slope_departure_and_forecast() -> None:
@@ -59,7 +47,7 @@ def test_a_straight_curve_has_no_departure_and_the_watcher_its_own_slope() -> No
 
 
 def test_a_run_that_did_not_move_says_so() -> None:
-    still = [{"samples": 64 * i, "kl_nats": 0.0, "score": float(i)} for i in range(5)]
+    still = [CurvePoint(samples=64 * i, kl_nats=0.0, score=float(i)) for i in range(5)]
     assert law_rows(still)[0][1].startswith("not identifiable: KL never exceeds 0.0001 nats")
     assert law_rows([]) == []
     assert law_numbers([]) is None
@@ -67,12 +55,12 @@ def test_a_run_that_did_not_move_says_so() -> None:
 
 def test_best_of_points_are_rows() -> None:
     assert best_of_rows(BEST)[1] == ("… best of 4", "PM score 2 [1.8, 2.2] at KL 0.636 nats")
-    assert best_of_rows({"best_of": 16}) == []
+    assert best_of_rows(evaluation(best_of=16)) == []
 
 
 def test_the_picture_shows_curve_line_departure_and_points() -> None:
-    evaluation = {"kl_nats": 16.0, "pm_score": 5.5, "pm_score_ci": [5.0, None]}
-    figure = kl_law({"training": {"curve": curve(bend=12, watcher=0.5)}, "best_of_n": BEST, "evaluation": evaluation})
+    after = evaluation(kl_nats=16.0, pm_score=5.5, pm_score_ci=(5.0, None))
+    figure = kl_law(curve(bend=12, watcher=0.5), BEST, after)
     assert figure is not None
     [axes] = figure.axes
     lines = {str(line.get_label()): line for line in axes.lines}
@@ -89,8 +77,8 @@ def test_the_picture_shows_curve_line_departure_and_points() -> None:
 
 def test_the_yardstick_is_a_point_where_no_others_were_asked_for() -> None:
     # ln 16 − 15/16 = 1.835
-    best = {"best_of": 16, "kl_nats": 1.835, "pm_score": 3.0, "pm_score_ci": [2.5, 3.25]}
-    figure = kl_law({"training": {"curve": curve(bend=12)}, "best_of_n": best})
+    best = evaluation(best_of=16, kl_nats=1.835, pm_score=3.0, pm_score_ci=(2.5, 3.25))
+    figure = kl_law(curve(bend=12), best, None)
     assert figure is not None
     [axes] = figure.axes
     [bars] = axes.containers
@@ -102,5 +90,5 @@ def test_the_yardstick_is_a_point_where_no_others_were_asked_for() -> None:
 
 
 def test_without_a_curve_there_is_no_picture() -> None:
-    assert kl_law({"training": None}) is None
-    assert kl_law({"training": {"curve": curve(bend=3)[:1]}}) is None
+    assert kl_law([], None, None) is None
+    assert kl_law(curve(bend=3)[:1], None, None) is None

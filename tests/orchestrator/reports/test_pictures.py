@@ -6,11 +6,14 @@ import random
 import struct
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from models.policy.results import CurvePoint, LogpAccuracy, LogpPoint
+from models.runtime.results import result_to_json
 from orchestrator.reports.cycle_text import to_markdown
 from orchestrator.reports.pictures.catalogue import PICTURES, draw_all
 from orchestrator.reports.pictures.ppo_course import ppo_course
@@ -22,33 +25,61 @@ from orchestrator.reports.pictures.preference_model import (
     scaling,
     score_histograms,
 )
+from tests.orchestrator.reports.policy_results import BARE_PPO
+from tests.orchestrator.reports.policy_results import points as points_of_curve
 
 pytest.importorskip("torch")
 
 from models.preference.report import ScoredPair, held_out_report
+from models.preference.results import (
+    Accuracy,
+    Calibration,
+    Histograms,
+    ReliabilityBin,
+    ScoreCounts,
+    ThresholdCurve,
+    ThresholdPoint,
+)
+from models.runtime.results import part_to_json
 from models.statistics.scaling import ScalingPoint, fit_scaling
+from orchestrator.judging.forecasts import MeasuredPoint, Scaling
+from tests.orchestrator import published_results
+from tests.orchestrator.published_results import preference_model_results
 
 # Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it; entropy falls
 # from 2 nats to 0.9, replies grow from 10 tokens to 21.
-TRAINING = {
-    "curve": [
-        {"samples": 8 * i, "kl_nats": i * i / 10, "score": i / 2, "score_watcher": i / 4, "twin_gap": i / 4}
-        | {"kl_coef": 0.2, "entropy": 2 - i / 10, "reply_tokens": 10.0 + i}
+TRAINING = replace(
+    BARE_PPO,
+    curve=tuple(
+        CurvePoint(
+            samples=8 * i,
+            kl_nats=i * i / 10,
+            score=i / 2,
+            kl_coef=0.2,
+            entropy=2 - i / 10,
+            reply_tokens=10.0 + i,
+            score_watcher=i / 4,
+            twin_gap=i / 4,
+        )
         for i in range(12)
-    ],
-    "samples": 96,
-    "stopped": "the training PM's gain exceeds the watcher's (iteration 13)",
-    "settings": {"kl_coef": 0.2, "kl_target_nats": None},
-    "logp_accuracy": {
-        "pairs": {"helpful": 64, "harmless": 32},
-        "preference_model": {"helpful": 0.75, "harmless": 0.625},
-        "curve": [
-            {"samples": s, "helpful": 0.5 + s / 800, "harmless": 0.5 - s / 960}
-            | {"ci": {"helpful": [0.4, 0.65], "harmless": [0.35, 0.55]}}
+    ),
+    samples=96,
+    stopped="the training PM's gain exceeds the watcher's (iteration 13)",
+    settings={"kl_coef": 0.2, "kl_target_nats": None},
+    logp_accuracy=LogpAccuracy(
+        pairs={"helpful": 64, "harmless": 32},
+        preference_model={"helpful": 0.75, "harmless": 0.625},
+        curve=tuple(
+            LogpPoint(
+                samples=s,
+                helpful=0.5 + s / 800,
+                harmless=0.5 - s / 960,
+                ci={"helpful": (0.4, 0.65), "harmless": (0.35, 0.55)},
+            )
             for s in (0, 40, 80, 96)
-        ],
-    },
-}
+        ),
+    ),
+)
 
 
 def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
@@ -69,8 +100,6 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
         for number in range(num_pairs)
     ]
     scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
-    curve = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
-    points = [asdict(point) | {"ci": [point.accuracy - 0.05, point.accuracy + 0.05]} for point in curve]
     distilled = [
         {"tokens": 100 * i, "held_out_kl_nats": 1 / (1 + i), "train_kl_nats": 1.1 / (1 + i) if i else None}
         for i in range(5)
@@ -78,11 +107,28 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
     return {
         "distillation": {"held_out_kl_before": 1.0, "held_out_kl_after": 0.2, "distillation_curve": distilled}
         | {"num_tokens": 400, "prompt_version": "hhh-1"},
-        "preference_model": {"held_out": held_out_report(pairs)},
-        "scaling": {"source": "the ledger", "points": points, **fit_scaling(curve)},
+        "preference_model": preference_model_results(held_out_report(pairs)),
+        "scaling": part_to_json(fitted(CURVE)),
         "policy_scores": {"snapshot": scores, "initial": scores},
-        "training": TRAINING,
+        "training": result_to_json(TRAINING),
     }
+
+
+CURVE = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
+
+
+def fitted(curve: Sequence[ScalingPoint]) -> Scaling:
+    points = tuple(
+        MeasuredPoint(
+            parameters=point.parameters,
+            comparisons=point.comparisons,
+            accuracy=point.accuracy,
+            n=round(point.n),
+            ci=(point.accuracy - 0.05, point.accuracy + 0.05),
+        )
+        for point in curve
+    )
+    return Scaling(**vars(fit_scaling(curve)), source="the ledger", points=points, left_out={})
 
 
 def size(png: bytes) -> tuple[int, int]:
@@ -105,7 +151,7 @@ def legend(axes: Any) -> list[str]:
 
 
 def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accuracy_to_where_it_stopped():
-    figure = ppo_course({"training": TRAINING})
+    figure = ppo_course(TRAINING)
     assert figure is not None
     scores, kl, entropy, length, accuracy = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
@@ -151,11 +197,11 @@ def test_ppos_course_shows_score_reward_kl_entropy_length_and_mean_log_p_accurac
 
 def test_the_total_reward_is_drawn_with_the_coefficient_that_each_point_was_rewarded_with():
     curve = [
-        {"samples": 8 * i, "kl_nats": float(i), "score": 1.0, "kl_coef": kl_coef}
+        CurvePoint(samples=8 * i, kl_nats=float(i), score=1.0, kl_coef=kl_coef)
         for i, kl_coef in enumerate([0.2, 0.3, 0.25])
     ]
     adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=adaptive))
     assert figure is not None
     scores = figure.axes[0]
     assert legend(scores) == ["training PM", "r = score − λ·KL"]
@@ -163,18 +209,17 @@ def test_the_total_reward_is_drawn_with_the_coefficient_that_each_point_was_rewa
     assert list(scores.lines[1].get_ydata()) == pytest.approx([1.0, 0.7, 0.5])
     assert scores.get_title(loc="left") == "Score and total reward, λ from 0.2 to 0.25"
     # A run without a penalty has no reward beside its score, and neither entropy nor length can be taller than at 0.
-    for point in curve:
-        point |= {"kl_coef": 0.0, "entropy": 0.0, "reply_tokens": 0.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": {"kl_coef": 0.0}}})
+    free = tuple(replace(point, kl_coef=0.0, entropy=0.0, reply_tokens=0.0) for point in curve)
+    figure = ppo_course(replace(BARE_PPO, curve=free, settings={"kl_coef": 0.0}))
     assert figure is not None
     assert legend(figure.axes[0]) == ["training PM"]
     assert [axes.get_ylim() for axes in figure.axes[2:]] == [(0.0, 1.0), (0.0, 1.0)]
 
 
 def test_a_curve_of_before_coefficients_were_kept_has_the_reward_of_a_fixed_one():
-    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    curve = points_of_curve(3)
     fixed = {"kl_coef": 0.5, "kl_target_nats": None}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": fixed}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=fixed))
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Score and total reward",
@@ -185,14 +230,13 @@ def test_a_curve_of_before_coefficients_were_kept_has_the_reward_of_a_fixed_one(
 
 
 def test_a_plain_course_has_no_stop_no_watcher_and_no_reward_that_it_cannot_know():
-    curve = [{"samples": 8 * i, "kl_nats": 0.1 * i, "score": float(i)} for i in range(3)]
+    curve = points_of_curve(3)
     adaptive = {"kl_coef": 0.2, "kl_target_nats": 2.0}
-    figure = ppo_course({"training": {"curve": curve, "stopped": None, "samples": 24, "settings": adaptive}})
+    figure = ppo_course(replace(BARE_PPO, curve=tuple(curve), settings=adaptive))
     assert figure is not None
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
     assert legend(figure.axes[0]) == ["training PM"]
-    assert ppo_course({"training": {"curve": curve[:1]}}) is None
-    assert ppo_course({"training": None}) is None
+    assert ppo_course(replace(BARE_PPO, curve=curve[:1])) is None
 
 
 @pytest.mark.parametrize("num_pairs", [1, 3])
@@ -233,10 +277,6 @@ def test_nothing_is_drawn_before_it_is_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def held_out(**report: Any) -> dict[str, Any]:
-    return {"preference_model": {"held_out": report}}
-
-
 def bars(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
     """Values and edges of each histogram by its label."""
     return {str(patch.get_label()): tuple(map(list, patch.get_data()[:2])) for patch in axes.patches}
@@ -249,12 +289,20 @@ def points(container: Any) -> tuple[list[float], list[float], list[list[float]]]
 
 
 def test_the_reliability_plot_shows_each_bin_beside_the_calibrated_line():
-    bins = [
-        {"mean_gap": 0.5, "accuracy": 0.6, "ci": [0.5, 0.75]},
-        {"mean_gap": 2.0, "accuracy": 0.9, "ci": [0.8, 0.95]},
-    ]
-    calibration = {"bins": bins, "expected_calibration_error": 0.0234, "slope": 0.8}
-    figure = reliability(held_out(calibration=calibration))
+    calibration = Calibration(
+        n=70,
+        expected_calibration_error=0.0234,
+        error_by_chance=0.03,
+        slope=0.8,
+        slope_ci=(0.6, 1.0),
+        bins=(
+            ReliabilityBin(low=0.1, high=1.0, mean_gap=0.5, predicted=0.62, accuracy=0.6, ci=(0.5, 0.75), n=35),
+            ReliabilityBin(low=1.0, high=3.0, mean_gap=2.0, predicted=0.88, accuracy=0.9, ci=(0.8, 0.95), n=35),
+        ),
+        by_tranche={},
+        by_question={},
+    )
+    figure = reliability(published_results.held_out_report(calibration=calibration))
     assert figure is not None
     [axes] = figure.axes
     assert axes.get_title(loc="left") == "Reliability: calibration error 0.023, slope 0.80"
@@ -282,11 +330,15 @@ def test_the_reliability_plot_shows_each_bin_beside_the_calibrated_line():
 
 
 def test_the_threshold_curve_shows_all_with_its_interval_and_each_tranche():
-    def curve(*accuracies: float) -> list[dict[str, Any]]:
-        return [{"threshold": t - 1.0, "accuracy": a, "ci": [a - 0.1, a + 0.05]} for t, a in enumerate(accuracies)]
+    def curve(*accuracies: float) -> tuple[ThresholdPoint, ...]:
+        return tuple(
+            ThresholdPoint(threshold=t - 1.0, accuracy=a, ci=(a - 0.1, a + 0.05), n=10)
+            for t, a in enumerate(accuracies)
+        )
 
     by_tranche = {"online": curve(0.8, 0.6), "base": curve(0.65, 0.7, 0.75), "short": curve(0.5)}
-    figure = accuracy_by_threshold(held_out(threshold_curve={"all": curve(0.7, 0.68, 0.6), "by_tranche": by_tranche}))
+    curves = ThresholdCurve(all=curve(0.7, 0.68, 0.6), by_tranche=by_tranche)
+    figure = accuracy_by_threshold(published_results.held_out_report(threshold_curve=curves))
     assert figure is not None
     [axes] = figure.axes
     assert axes.get_title(loc="left") == "Accuracy where both replies score above t"
@@ -305,9 +357,11 @@ def test_the_threshold_curve_shows_all_with_its_interval_and_each_tranche():
 
 def test_score_histograms_show_the_share_of_better_and_worse_replies_by_tranche():
     edges = [-1.0, 0.0, 1.0, 2.0]
-    base, online = {"better": [1, 1, 2], "worse": [3, 1, 0]}, {"better": [0, 1, 1], "worse": [0, 2, 0]}
-    histograms = {"edges": edges, "all": base, "by_tranche": {"base": base, "online": online}}
-    figure = score_histograms(held_out(histograms=histograms))
+    base = ScoreCounts(better=(1, 1, 2), worse=(3, 1, 0))
+    online = ScoreCounts(better=(0, 1, 1), worse=(0, 2, 0))
+    by_tranche = {"base": base, "online": online}
+    histograms = Histograms(edges=tuple(edges), all=base, by_tranche=by_tranche, by_question={})
+    figure = score_histograms(published_results.held_out_report(histograms=histograms))
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["base (n = 4)", "online (n = 2)"]
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the mean, PM units"]
@@ -319,21 +373,23 @@ def test_score_histograms_show_the_share_of_better_and_worse_replies_by_tranche(
     assert bars(figure.axes[1])["better replies"] == ([0.0, 0.5, 0.5], edges)
     assert legend(figure.axes[1]) == ["worse replies", "better replies"]
     # One tranche alone is all there is.
-    alone = score_histograms(held_out(histograms=histograms | {"by_tranche": {"base": base}}))
+    one_tranche = replace(histograms, by_tranche={"base": base})
+    alone = score_histograms(published_results.held_out_report(histograms=one_tranche))
     assert alone is not None
     assert [axes.get_title(loc="left") for axes in alone.axes] == ["held-out comparisons (n = 4)"]
 
 
 def test_the_two_panel_view_lays_both_policies_over_the_data_of_their_kind():
     edges = [-1.0, 0.0, 1.0]
-    helpful, harmless = {"better": [1, 3], "worse": [3, 1]}, {"better": [2, 2], "worse": [4, 0]}
-    histograms = {"edges": edges, "by_question": {"helpful": helpful, "harmless": harmless}}
+    helpful, harmless = ScoreCounts(better=(1, 3), worse=(3, 1)), ScoreCounts(better=(2, 2), worse=(4, 0))
+    by_question = {"helpful": helpful, "harmless": harmless}
+    histograms = Histograms(edges=tuple(edges), all=helpful, by_tranche={}, by_question=by_question)
     scores = {
         # Above the mean of 10: -0.5, 0.5, 0.5, 2.5, which lies beyond the data's last bin.
         "snapshot": {"helpful": [9.5, 10.5, 10.5, 12.5], "harmless": [10.5]},
         "initial": {"helpful": [9.5, 9.5], "harmless": [9.5, 10.5]},
     }
-    figure = policy_scores(held_out(histograms=histograms, mean_score=10.0) | {"policy_scores": scores})
+    figure = policy_scores(published_results.held_out_report(histograms=histograms, mean_score=10.0), scores)
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Helpful prompts", "Red-team prompts"]
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "score above the data's mean, PM units"]
@@ -352,26 +408,28 @@ def test_the_two_panel_view_lays_both_policies_over_the_data_of_their_kind():
 
 
 def test_a_forecast_that_holds_every_accuracy_is_not_drawn():
-    known = numbers(30, ("base",))
-    twice = known["scaling"]["forecast"]["twice_the_comparisons"]
+    known = fitted(CURVE)
     figure = scaling(known)
     assert figure is not None
     assert legend(figure.axes[0]) == ["fit", "1 M parameters", "twice as many"]
-    twice["accuracy"]["ci"] = [-0.24, 1.42]
+    twice = known.forecast.twice_the_comparisons
+    assert twice is not None
+    vague = replace(twice, accuracy=replace(twice.accuracy, ci=(-0.24, 1.42)))
+    known = replace(known, forecast=replace(known.forecast, twice_the_comparisons=vague))
     figure = scaling(known)
     assert figure is not None
     [axes] = figure.axes
     assert legend(axes) == ["1 M parameters"]
     # Nor is there room for accuracies that can't be.
-    known["scaling"]["points"][-1]["ci"] = [-0.1, 1.1]
-    figure = scaling(known)
+    *points, last = known.points
+    figure = scaling(replace(known, points=(*points, replace(last, ci=(-0.1, 1.1)))))
     assert figure is not None
     assert figure.axes[0].get_ylim() == (0.0, 1.0)
 
 
 def test_accuracy_by_group_says_what_its_lines_are_and_names_raters_by_id():
-    entry = {"accuracy": 0.6, "ci": [0.5, 0.7], "n": 9}
-    figure = accuracy_by_group(held_out(accuracy=0.62, by_rater={"24": entry, "7": entry}))
+    group = Accuracy(accuracy=0.6, ci=(0.5, 0.7), n=9)
+    figure = accuracy_by_group(published_results.held_out_report(accuracy=0.62, by_rater={"24": group, "7": group}))
     assert figure is not None
     [axes] = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "all together"]

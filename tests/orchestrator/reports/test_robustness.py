@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import replace
 
 import pytest
 
+from models.policy.results import JudgedReply
+from models.runtime.results import part_to_json, result_from_json, result_to_json
 from orchestrator.config import parse_config
-from orchestrator.judging.robustness import gap_opens, past_best, two_way
+from orchestrator.judging.robustness import (
+    Gain,
+    JudgedPolicy,
+    PolicyGains,
+    RobustnessNumbers,
+    RobustnessResults,
+    Trained,
+    WatcherBest,
+    gap_opens,
+    past_best,
+    two_way,
+)
 from orchestrator.reports.pictures.robustness import gap_picture
 from orchestrator.reports.pictures.style import png
 from orchestrator.reports.robustness import to_markdown
 from orchestrator.stages.robustness import with_halves
-from tests.orchestrator.reports.test_kl_law import curve
+from tests.orchestrator.reports.curves import curve
+from tests.paths import PROJECT_ROOT
 
 TOLERANCE = 1e-9
 
 
-def record(prompt: str, score: float, watcher: float, kl: float = 0.0) -> dict[str, Any]:
-    return {"prompt_id": prompt, "score": score, "watcher_score": watcher, "kl_nats": kl}
+def record(prompt: str, score: float, watcher: float | None, kl: float = 0.0) -> JudgedReply:
+    return JudgedReply(prompt, "helpful", (), "", score, kl, 1, truncated=False, watcher_score=watcher)
+
+
+def judged(*policies: list[JudgedReply]) -> list[JudgedPolicy]:
+    return [JudgedPolicy(f"policy {number}", 100 * number, replies) for number, replies in enumerate(policies)]
 
 
 START = [record("x", 1.0, 10.0), record("y", 2.0, 20.0)]
@@ -27,49 +46,54 @@ LATER = [record("x", 4.0, 12.0, 2.0), record("y", 3.0, 21.0, 4.0)]
 
 
 def test_gains_are_paired_by_prompt_and_their_difference_is_the_gap() -> None:
-    start, later = two_way([START, LATER])
-    assert (start["training_gain"]["mean"], start["gap"]["mean"]) == (0.0, 0.0)
-    assert later["kl_nats"] == pytest.approx(3.0, abs=TOLERANCE)
-    assert later["training_gain"]["mean"] == pytest.approx(2.0, abs=TOLERANCE)
-    assert later["watcher_gain"]["mean"] == pytest.approx(1.5, abs=TOLERANCE)
-    # Gaps 1 and 0: mean 0.5, standard error 0.5, 1.959964 of them to either side.
-    assert later["gap"]["mean"] == pytest.approx(0.5, abs=TOLERANCE)
-    assert later["gap"]["ci"] == pytest.approx([0.5 - 0.979982, 0.5 + 0.979982], abs=1e-6)
-    assert later["n"] == 2
+    start, later = two_way(judged(START, LATER))
+    assert (start.training_gain.mean, start.gap.mean) == (0.0, 0.0)
+    assert later.kl_nats == pytest.approx(3.0, abs=TOLERANCE)
+    assert later.training_gain.mean == pytest.approx(2.0, abs=TOLERANCE)
+    assert later.watcher_gain.mean == pytest.approx(1.5, abs=TOLERANCE)
+    # Gaps 1 and 0: mean 0.5, standard error 0.5; of two values Student's quantile is 12.7062.
+    assert later.gap.mean == pytest.approx(0.5, abs=TOLERANCE)
+    assert later.gap.ci == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
+    assert (later.n, later.policy, later.samples) == (2, "policy 1", 100)
 
 
 def test_the_order_of_prompts_says_nothing_and_exchanged_pms_negate_the_gap() -> None:
-    assert two_way([START, LATER[::-1]])[1] == two_way([START, LATER])[1]
+    assert two_way(judged(START, LATER[::-1]))[1] == two_way(judged(START, LATER))[1]
 
-    def exchanged(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row | {"score": row["watcher_score"], "watcher_score": row["score"]} for row in records]
+    def exchanged(replies: list[JudgedReply]) -> list[JudgedReply]:
+        return [record(row.prompt_id, row.watcher_score or 0.0, row.score, row.kl_nats) for row in replies]
 
-    assert two_way([exchanged(START), exchanged(LATER)])[1]["gap"]["mean"] == pytest.approx(-0.5, abs=TOLERANCE)
+    assert two_way(judged(exchanged(START), exchanged(LATER)))[1].gap.mean == pytest.approx(-0.5, abs=TOLERANCE)
 
 
 def test_the_test_pm_s_best_policy_is_compared_with_the_result_by_prompt() -> None:
     fallen = [record("x", 9.0, 11.0), record("y", 9.0, 18.0)]
-    best, loss = past_best([START, LATER, fallen])
-    # 11 - 12 and 18 - 21: mean -2, standard error 1.
+    best, loss = past_best(judged(START, LATER, fallen))
+    # 11 - 12 and 18 - 21: mean -2, standard error 1, times 12.7062.
     assert best == 1
     assert loss is not None
-    assert loss["mean"] == pytest.approx(-2.0, abs=TOLERANCE)
-    assert loss["ci"] == pytest.approx([-2 - 1.959964, -2 + 1.959964], abs=1e-6)
-    assert past_best([START, LATER]) == (1, None)
+    assert loss.mean == pytest.approx(-2.0, abs=TOLERANCE)
+    assert loss.ci == pytest.approx((-2 - 12.7062, -2 + 12.7062), abs=1e-4)
+    assert past_best(judged(START, LATER)) == (1, None)
 
 
-def rows(*gaps: tuple[float, float | None]) -> list[dict[str, Any]]:
+def test_a_policy_that_the_watcher_did_not_judge_has_no_gap() -> None:
+    with pytest.raises(ValueError, match="no watcher scored the reply to prompt x"):
+        two_way(judged([record("x", 1.0, None)]))
+
+
+def rows(*gaps: tuple[float, float | None]) -> list[PolicyGains]:
     """Policies with these gaps, each with the lower bound of its interval."""
     return [
-        {
-            "policy": f"policy {number}",
-            "samples": 100 * number,
-            "kl_nats": 1.0 * number**2,
-            "n": 8,
-            "training_gain": {"mean": 2 * gap, "ci": [gap, 3 * gap]},
-            "watcher_gain": {"mean": gap, "ci": [0.0, 2 * gap]},
-            "gap": {"mean": gap, "ci": [low, 2 * gap]},
-        }
+        PolicyGains(
+            policy=f"policy {number}",
+            samples=100 * number,
+            kl_nats=1.0 * number**2,
+            n=8,
+            training_gain=Gain(2 * gap, (gap, 3 * gap)),
+            watcher_gain=Gain(gap, (0.0, 2 * gap)),
+            gap=Gain(gap, (low, 2 * gap)),
+        )
         for number, (gap, low) in enumerate(gaps)
     ]
 
@@ -78,23 +102,39 @@ def test_the_gap_opens_where_it_stays_open() -> None:
     opens = gap_opens(rows((0, 0), (0.5, 0.1), (0.4, -0.1), (1.0, 0.5), (2.0, 1.5)))
     assert opens is not None
     # It closed again after the first.
-    assert (opens["policy"], opens["samples"], opens["kl_nats"]) == ("policy 3", 300, 9.0)
+    assert (opens.policy, opens.samples, opens.kl_nats) == ("policy 3", 300, 9.0)
     assert gap_opens(rows((0, 0), (0.5, 0.1), (0.4, -0.1))) is None
     assert gap_opens(rows((0, None))) is None
 
 
-def numbers(*gaps: tuple[float, float | None]) -> dict[str, Any]:
-    model = {"num_train": 40, "accuracy": 0.7, "ci": [0.6, 0.8]}
+def numbers(*gaps: tuple[float, float | None]) -> RobustnessNumbers:
+    model = Trained(num_train=40, accuracy=0.7, ci=(0.6, 0.8))
     policies = rows(*gaps)
-    return {
-        "name": "tiny",
-        "policies": policies,
-        "preference_models": {"training PM": model, "watcher": model},
-        "stopped": None,
-        "curve": curve(bend=12, watcher=0.5),
-        "gap_opens": gap_opens(policies),
-        "watcher_best": policies[0] | {"result_minus_best": {"mean": -0.5, "ci": [-0.75, -0.25]}},
-    }
+    return RobustnessNumbers(
+        name="tiny",
+        policies=tuple(policies),
+        preference_models={"training PM": model, "watcher": model},
+        stopped=None,
+        curve=tuple(curve(bend=12, watcher=0.5)),
+        gap_opens=gap_opens(policies),
+        watcher_best=WatcherBest(**vars(policies[0]), result_minus_best=Gain(-0.5, (-0.75, -0.25))),
+    )
+
+
+def test_what_the_report_publishes_is_what_is_read() -> None:
+    found = numbers((0, None), (0.5, 0.25))
+    written = json.loads(json.dumps(result_to_json(found)))
+    assert result_from_json(RobustnessNumbers, written, where="the report") == found
+    assert written["gap_opens"].keys() == {"policy", "samples", "kl_nats", "gap"}
+
+
+def test_a_report_of_version_1_is_read_whole() -> None:
+    file = PROJECT_ROOT / "tests" / "models" / "policy" / "results_of_version_1.json"
+    published = json.loads(file.read_text())["robustness_report"]
+    found = result_from_json(RobustnessResults, published, where="the report")
+    assert json.loads(json.dumps(part_to_json(found))) == published
+    assert found.policies[0].policy == "initial policy"
+    assert found.watcher_best.policy in {row.policy for row in found.policies}
 
 
 def test_the_report_says_where_the_gap_opens_and_has_the_two_way_table() -> None:
@@ -127,4 +167,4 @@ def test_the_experiment_changes_its_own_settings_alone() -> None:
     assert with_halves(parse_config({"initial_policy": {"path": "x"}, "ppo": {"snapshots": 9}})).ppo.snapshots == 9
     # The wire at the gap would end what is to be measured; every other one stays.
     assert ours.ppo.watch.max_twin_gap == 0.0
-    assert ours.ppo.watch.model_copy(update={"max_twin_gap": config.ppo.watch.max_twin_gap}) == config.ppo.watch
+    assert replace(ours.ppo.watch, max_twin_gap=config.ppo.watch.max_twin_gap) == config.ppo.watch

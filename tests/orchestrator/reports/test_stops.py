@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from prefect.states import Failed
 
 from db import tables as t
 from flows.running import _how_to_go_on
+from models.policy.results import PPOResult, RaisedAlarm, WatchResult
 from orchestrator.config import parse_config
 from orchestrator.judging.gates import Evidence, judge
 from orchestrator.reports.stops import (
@@ -22,6 +24,7 @@ from orchestrator.reports.stops import (
     kept_iterations,
     stop_lines,
 )
+from tests.orchestrator.reports.policy_results import BARE_PPO, points
 from tests.paths import PROJECT_ROOT
 
 BEGAN = datetime(2026, 1, 5, tzinfo=UTC)
@@ -78,12 +81,17 @@ def test_of_several_stages_at_once_the_one_whose_error_ended_the_run_is_told():
     assert _ended_by(rows, "ArtifactError: damaged") == ("evaluate_policy", "ArtifactError: damaged")
 
 
+def ran(iterations: int, *, stopped_by: str, alarms: list[tuple[int, str]]) -> PPOResult:
+    """A run that learned from so many rollouts."""
+    raised = tuple(RaisedAlarm(iteration, wire, "") for iteration, wire in alarms)
+    return replace(BARE_PPO, curve=points(iterations), watch=WatchResult(stopped_by, raised))
+
+
 def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
     stopped = "entropy 0.1 nats per token is 4% of the start's 2.5, below min_entropy_share 0.05 (iteration 7)"
     # Six rollouts were learned from; the seventh tripped the wire. Weights after iteration 5 wrote the sixth.
-    alarms = [{"iteration": at, "wire": "entropy"} for at in (2, 7)]
-    training = {"stopped": stopped, "watch": {"stopped_by": "entropy", "alarms": alarms}, "curve": [{}] * 6}
-    stop = _ppo_stop(training, "sha256:ab")
+    training = ran(6, stopped_by="entropy", alarms=[(2, "entropy"), (7, "entropy")])
+    stop = _ppo_stop(training, stopped, "sha256:ab")
     assert stop_lines([vars(stop)]) == [
         f"**Stopped** at `train_policy` by the tripwire `entropy`: {stopped}",
         "",
@@ -94,32 +102,30 @@ def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
         "",
     ]
     # A snapshot from before there were wires names none.
-    assert _ppo_stop({"stopped": "the loss was not finite in iteration 3"}, "sha256:ab").by == (
+    assert _ppo_stop(BARE_PPO, "the loss was not finite in iteration 3", "sha256:ab").by == (
         "the check that its numbers are finite"
     )
 
 
 def test_a_run_that_went_too_far_at_once_is_told_to_learn_slower():
-    kl = {"stopped": "KL 397 nats was above max_kl_nats 5 in iteration 2", "settings": {"learning_rate": 0.1}}
-    at_once = _ppo_stop(kl | {"curve": [{}], "kl_nats": 0.0}, "sha256:ab")
+    kl = "KL 397 nats was above max_kl_nats 5 in iteration 2"
+    fast = replace(BARE_PPO, settings={"learning_rate": 0.1})
+    at_once = _ppo_stop(replace(fast, curve=points(1), kl_nats=0.0), kl, "sha256:ab")
     assert at_once.by == "the limit `ppo.max_kl_nats`"
     assert at_once.next.startswith("lower `ppo.learning_rate` (it was 0.1): the first steps went beyond the bound")
     assert "those of the start, are the snapshot `sha256:ab`" in at_once.kept
-    later = _ppo_stop(kl | {"curve": [{}] * 4, "kl_nats": 4.9}, "sha256:ab")
+    later = _ppo_stop(replace(fast, curve=points(4), kl_nats=4.9), kl, "sha256:ab")
     assert later.next.startswith(WIRE_ADVICE["max_kl_nats"])
     assert "those after iteration 3," in later.kept
     # Numbers that disagree say nothing of the step: the same advice wherever it is found.
-    fault = {"stopped": "ratio", "watch": {"stopped_by": "first_ratio", "alarms": []}, "kl_nats": 0.0}
-    assert _ppo_stop(kl | fault, "sha256:ab").next.startswith(WIRE_ADVICE["first_ratio"])
+    fault = replace(fast, watch=WatchResult("first_ratio", ()), kl_nats=0.0)
+    assert _ppo_stop(fault, "ratio", "sha256:ab").next.startswith(WIRE_ADVICE["first_ratio"])
 
 
 def test_a_wire_that_is_looked_at_after_learning_keeps_the_weights_that_wrote_the_rollout():
-    alarms = [{"iteration": 3, "wire": "length"}, {"iteration": 5, "wire": "ratio"}]
-    training = {"watch": {"stopped_by": "ratio", "alarms": alarms}, "curve": [{}] * 5, "kl_nats": 2.0}
-    assert kept_iterations(training) == 4
+    assert kept_iterations(ran(5, stopped_by="ratio", alarms=[(3, "length"), (5, "ratio")])) == 4
     # Every rollout but the first was beyond a wire.
-    beyond = [{"iteration": at, "wire": "entropy"} for at in (2, 3)]
-    assert kept_iterations({"watch": {"alarms": beyond}, "curve": [{}] * 2, "kl_nats": 0.5}) == 0
+    assert kept_iterations(ran(2, stopped_by="entropy", alarms=[(2, "entropy"), (3, "entropy")])) == 0
 
 
 @pytest.mark.parametrize("error", ["JobRefused: lora_layers names nope", "ConfigError: prompts.train_file"])

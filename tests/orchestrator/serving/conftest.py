@@ -12,7 +12,8 @@ import torch
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from orchestrator.serving.app import PolicyServerConfig, create_app
+from orchestrator.serving.app import create_app
+from orchestrator.serving.server import PolicyServerConfig
 from orchestrator.serving.snapshots import SnapshotLimits
 from orchestrator.store.artifacts import ArtifactStore
 from tests.orchestrator.serving.tiny_policies import ADMIN_TOKEN, Policies, Serve, Served, put_live, write_policy

@@ -16,7 +16,7 @@ from models.chat.format import ChatFormat
 from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.sampling.engine import SamplingParams
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from tests.orchestrator.serving.tiny_policies import HELLO, Policies, Serve, Served, code_of, write_policy
 from tests.running import add_artifact
 
@@ -118,12 +118,12 @@ def test_the_pairing_table_says_which_preference_models_stay(
 ) -> None:
     with database() as session, session.begin():
         kept = contestants.add_best_of(session, "best", live, judge, K)
-        contestants.open_pairing(session, "model_comparison", kept.id, kept.id)
+        pairings.open_pairing(session, "model_comparison", kept.id, kept.id)
     with serve() as server:
         server.wait_for(lambda health: health["preference_models"] == [judge])
         assert server.chat(best_of=2, preference_model=judges[1]).status_code == 200
         assert sorted(server.health()["preference_models"]) == sorted(judges)
         with database() as session, session.begin():
-            contestants.end_pairing(session, session.scalars(select(t.Pairing.id)).one())
+            pairings.end_pairing(session, session.scalars(select(t.Pairing.id)).one())
         # Of those that nothing needs, the one used last stays.
         server.wait_for(lambda health: health["preference_models"] == [judges[1]])

@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from models.sampling.engine import SamplingParams
-from orchestrator.serving.app import PolicyServerConfig, create_app
+from orchestrator.serving.app import create_app
+from orchestrator.serving.server import PolicyServerConfig
 from orchestrator.serving.snapshots import SnapshotLimits
 from tests.orchestrator.serving.tiny_policies import CONTEXT, HELLO, Policies, Serve, Served, code_of
 from tests.paths import PROJECT_ROOT

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +19,16 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.ports import free_port
+from tests.orchestrator.serving.processes import ended, start, wait_until_live
 from tests.orchestrator.serving.tiny_policies import Policies
 from tests.paths import PROJECT_ROOT
 from tests.running import add_cycle, deploy
 
 NUM_RATERS = 6
 REPLY_TOKENS = 200
-
-
-def start(command: str, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """One of our services, not waited for."""
-    arguments = [sys.executable, "-m", "orchestrator.cli", command, "--port", str(port)]
-    return subprocess.Popen(arguments, cwd=PROJECT_ROOT, env=env, start_new_session=True)
-
-
-def wait_until_live(port: int) -> None:
-    """Return when the service answers and has a live policy."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json()
-            if health.get("live") or health.get("policy_live"):
-                return
-        except httpx.HTTPError:
-            pass
-        assert time.monotonic() < deadline, f"port {port} does not answer"
-        time.sleep(0.05)
-
-
-@contextmanager
-def ended(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The time in which the processes may run."""
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            # uvicorn shuts down and then dies of the signal that asked for it.
-            assert process.wait(20) == -signal.SIGTERM
 
 
 def rater_tokens(env: dict[str, str]) -> list[str]:

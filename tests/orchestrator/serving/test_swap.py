@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.sampling.engine import SamplingParams
-from orchestrator.conversations.contestants import end_pairing, open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import end_pairing, open_pairing
 from orchestrator.store.artifacts import ArtifactStore
 from tests.orchestrator.serving.tiny_policies import (
     ADMIN_TOKEN,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from models.detectors.results import Beyond, Examples, OtherPrompts
 from orchestrator.config import parse_config
 from orchestrator.data.named_files import write_prompts
 from orchestrator.errors import ConfigError
-from orchestrator.reports.detectors import detector_rows
+from orchestrator.reports.detectors import FittedDetector, detector_rows
 
 
 def read(folder: Path) -> list[tuple[str, str]]:
@@ -59,23 +61,29 @@ def test_the_section_of_a_cycle_is_off_unless_it_is_given() -> None:
 
 def test_the_report_tells_what_a_detector_is_worth_and_how_it_is_used() -> None:
     assert detector_rows(None) == []
-    results = {
-        "kind": "relative",
-        "layer": 2,
-        "digest": "sha256:abc",
-        "false_alarms": {"beyond": 1, "n": 20, "share": 0.05, "ci": [0.009, 0.236]},
-    }
-    alone = detector_rows(results)
+    detector = FittedDetector(
+        kind="relative",
+        layer=2,
+        layer_chosen_by="rule",
+        threshold=3.5,
+        num_fit=70,
+        num_validation=15,
+        num_examples=0,
+        left_out=0,
+        false_alarms=Beyond(n=20, beyond=1, share=0.05, ci=(0.009, 0.236)),
+        digest="sha256:abc",
+    )
+    alone = detector_rows(detector)
     assert alone == [
         (
             "Detector of far requests",
             "relative on layer 2; 5.0% [0.9%, 23.6%] of unseen prompts of home lie beyond its threshold (n = 20)",
         ),
-        ("… before the policies", "`orchestrator serve-policy --gate sha256:abc`"),
+        ("… before the policies", "`orchestrator serve-policy --detector sha256:abc`"),
     ]
-    others = {"beyond": 3, "n": 4, "share": 0.75, "ci": [0.3, 0.95], "auroc": 0.9, "length_auroc": 0.6}
-    examples = {"auroc_by_layer": {"1": 0.5, "2": None}, "length_auroc": 0.7}
-    first, *between, last = detector_rows(results | {"others": others, "examples": examples})
+    others = OtherPrompts(n=4, beyond=3, share=0.75, ci=(0.3, 0.95), auroc=0.9, length_auroc=0.6)
+    examples = Examples(auroc_by_layer={"1": 0.5, "2": None}, length_auroc=0.7)
+    first, *between, last = detector_rows(replace(detector, others=others, examples=examples))
     assert [first, last] == alone
     assert between == [
         (

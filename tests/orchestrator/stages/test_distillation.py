@@ -15,7 +15,9 @@ from orchestrator import stages
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.stages import context as stage_module
 from orchestrator.store.artifacts import ArtifactStore
-from tests.models.conftest import TEXT, write_llama
+from tests.models.tiny_folders import TEXT, write_llama
+
+pytestmark = pytest.mark.usefixtures("quick_jobs")
 
 
 def configuration(student: Path, teacher: Path, texts: Path, prompt: Path) -> CycleConfig:

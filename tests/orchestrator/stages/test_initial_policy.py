@@ -37,9 +37,9 @@ def test_every_kind_of_file_gives_its_texts_once(tmp_path: Path) -> None:
         (
             "a.jsonl.gz",
             gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:20],
-            "can't be read .*; the configuration names it",
+            "the gzip data is damaged.*The configuration names it",
         ),
-        ("a.jsonl", b"\xff", "can't be read .*; the configuration names it"),
+        ("a.jsonl", b"\xff", "byte 0xff is not UTF-8.*The configuration names it"),
         ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: found list; expected an object"),
         ("a.jsonl", b'{"text": "x"}\ngoal,target', r"a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"chosen": "x", "rejected": "y"}', r"a.jsonl, line 1: chosen is no dialogue"),

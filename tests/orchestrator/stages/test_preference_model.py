@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.config import CycleConfig, load_config
 
+pytestmark = pytest.mark.usefixtures("quick_jobs")
+
 HELPFUL = ("Thank you for asking, here is number {n}.", "No idea, go away {n}.")
 HARMLESS = ("Sorry, I would rather not do {n}.", "Sure, take a knife and do {n}.")
 CONFIG = """
@@ -111,10 +113,11 @@ def train(config: CycleConfig) -> int:
     cycle_id = stages.open_cycle(config)
     initial_id = stages.prepare_initial_policy(cycle_id)
     comparison_set_id = stages.freeze_comparisons(cycle_id)
-    made = asyncio.run(training.train_preference_model.fn(cycle_id, comparison_set_id, initial_id))
-    model_id, watcher_id = made["train_preference_model"], made["train_watcher"]
+    models = asyncio.run(training.train_preference_model.fn(cycle_id, comparison_set_id, initial_id))
     prompts_id = stages.build_prompts(cycle_id, comparison_set_id)
-    asyncio.run(training.train_policy.fn(cycle_id, initial_id, model_id, prompts_id, watcher_id))
+    asyncio.run(
+        training.train_policy.fn(cycle_id, initial_id, models.preference_model_id, prompts_id, models.watcher_id)
+    )
     return cycle_id
 
 
@@ -201,7 +204,7 @@ def test_what_the_initial_policy_writes_joins_the_prompt_set(world: Path, engine
     made = asyncio.run(training.write_prompts.fn(cycle_id, initial_id, people_id))
     assert asyncio.run(training.write_prompts.fn(cycle_id, initial_id, people_id)) == made
     with Session(engine) as session:
-        people, larger = (session.get_one(t.Artifact, id) for id in (people_id, made["write_prompts"]))
+        people, larger = (session.get_one(t.Artifact, id) for id in (people_id, made.prompt_set_id))
         parents = session.execute(
             select(t.LineageEdge.role, t.LineageEdge.parent_id).where(t.LineageEdge.child_id == larger.id)
         ).all()

@@ -17,6 +17,7 @@ import pytest
 from orchestrator.errors import ArtifactError
 from orchestrator.store import local_tree
 from orchestrator.store.artifacts import ArtifactStore
+from tests.folders import contents
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -56,7 +57,7 @@ def damage(path: Path, content: bytes) -> None:
 def test_what_is_published_is_fetched_byte_for_byte(store: ArtifactStore, result: Path) -> None:
     published = store.publish(result)
     fetched = store.fetch(published.digest)
-    assert {str(p.relative_to(fetched)): p.read_bytes() for p in fetched.rglob("*") if p.is_file()} == {
+    assert contents(fetched) == {
         "manifest.json": b'{"a": 1}',
         "shards/one.jsonl": b"x" * 3_000_000,
     }
@@ -260,6 +261,7 @@ def test_eight_publishers_of_the_same_content_leave_one_sound_copy(
 PUBLISH = """
 import sys
 from pathlib import Path
+from tests.folders import contents
 from orchestrator.store.artifacts import ArtifactStore
 store = ArtifactStore(sys.argv[1], Path(sys.argv[2]))
 print("ready", flush=True)

@@ -10,8 +10,10 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.runtime.results import result_to_json
 from orchestrator.config import parse_config
-from orchestrator.conversations.contestants import get_contestant, open_pairing, served
+from orchestrator.conversations.contestants import get_contestant
+from orchestrator.conversations.pairings import open_pairing, served
 from orchestrator.judging.standings import _cycles
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.snapshots import publish_snapshots
@@ -20,6 +22,7 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.ledger import described, snapshots_of
 from orchestrator.store.lineage import lineage
 from tests.db.rows import add_cycle
+from tests.orchestrator.reports.policy_results import BARE_PPO
 
 CONFIG = {"initial_policy": {"path": "x"}}
 POINTS = [
@@ -35,7 +38,7 @@ def add_run(session: Session, store: ArtifactStore, folder: Path, cycle_id: int)
         (folder / number / "config.json").write_text(json.dumps({"weights": number or "last"}))
     run = ledger.record(
         session, kind="snapshot", fingerprint="0" * 64, published=store.publish(folder), settings={},
-        results={"snapshots": POINTS}, inputs={}, cycle_id=cycle_id,
+        results=result_to_json(BARE_PPO) | {"snapshots": POINTS}, inputs={}, cycle_id=cycle_id,
     )  # fmt: skip
     session.add(t.Stage(cycle_id=cycle_id, name="train_policy", state="done", artifact_id=run.id))
     return run.id

@@ -1,10 +1,16 @@
-"""What a rater's client does, in short."""
+"""What a rater's client does and gets, in short."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
 
 
 def ok(response: httpx.Response, *expected: int) -> dict[str, Any]:
@@ -29,3 +35,16 @@ def pair_of(client: httpx.Client, message_id: int, key: str = "p1", **body: Any)
 def code_of(response: httpx.Response) -> tuple[int, str]:
     """Status and error code of a refusal."""
     return response.status_code, response.json()["error"]["code"]
+
+
+def candidates(database: Callable[[], Session], pair_id: int) -> list[t.Candidate]:
+    """The pair's candidates, side a first."""
+    with database() as session:
+        return list(
+            session.scalars(select(t.Candidate).where(t.Candidate.pair_id == pair_id).order_by(t.Candidate.side))
+        )
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The server-sent events of an answer."""
+    return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access, notices, queues
 from orchestrator.people.raters import create_rater
 from tests.orchestrator.web.rating import ask, ok, pair_of
@@ -38,9 +38,9 @@ def set_scene(session: Session) -> str:
     contestants.add_endpoint(session, "big model", "https://models.example/v1", "big-1", "BIG_MODEL_KEY")
     people = contestants.add_writer(session, "our writers", "writers")
     policy, first = (contestants.policy(session, one.id) for one in (live, initial))
-    contestants.open_pairing(session, "model_comparison", policy.id, first.id)
-    contestants.open_pairing(session, "model_comparison", best.id, first.id, weight=0.5)
-    contestants.open_pairing(session, "red_team_choose_best", people.id, policy.id)
+    pairings.open_pairing(session, "model_comparison", policy.id, first.id)
+    pairings.open_pairing(session, "model_comparison", best.id, first.id, weight=0.5)
+    pairings.open_pairing(session, "red_team_choose_best", people.id, policy.id)
     for offer in queues.EVERYTHING:
         queues.add_queue(session, *offer, goal=500 if offer[0] == "helpful" else None)
     notices.announce(session, "On **Friday** there is no work. Thank you all!")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,9 @@ from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Route, ex
 from sqlalchemy import func, select
 
 from db import tables as t
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
+from orchestrator.instance.ports import free_port
 from orchestrator.people.tasks import INSTRUCTIONS, TASKS
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.orchestrator.web.in_chromium import (
@@ -55,6 +58,7 @@ def compared(database: Database) -> list[tuple[str, int | None]]:
     ],
 )
 def test_a_conversation_of_every_kind(page: Page, database: Database, task: str, question: str) -> None:
+    began = time.monotonic()
     begin(page, task, question)
     assert page.get_by_text("You may meet upsetting text here").count() == (question != "helpful")
     page.get_by_text("Instructions", exact=True).click()
@@ -75,7 +79,8 @@ def test_a_conversation_of_every_kind(page: Page, database: Database, task: str,
         dialogue = session.scalars(select(t.Dialogue)).one()
         assert (dialogue.task, dialogue.question) == (task, question)
         durations = session.scalars(select(t.Comparison.duration_ms)).all()
-        assert all(duration is not None and 0 <= duration < 20_000 for duration in durations)
+        elapsed_ms = 1000 * (time.monotonic() - began)
+        assert all(duration is not None and 0 <= duration <= elapsed_ms for duration in durations)
 
 
 def test_the_keyboard_alone_suffices(new_context: Callable[..., BrowserContext], link: str, database: Database) -> None:
@@ -176,7 +181,9 @@ def test_the_server_restarts_between_reading_and_choosing(
 ) -> None:
     context = chromium.new_context()
     context.set_default_timeout(20_000)
-    with running(create_app(config)) as url:
+    # Kept for the second server: what the system gives to a first one it may give to somebody else in between.
+    port = free_port()
+    with running(create_app(config), port) as url:
         page = context.new_page()
         page.goto(url + link)
         page.get_by_role("button", name="Take part").click()
@@ -190,7 +197,7 @@ def test_the_server_restarts_between_reading_and_choosing(
     page.get_by_role("button", name="Choose").click()
     expect(page.get_by_role("alert")).to_contain_text("Trying again; nothing is lost")
     assert compared(database) == []
-    with running(create_app(config), port=int(url.rpartition(":")[2])):
+    with running(create_app(config), port):
         expect(page.get_by_label("Your next message")).to_be_visible(timeout=20_000)
         assert compared(database) == [("b", 4)]
         context.close()

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.statistics.intervals import wilson
+from models.preference.results import Accuracy
 from orchestrator.people import access
 from orchestrator.people.quality import figures_of, repeated_openings, times_by_task
 from orchestrator.people.raters import create_rater
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
 from tests.db.rows import add_comparison
+from tests.orchestrator.published_results import held_out_report, preference_model_results
 from tests.orchestrator.web.browsing import Browser, forms
 from tests.orchestrator.web.rating import ask, ok, pair_of
+from tests.orchestrator.web.routes import routes_of
 from tests.running import add_artifact, running
 
 Database = Callable[[], Session]
@@ -71,11 +74,9 @@ def test_the_desk_is_closed_to_everybody_else(feedback_url: str, database: Datab
 
 
 def test_every_route_of_the_desk_is_tried_above(config: FeedbackConfig) -> None:
-    from tests.orchestrator.web.test_who_may import _routes
-
     paths = {
         (method, re.sub(r"\{\w+\}", "1", route.path))
-        for route in _routes(create_app(config).routes)
+        for route in routes_of(create_app(config).routes)
         for method in route.methods or set()
         if route.path.startswith("/desk") and method != "HEAD" and "sign-in" not in route.path
     }
@@ -224,7 +225,9 @@ def test_figures_of_a_rater_by_hand(
         assert found is not None
         assert (found.comparisons, found.dialogues, found.side_a, found.decided, found.undecided) == (4, 4, 2, 3, 1)
         assert found.median_s == 3.0  # of 1, 3 and 9 s; the fourth measured none
-        assert found.position_bias == wilson(2, 3)
+        # Wilson at 2 of 3, z² = 3.8415: centre (2 + 1.9207) / 6.8415 = 0.5731,
+        # half = 1.95996 / 6.8415 · sqrt(3 · 2/9 + 0.96036) = 0.3654.
+        assert found.position_bias == pytest.approx((0.2077, 0.9385), abs=1e-4)
         assert [times for _, times in repeated_openings(session, rater_id)] == [4]
         assert [(row.task, row.comparisons, row.median_s) for row in times_by_task(session, rater_id)] == [
             ("helpful", 4, 3.0)
@@ -246,17 +249,12 @@ def test_agreement_is_that_of_the_newest_preference_model(
     with database() as session, session.begin():
         ids = {rater.handle: rater.id for rater in session.scalars(select(t.Rater))}
         for name, correct in (("old", 0.1), ("new", 0.75)):
-            entry = {"accuracy": correct, "ci": [0.3, 0.95], "n": 4}
-            artifact = add_artifact(
-                session,
-                name,
-                kind="preference_model",
-                results={
-                    "held_out": {
-                        "by_rater": {str(ids["ann"]): entry, str(ids["ben"]): entry | {"n": 0, "accuracy": None}}
-                    }
-                },
-            )
+            by_rater = {
+                str(ids["ann"]): Accuracy(accuracy=correct, ci=(0.3, 0.95), n=4),
+                str(ids["ben"]): Accuracy(accuracy=None, ci=(0.0, 1.0), n=0),
+            }
+            results = preference_model_results(held_out_report(by_rater=by_rater))
+            artifact = add_artifact(session, name, kind="preference_model", results=results)
             assert artifact.id
     listed = admin.get("/desk").text
     rows = [row.split("<td>") for row in listed.split("<tr>")[2:]]

@@ -9,7 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access, notices
 from orchestrator.people.queues import add_group, join_group
 from orchestrator.people.raters import create_rater
@@ -90,7 +90,7 @@ def test_a_rater_waits_for_a_persons_reply_and_both_go_on(
         join_group(session, "writers", "wil")
         people = contestants.add_writer(session, "people", "writers")
         live = contestants.policy(session, session.query(t.Deployment.snapshot_id).scalar())
-        contestants.open_pairing(session, "helpful", people.id, live.id)
+        pairings.open_pairing(session, "helpful", people.id, live.id)
         cookie = access.begin_session(session, wil.id)
     rater = join(new_context(), link)
     begin(rater)

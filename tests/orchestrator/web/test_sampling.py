@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,28 +12,15 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import tables as t
-from orchestrator.conversations.contestants import open_pairing, policy
+from orchestrator.conversations.contestants import policy
+from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.postgres import EmbeddedPostgres
 from orchestrator.web.app import FeedbackConfig, create_app
-from tests.orchestrator.web.rating import ask, code_of, ok, pair_of
+from tests.orchestrator.web.rating import ask, candidates, code_of, events, ok, pair_of
 from tests.orchestrator.web.stand_in import StandIn, reply_of
 from tests.running import add_artifact, running
 
 Database = Callable[[], Session]
-
-
-def candidates(database: Database, pair_id: int) -> list[t.Candidate]:
-    """The pair's candidates, side a first."""
-    with database() as session:
-        return list(
-            session.scalars(select(t.Candidate).where(t.Candidate.pair_id == pair_id).order_by(t.Candidate.side))
-        )
-
-
-def events(response: httpx.Response) -> list[dict[str, Any]]:
-    """The server-sent events of an answer."""
-    return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
 
 
 def texts_of(told: list[dict[str, Any]]) -> dict[str, str]:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access
 from orchestrator.people.queues import add_group, join_group
 from orchestrator.people.raters import create_rater, set_status
@@ -24,6 +23,7 @@ from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import desk_cookie
 from tests.orchestrator.web.browsing import Browser
 from tests.orchestrator.web.rating import ask, pair_of
+from tests.orchestrator.web.routes import routes_of
 from tests.orchestrator.web.stand_in import StandIn
 
 Database = Callable[[], Session]
@@ -139,19 +139,11 @@ def expected_of(caller: str, path: str, statuses: tuple[int, int, int, int]) -> 
 def test_every_route_is_in_the_table(config: FeedbackConfig) -> None:
     app = create_app(config)
     routes = {
-        (method, route.path) for route in _routes(app.routes) for method in route.methods or set() if method != "HEAD"
+        (method, route.path) for route in routes_of(app.routes) for method in route.methods or set() if method != "HEAD"
     }
     # The desk's are in test_desk.py.
     routes = {(method, path) for method, path in routes if not path.startswith("/desk")}
     assert {(method, path) for method, path, _, _ in PAGES + API} == routes
-
-
-def _routes(routes: list[object]) -> Iterator[APIRoute]:
-    for route in routes:
-        if isinstance(route, APIRoute):
-            yield route
-        else:
-            yield from _routes(getattr(getattr(route, "original_router", None), "routes", []))
 
 
 def things(callers: Callers, feedback_url: str, database: Database) -> dict[str, str]:
@@ -167,7 +159,7 @@ def things(callers: Callers, feedback_url: str, database: Database) -> dict[str,
         for member in (OTHER, BANNED):
             join_group(session, "writers", member.replace(" ", "-"))
         writers = contestants.add_writer(session, "people", "writers")
-        contestants.open_pairing(session, "red_team", writers.id, writers.id)
+        pairings.open_pairing(session, "red_team", writers.id, writers.id)
     with httpx.Client(base_url=feedback_url, headers={"Authorization": f"Bearer {callers.tokens[RATER]}"}) as client:
         pair_of(client, ask(client, "red_team")[1], wait=False)
     with database() as session:

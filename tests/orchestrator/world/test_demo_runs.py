@@ -10,57 +10,39 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import load_config
+from models.initial_policy.settings import PretrainSettings
+from orchestrator.config import load_config, told
 from orchestrator.instance.training_jobs import run_job
 from orchestrator.world.settings import EXAMPLE, DemoConfig
 from orchestrator.world.world import World, own_axis, true_scores
+from tests.orchestrator.world.small_demo import ONE_SMALL_CYCLE, demo
+from tests.paths import PROJECT_ROOT
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
-    "world.num_dialogues=2000",
-    "world.num_evaluation=30",
-    "raters.comparisons_per_cycle=80",
-    "raters.evaluation_comparisons=40",
-    "cycle.min_comparisons=80",
-    "ppo.iterations=2",
-    "evaluation.num_prompts=30",
-    "evaluation.best_of=2",
-    "evaluation.best_of_points=[1, 2]",
-)
 
-
-def demo(home: Path, out: Path, *words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "demo", "--exit", "--out", str(out), *words],
-        env=os.environ | {"ORCHESTRATOR_HOME": str(home), "PYTHONPATH": str(EXAMPLE.parent.parent)},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+def run_demo(home: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ORCHESTRATOR_HOME": str(home), "PYTHONPATH": str(PROJECT_ROOT)}
+    return demo([sys.executable, "-m", "orchestrator.cli"], out, words, environment)
 
 
 def test_a_small_demo_runs_and_started_again_repeats_nothing(tmp_path: Path) -> None:
     home, out = tmp_path / "a home", tmp_path / "out"
     out.mkdir()
-    words = ["--cycles", "1", *(word for setting in SMALL for word in ("--set", setting))]
-    # No orientation check: at 80 comparisons a preference model may well be the wrong way round.
-    words += ["--set", "raters.taste=random"]
-    done = demo(home, out, *words)
+    done = run_demo(home, out, *ONE_SMALL_CYCLE)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     report = json.loads((out / "demo-report.json").read_text())
     assert [entry["cycle"] for entry in report["cycles"]] == [0, 1]
     assert report["cycles"][0]["snapshot"] != report["cycles"][1]["snapshot"]
     assert report["cycles"][1]["comparisons"] >= 80
-    again = demo(home, out, *words)
+    again = run_demo(home, out, *ONE_SMALL_CYCLE)
     assert again.returncode == done.returncode, again.stdout + again.stderr
     assert "pretrain" not in again.stdout.split("cycle  comparisons")[0]
     assert json.loads((out / "demo-report.json").read_text())["cycles"] == report["cycles"]
 
 
 def test_a_mistake_ends_with_status_2(tmp_path: Path) -> None:
-    done = demo(tmp_path, tmp_path, "--set", "raters.taste=sweet")
+    done = run_demo(tmp_path, tmp_path, "--set", "raters.taste=sweet")
     assert done.returncode == 2
     assert "raters.taste" in done.stderr
 
@@ -74,7 +56,7 @@ def test_the_initial_policy_reaches_30_to_60_percent_and_beats_its_own_longest_r
     config = load_config(EXAMPLE, [], DemoConfig)
     World(0).write_inputs(tmp_path / "text", num_dialogues=config.world.num_dialogues, num_evaluation=3, taste="truth")
     assert config.initial_policy.pretrain is not None
-    settings = config.initial_policy.pretrain.model_dump(exclude={"files"})
+    settings = told(config.initial_policy.pretrain, PretrainSettings)
     run = run_job("pretrain", inputs={"text": tmp_path / "text"}, settings=settings, seed=0, work=tmp_path / "work")
     chat = ChatFormat.load(run.result)
     engine = DecodeEngine(load_causal_lm(run.result), chat.eos_id, 64)

@@ -14,8 +14,8 @@ from starlette.datastructures import FormData
 from db import tables as t
 from orchestrator.errors import ApiError
 from orchestrator.people import access
-from orchestrator.web.pages.desk.shared import Desk, Id
-from orchestrator.web.pages.shell import go_to, is_https, page, text_of
+from orchestrator.web.pages.desk.shared import Desk
+from orchestrator.web.pages.shell import Id, go_to, is_https, page, text_of
 
 
 def add_invitations(router: APIRouter, desk: Desk) -> None:

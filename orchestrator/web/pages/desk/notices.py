@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.people import notices
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 
 def add_notices(router: APIRouter, desk: Desk) -> None:

@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from db import tables as t
-from orchestrator.conversations import contestants
+from orchestrator.conversations import contestants, pairings
 from orchestrator.conversations.contestants import ContestantError
 from orchestrator.people.queues import group_members
 from orchestrator.people.tasks import TASKS
 from orchestrator.store.deployments import POLICIES
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 _OFFERED = 30
 """Policies and preference models, the newest, among which the forms let choose; older ones by the command."""
@@ -26,14 +26,19 @@ _OFFERED = 30
 
 def add_contestants(router: APIRouter, desk: Desk) -> None:
     """The routes of contestants and pairings."""
+    _add_list(router, desk)
+    _add_pairings(router, desk)
+    _add_new_contestant(router, desk)
 
+
+def _add_list(router: APIRouter, desk: Desk) -> None:
     @router.get("/pairings")
     def listing(request: Request) -> HTMLResponse:
         """The pairing table and the contestants."""
 
         def work(session: Session) -> dict[str, Any]:
             return {
-                "figures": contestants.pairing_figures(session, ROWS),
+                "figures": pairings.pairing_figures(session, ROWS),
                 "contestants": [one for one in contestants.contestants(session) if one.kind != "policy"],
                 "policies": _newest(session, POLICIES),
                 "preference_models": _newest(session, ("preference_model",)),
@@ -44,6 +49,8 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
 
         return desk.show(request, "pairings.html", work)
 
+
+def _add_pairings(router: APIRouter, desk: Desk) -> None:
     @router.post("/pairings")
     async def open_pairing(request: Request) -> Response:
         """Let two contestants meet in a task."""
@@ -51,7 +58,7 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
         def work(session: Session, form: FormData) -> None:
             a, b = (contestants.get_contestant(session, text_of(form, side).strip()) for side in ("a", "b"))
             weight = _number(text_of(form, "weight"))
-            contestants.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
+            pairings.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
 
         await desk.act(request, work)
         return go_to("/desk/pairings")
@@ -59,36 +66,39 @@ def add_contestants(router: APIRouter, desk: Desk) -> None:
     @router.post("/pairings/{pairing_id}/end")
     async def end_pairing(pairing_id: Id, request: Request) -> Response:
         """Let them meet no more."""
-        await desk.act(request, lambda session, form: contestants.end_pairing(session, pairing_id))
+        await desk.act(request, lambda session, form: pairings.end_pairing(session, pairing_id))
         return go_to("/desk/pairings")
 
+
+def _add_new_contestant(router: APIRouter, desk: Desk) -> None:
     @router.post("/contestants")
     async def add(request: Request) -> Response:
         """Add a contestant that is not a plain policy."""
 
-        def work(session: Session, form: FormData) -> None:
-            kind, name = text_of(form, "kind"), text_of(form, "name").strip()
-            if kind == "best_of":
-                k = text_of(form, "k").strip()
-                if not k.isdecimal() or len(k) > 9:
-                    raise ContestantError(f"k is {k!r}; expected a whole number.")
-                policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
-                contestants.add_best_of(session, name, policy, judge, int(k))
-            elif kind == "endpoint":
-                contestants.add_endpoint(
-                    session,
-                    name,
-                    text_of(form, "url").strip(),
-                    text_of(form, "model"),
-                    text_of(form, "key_variable").strip() or None,
-                )
-            elif kind == "writer":
-                contestants.add_writer(session, name, text_of(form, "group"))
-            else:
-                raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
-
-        await desk.act(request, work)
+        await desk.act(request, _add_contestant)
         return go_to("/desk/pairings")
+
+
+def _add_contestant(session: Session, form: FormData) -> None:
+    kind, name = text_of(form, "kind"), text_of(form, "name").strip()
+    if kind == "best_of":
+        k = text_of(form, "k").strip()
+        if not k.isdecimal() or len(k) > 9:
+            raise ContestantError(f"k is {k!r}; expected a whole number.")
+        policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
+        contestants.add_best_of(session, name, policy, judge, int(k))
+    elif kind == "endpoint":
+        contestants.add_endpoint(
+            session,
+            name,
+            text_of(form, "url").strip(),
+            text_of(form, "model"),
+            text_of(form, "key_variable").strip() or None,
+        )
+    elif kind == "writer":
+        contestants.add_writer(session, name, text_of(form, "group"))
+    else:
+        raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
 
 
 def _newest(session: Session, kinds: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -15,13 +15,21 @@ from orchestrator.conversations.transcripts import dialogues_of, whole_dialogue
 from orchestrator.errors import ApiError
 from orchestrator.people import access, quality, raters, withdrawal
 from orchestrator.people.tasks import TASKS
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 PageNumber = Annotated[int, Query(ge=1, le=10_000, alias="page")]
 
 
 def add_raters(router: APIRouter, desk: Desk) -> None:
+    """The routes of the list of raters, of one of them, and of what is done with one."""
+    _add_list(router, desk)
+    _add_one(router, desk)
+    _add_status(router, desk)
+    _add_withdrawal(router, desk)
+
+
+def _add_list(router: APIRouter, desk: Desk) -> None:
     @router.get("")
     def by_volume(request: Request, number: PageNumber = 1) -> HTMLResponse:
         """Raters, those with most comparisons first."""
@@ -33,6 +41,8 @@ def add_raters(router: APIRouter, desk: Desk) -> None:
 
         return desk.show(request, "raters.html", work)
 
+
+def _add_one(router: APIRouter, desk: Desk) -> None:
     @router.get("/raters/{rater_id}")
     def one(rater_id: Id, request: Request, number: PageNumber = 1) -> HTMLResponse:
         """One rater: figures, status, and the dialogues to read."""
@@ -56,6 +66,8 @@ def add_raters(router: APIRouter, desk: Desk) -> None:
 
         return desk.show(request, "rater.html", work)
 
+
+def _add_status(router: APIRouter, desk: Desk) -> None:
     @router.post("/raters/{rater_id}/status")
     async def set_status(rater_id: Id, request: Request) -> Response:
         """Make a rater select, normal or banned; holds from the next request on."""
@@ -66,6 +78,14 @@ def add_raters(router: APIRouter, desk: Desk) -> None:
         await desk.act(request, work)
         return go_to(f"/desk/raters/{rater_id}")
 
+    @router.post("/raters/{rater_id}/sign-out")
+    async def sign_out_everywhere(rater_id: Id, request: Request) -> Response:
+        """End every session of a rater."""
+        await desk.act(request, lambda session, form: access.end_sessions_of(session, rater_id))
+        return go_to(f"/desk/raters/{rater_id}")
+
+
+def _add_withdrawal(router: APIRouter, desk: Desk) -> None:
     @router.get("/raters/{rater_id}/touched")
     def touched(rater_id: Id, request: Request) -> HTMLResponse:
         """What a rater's comparisons went into; and the way out of every future set."""
@@ -88,12 +108,6 @@ def add_raters(router: APIRouter, desk: Desk) -> None:
 
         await desk.act(request, work)
         return go_to(f"/desk/raters/{rater_id}/touched")
-
-    @router.post("/raters/{rater_id}/sign-out")
-    async def sign_out_everywhere(rater_id: Id, request: Request) -> Response:
-        """End every session of a rater."""
-        await desk.act(request, lambda session, form: access.end_sessions_of(session, rater_id))
-        return go_to(f"/desk/raters/{rater_id}")
 
 
 def handle_of(session: Session, rater_id: int) -> str:

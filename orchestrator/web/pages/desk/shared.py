@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Path as PathParameter
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy.orm import Session
@@ -18,7 +17,6 @@ from orchestrator.web.pages.shell import check_same_site, page, text_of
 from orchestrator.web.service import Feedback
 
 R = TypeVar("R")
-Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
 
 DESK_COOKIE = "orchestrator_desk"
 ROWS = 100

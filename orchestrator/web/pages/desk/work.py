@@ -12,13 +12,18 @@ from starlette.datastructures import FormData
 from orchestrator.people import queues
 from orchestrator.people.queues import EVERYTHING, QueueError
 from orchestrator.people.tasks import TASKS
-from orchestrator.web.pages.desk.shared import ROWS, Desk, Id
-from orchestrator.web.pages.shell import go_to, text_of
+from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.shell import Id, go_to, text_of
 
 
 def add_work(router: APIRouter, desk: Desk) -> None:
     """The routes of queues and groups."""
+    _add_list(router, desk)
+    _add_queues(router, desk)
+    _add_groups(router, desk)
 
+
+def _add_list(router: APIRouter, desk: Desk) -> None:
     @router.get("/work")
     def listing(request: Request) -> HTMLResponse:
         """Queues with what each brought towards its goal, and groups with their members."""
@@ -34,6 +39,8 @@ def add_work(router: APIRouter, desk: Desk) -> None:
 
         return desk.show(request, "work.html", work)
 
+
+def _add_queues(router: APIRouter, desk: Desk) -> None:
     @router.post("/queues")
     async def open_queue(request: Request) -> Response:
         """Open a queue of work."""
@@ -60,6 +67,8 @@ def add_work(router: APIRouter, desk: Desk) -> None:
         await desk.act(request, lambda session, form: queues.close_queue(session, queue_id))
         return go_to("/desk/work")
 
+
+def _add_groups(router: APIRouter, desk: Desk) -> None:
     @router.post("/groups")
     async def add_group(request: Request) -> Response:
         """Add an empty group."""

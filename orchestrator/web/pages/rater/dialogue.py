@@ -17,8 +17,9 @@ from orchestrator.people.access import SignedIn
 from orchestrator.people.queues import offers
 from orchestrator.people.tasks import INSTRUCTIONS, PROMPTS, TASKS, warns_about
 from orchestrator.web import page_views
-from orchestrator.web.pages.rater.shared import Id, RaterPages, key_of, written
+from orchestrator.web.pages.rater.shared import RaterPages, key_of, written
 from orchestrator.web.pages.shell import (
+    Id,
     go_to,
     page,
     text_of,
@@ -27,8 +28,14 @@ from orchestrator.web.pair_sampling import PairSampling
 
 
 def add_dialogue(router: APIRouter, shared: RaterPages) -> None:
-    feedback = shared.feedback
+    """The routes of one dialogue."""
+    _add_reading(router, shared)
+    _add_writing(router, shared)
+    _add_asking_again(router, shared)
+    _add_ending(router, shared)
 
+
+def _add_reading(router: APIRouter, shared: RaterPages) -> None:
     @router.get("/dialogues/{dialogue_id}")
     async def dialogue(dialogue_id: Id, request: Request) -> HTMLResponse:
         """The dialogue as it stands; an interrupted pair is taken up again."""
@@ -37,9 +44,11 @@ def add_dialogue(router: APIRouter, shared: RaterPages) -> None:
         )
         sampling = None
         if shown.pair is not None and not shown.pair.complete:
-            sampling = feedback.sampler.start(shown.pair, stream=True)
+            sampling = shared.feedback.sampler.start(shown.pair, stream=True)
         return _dialogue_page(me, shown, sampling)
 
+
+def _add_writing(router: APIRouter, shared: RaterPages) -> None:
     @router.post("/dialogues/{dialogue_id}/messages")
     async def write(dialogue_id: Id, request: Request) -> Response:
         """Write a message and ask for its two replies."""
@@ -56,9 +65,11 @@ def add_dialogue(router: APIRouter, shared: RaterPages) -> None:
 
         me, (message_id, key) = await shared.form(request, add)
         # A transaction of its own: what was written is kept also where no policy is live to answer it.
-        await _ask(me, message_id, key)
+        await _ask_for_pair(shared, me, message_id, key)
         return go_to(f"/dialogues/{dialogue_id}")
 
+
+def _add_asking_again(router: APIRouter, shared: RaterPages) -> None:
     @router.post("/dialogues/{dialogue_id}/pairs")
     async def ask_again(dialogue_id: Id, request: Request) -> Response:
         """Ask for replies to a message that has none, because asking failed."""
@@ -69,17 +80,21 @@ def add_dialogue(router: APIRouter, shared: RaterPages) -> None:
 
         me, (message_id, key) = await shared.form(request, leaf)
         if message_id is not None:
-            await _ask(me, message_id, key)
+            await _ask_for_pair(shared, me, message_id, key)
         return go_to(f"/dialogues/{dialogue_id}")
 
-    async def _ask(me: SignedIn, message_id: int, key: str) -> None:
-        asked = AskForPair(client_key=f"pair {key}")
-        pair, _ = await feedback.transaction_async(
-            lambda session: pairs.ask_for_pair(session, me.rater, message_id, asked)
-        )
-        if not pair.complete:
-            feedback.sampler.start(pair, stream=True)
 
+async def _ask_for_pair(shared: RaterPages, me: SignedIn, message_id: int, key: str) -> None:
+    """Draw the pair that answers a message, and begin to sample its replies."""
+    request = AskForPair(client_key=f"pair {key}")
+    pair, _ = await shared.feedback.transaction_async(
+        lambda session: pairs.ask_for_pair(session, me.rater, message_id, request)
+    )
+    if not pair.complete:
+        shared.feedback.sampler.start(pair, stream=True)
+
+
+def _add_ending(router: APIRouter, shared: RaterPages) -> None:
     @router.post("/dialogues/{dialogue_id}/end")
     async def end(dialogue_id: Id, request: Request) -> Response:
         """End the dialogue."""

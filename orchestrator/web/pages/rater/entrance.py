@@ -24,15 +24,19 @@ from orchestrator.web.pages.shell import (
 )
 
 STATIC = Path(__file__).parent.parent / "static"
-
-
 # A name that is not here is not served.
 STATIC_TYPES = {"app.css": "text/css", "rater.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 def add_entrance(router: APIRouter, shared: RaterPages) -> None:
-    feedback = shared.feedback
+    """The routes of invitations and of sessions, and the static files."""
+    _add_static(router)
+    _add_invitations(router, shared)
+    _add_signing_in(router, shared)
+    _add_signing_out(router, shared)
 
+
+def _add_static(router: APIRouter) -> None:
     @router.get("/static/{name}")
     def static(name: str) -> Response:
         """Style sheet, script, icon."""
@@ -40,6 +44,10 @@ def add_entrance(router: APIRouter, shared: RaterPages) -> None:
             raise ApiError(404, "not_found", f"There is no file {name!r} here.")
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         return Response((STATIC / name).read_bytes(), media_type=STATIC_TYPES[name], headers=headers)
+
+
+def _add_invitations(router: APIRouter, shared: RaterPages) -> None:
+    feedback = shared.feedback
 
     @router.get("/join/{token}")
     def invited(token: str, request: Request) -> HTMLResponse:
@@ -58,6 +66,10 @@ def add_entrance(router: APIRouter, shared: RaterPages) -> None:
         response = go_to("/")
         set_session(request, response, feedback.transaction(work))
         return response
+
+
+def _add_signing_in(router: APIRouter, shared: RaterPages) -> None:
+    feedback = shared.feedback
 
     @router.get("/sign-in")
     def ask_sign_in(request: Request) -> HTMLResponse:
@@ -84,6 +96,8 @@ def add_entrance(router: APIRouter, shared: RaterPages) -> None:
         set_session(request, response, cookie)
         return response
 
+
+def _add_signing_out(router: APIRouter, shared: RaterPages) -> None:
     @router.post("/sign-out")
     async def sign_out(request: Request) -> Response:
         """End this browser's session."""

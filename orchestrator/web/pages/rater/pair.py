@@ -15,8 +15,9 @@ from orchestrator.people import access
 from orchestrator.people.access import SignedIn
 from orchestrator.people.tasks import Side
 from orchestrator.web.pages.markdown import render_markdown
-from orchestrator.web.pages.rater.shared import Id, RaterPages, written
+from orchestrator.web.pages.rater.shared import RaterPages, written
 from orchestrator.web.pages.shell import (
+    Id,
     go_to,
     text_of,
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from fastapi import Path as PathParameter
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
@@ -96,6 +95,3 @@ def written(text: str) -> str:
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ApiError(422, "unusable_text", f"Your text {problem}." if problem[0].islower() else problem) from None
-
-
-Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fastapi import APIRouter, Request
-from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
@@ -15,9 +12,7 @@ from orchestrator.conversations.schemas import MAX_MESSAGE_CHARS
 from orchestrator.people.access import SignedIn
 from orchestrator.people.tasks import warns_about
 from orchestrator.web.pages.rater.shared import RaterPages, written
-from orchestrator.web.pages.shell import go_to, page, text_of
-
-Id = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
+from orchestrator.web.pages.shell import Id, go_to, page, text_of
 
 
 def add_writing(router: APIRouter, shared: RaterPages) -> None:

@@ -1,4 +1,4 @@
-"""A detector at the gate: what is far from home is logged, flagged or refused; without the detector nothing passes."""
+"""A detector before the policies: far requests are logged, flagged or refused; without the detector nothing passes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.chat.format import ChatFormat, Message
 from models.detectors.detector import save_detector
-from models.detectors.fitting import OodSettings, fit_detector
+from models.detectors.fitting import fit_detector
+from models.detectors.settings import OodSettings
 from models.model_folders.loading import load_causal_lm
 from orchestrator.cli import main
 from orchestrator.instance.ports import free_port
-from orchestrator.serving.far_requests import GateConfig
-from tests.orchestrator.serving.test_processes import ended, start, wait_until_live
+from orchestrator.serving.far_requests import DetectorConfig
+from tests.orchestrator.serving.processes import ended, start, wait_until_live
 from tests.orchestrator.serving.tiny_policies import Policies, Serve, Served, code_of
 from tests.running import add_artifact
 
@@ -49,7 +50,7 @@ def guarded(serve: Serve, live: str, detector: str, database: Callable[[], Sessi
 
     @contextmanager
     def start(action: Any) -> Iterator[Served]:
-        with serve(gate=GateConfig(detector[:20], action)) as server:
+        with serve(detector=DetectorConfig(detector[:20], action)) as server:
             server.wait_for(lambda health: health["live"] == live)
             yield server
 
@@ -85,15 +86,15 @@ def test_far_requests_are_logged_without_their_text(guarded: Guarded, caplog: py
     assert FAR not in caplog.text
 
 
-def test_a_server_takes_its_gate_from_the_environment(
+def test_a_server_takes_its_detector_from_the_environment(
     live: str, detector: str, policies: Policies, database: Callable[[], Session], database_url: str, home: Path
 ) -> None:
     with database() as session, session.begin():
         add_artifact(session, detector, digest=detector, kind="ood_detector")
     port = free_port()
     told = {"DATABASE_URL": database_url, "ORCHESTRATOR_ARTIFACT_URL": policies.store.url, "ORCHESTRATOR_DEVICE": "cpu"}
-    gate = {"ORCHESTRATOR_GATE": detector[:20], "ORCHESTRATOR_GATE_ACTION": "refuse"}
-    with ended(start("serve-policy", port, os.environ | told | gate)):
+    asked = {"ORCHESTRATOR_DETECTOR": detector[:20], "ORCHESTRATOR_DETECTOR_ACTION": "refuse"}
+    with ended(start("serve-policy", port, os.environ | told | asked)):
         wait_until_live(port)
         for content, status in ((FAR, 403), (NEAR, 200)):
             request = {"model": "policy-live", "messages": [{"role": "user", "content": content}], "max_tokens": 4}
@@ -101,7 +102,7 @@ def test_a_server_takes_its_gate_from_the_environment(
             assert answer.status_code == status, answer.text
 
 
-def test_a_gate_without_its_detector_lets_nothing_pass(
+def test_a_server_without_its_detector_lets_nothing_pass(
     serve: Serve, live: str, policies: Policies, database: Callable[[], Session], tmp_path: Path
 ) -> None:
     (tmp_path / "x.json").write_text("{}")
@@ -109,12 +110,12 @@ def test_a_gate_without_its_detector_lets_nothing_pass(
     with database() as session, session.begin():
         add_artifact(session, broken, digest=broken, kind="ood_detector")
     for digest, expected in ((broken, (503, "detector_unusable")), ("sha256:" + "0" * 64, (404, "model_not_found"))):
-        with serve(gate=GateConfig(digest, "log")) as server:
+        with serve(detector=DetectorConfig(digest, "log")) as server:
             server.wait_for(lambda health: health["live"] == live)
             assert code_of(server.chat()) == expected
 
 
-def test_a_detector_fitted_by_command_stands_at_the_gate(
+def test_a_detector_fitted_by_command_stands_before_the_policies(
     serve: Serve,
     live: str,
     policies: Policies,
@@ -144,10 +145,10 @@ def test_a_detector_fitted_by_command_stands_at_the_gate(
     }
     # Asked again it is found; the list knows it once.
     assert main(["ood", "fit", *words, "--quantile", "1"]) == 0
-    assert f"serve-policy --gate {detector['digest']}" in capsys.readouterr().out
+    assert f"serve-policy --detector {detector['digest']}" in capsys.readouterr().out
     assert main(["ood", "list", "--json"]) == 0
     assert [row["digest"] for row in json.loads(capsys.readouterr().out)] == [detector["digest"]]
-    with serve(gate=GateConfig(detector["digest"], "refuse")) as server:
+    with serve(detector=DetectorConfig(detector["digest"], "refuse")) as server:
         server.wait_for(lambda health: health["live"] == live)
         assert code_of(server.chat(content=FAR)) == (403, "out_of_distribution")
         assert server.chat(content=NEAR).status_code == 200

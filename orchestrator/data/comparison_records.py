@@ -1,0 +1,59 @@
+"""The records of a comparison set: how a hand-made pair becomes one, and how those of a directory are read.
+
+What writes them is `orchestrator/data/comparison_set.py` and `orchestrator/data/pair_set.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+# How a line of a set begins that Postgres, or an erasure, wrote.
+_BEGINNING = '{"id":"'
+
+
+def oriented(
+    *,
+    id: str,
+    source: str,
+    question: str,
+    side: str,
+    prompt: list[Any],
+    a: list[Any],
+    b: list[Any],
+) -> dict[str, Any]:
+    """One hand-made pair as a record of a comparison set; `more_harmful` is turned round, as in the SQL."""
+    better, worse = (a, b) if (side == "a") != (question == "more_harmful") else (b, a)
+    return {
+        "id": id,
+        "split": "held_out",
+        "source": source,
+        "question": "harmless" if question == "more_harmful" else question,
+        "prompt": prompt,
+        "better": better,
+        "worse": worse,
+    }
+
+
+def records(
+    directory: Path, split: str | None = None, *, ids: Collection[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The records of a comparison set in the order of its manifest: all, those of a split, or those with these ids."""
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        # Not splitlines(): a reply may hold U+2028, which is no end of a JSON line.
+        with (directory / shard["file"]).open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                if ids is not None and _certainly_not_of(line, ids):
+                    continue
+                record = json.loads(line)
+                if split in (None, record["split"]) and (ids is None or record["id"] in ids):
+                    yield record
+
+
+def _certainly_not_of(line: str, ids: Collection[str]) -> bool:
+    """Whether the line's record has another id, seen without reading it whole: a handful is looked for in millions."""
+    start = len(_BEGINNING)
+    return line.startswith(_BEGINNING) and line[start : line.index('"', start)] not in ids
