@@ -302,7 +302,8 @@ def page(found: list[Numbers]) -> str:
         lines += _item(
             f"{numbers['size']} ({numbers['shape']['layers']} layers, width {numbers['shape']['hidden']}): "
             f"{pretraining['num_parameters'] / 1e6:.1f} M parameters, "
-            f"{pretraining['num_tokens'] / 1e6:.2f} M tokens read, held-out loss {pretraining['held_out_loss']:.3f} nats per token; {numbers['hardware']}, "
+            f"{pretraining['num_tokens'] / 1e6:.2f} M tokens read, held-out loss "
+            f"{pretraining['held_out_loss']:.3f} nats per token; {numbers['hardware']}, "
             f"{numbers['seconds'] / 60:.0f} min"
         )
     lines += [
