@@ -34,9 +34,9 @@ def exit_status(work: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except Exception as error:
-        told = as_operators_error(error)
-        if told is None:
+        known = as_operators_error(error)
+        if known is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
-        return told.exit_status
+        print(f"error: {known}", file=sys.stderr)
+        return known.exit_status
     return 0

@@ -59,8 +59,8 @@ async def train_policy(
     """
     policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     training = policies.train(fresh)
-    beside = policies.score_initial(best_of, fresh) if policies.several_at_once else []
-    snapshot_id, *_ = await asyncio.gather(training, *beside)
+    scoring = policies.score_initial(best_of, fresh) if policies.several_at_once else []
+    snapshot_id, *_ = await asyncio.gather(training, *scoring)
     return TrainedPolicy(snapshot_id)
 
 

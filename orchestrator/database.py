@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # SQLSTATE values. Our triggers raise codes of their own, so plain `raise exception` is a migration's refusal.
 RAISED_BY_A_MIGRATION = "P0001"
-# Somebody stops the server or ends the connection; a crash of another connection; it does not take any yet.
-SHUTS_DOWN = ("57P01", "57P02", "57P03")
 
 
 def as_operators_error(error: Exception) -> OrchestratorError | None:
@@ -31,7 +29,7 @@ def as_operators_error(error: Exception) -> OrchestratorError | None:
     if state == RAISED_BY_A_MIGRATION:
         return OrchestratorError(f"The database was not migrated: {original.diag.message_primary}.")
     # By an SQLSTATE one knows what a database that does answer refuses: a lock that is not free, for one.
-    if type(error).__name__ == "OperationalError" and (state is None or state in SHUTS_DOWN):
+    if type(error).__name__ == "OperationalError" and state is None:
         return no_answer(error, Settings.from_env().database_url or "")
     return None
 

@@ -229,8 +229,8 @@ class ChatFormat:
         "[/INST] Hello" of a template without generation prompt: the space belongs to the reply's first token.
         """
         before = self._before_reply()
-        asked = self._render([{"role": "user", "content": _USER_STAND_IN}], add_generation_prompt=True)
-        glue = before.removeprefix(asked) if before.startswith(asked) else ""
+        prompt = self._render([{"role": "user", "content": _USER_STAND_IN}], add_generation_prompt=True)
+        glue = before.removeprefix(prompt) if before.startswith(prompt) else ""
         if glue and not glue.isspace():
             glue = glue[len(glue.rstrip(" ")) :]
         return glue

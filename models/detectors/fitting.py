@@ -137,81 +137,138 @@ def fit_detector(
     Raises:
         ValueError: too few prompts, a layer that the model lacks, or no examples where they are needed.
     """
-    num_layers = model.config.num_hidden_layers
-    if settings.layer is not None and not 0 <= settings.layer <= num_layers:
-        raise ValueError(f"layer is {settings.layer}; the model has 0 (embeddings) to {num_layers}")
-    bad = {opening(dialogue) for dialogue in examples}
-    kept = [dialogue for dialogue in home if opening(dialogue) not in bad]
-    drawn = sorted(kept, key=lambda dialogue: _draw(seed, dialogue))[: settings.max_prompts]
-    parts = [[drawn[index] for index in part] for part in split_by_opening(drawn, seed)]
-    known = {opening(dialogue) for dialogue in drawn}
-    judged = [dialogue for dialogue in others if opening(dialogue) not in known | bad]
-    judged = sorted(judged, key=lambda dialogue: _draw(seed, dialogue))[: settings.max_prompts]
-
-    chosen_by: LayerChosenBy
-    if settings.layer is not None:
-        layers, chosen_by = [settings.layer], "setting"
-    elif len(examples) >= MIN_EXAMPLES_TO_CHOOSE:
-        layers, chosen_by = candidate_layers(num_layers), "validation"
-    else:
-        layers, chosen_by = [layer_by_rule(num_layers)], "rule"
-    groups = [*parts, list(examples), judged]
-    sequences = [[chat.encode(list(dialogue), reply=True) for dialogue in group] for group in groups]
-    states = hidden_states(model, chat.pad_id, [ids for group in sequences for ids in group], layers)
-    sizes = [len(group) for group in groups]
-    fit, validation, test, example, other = (
-        dict(zip(layers, by_layer, strict=True))
-        for by_layer in zip(*(layer.split(sizes) for layer in states), strict=True)
-    )
-
-    told: dict[int, float | None] = {}
-    if examples:
-        told = {layer: validation_auroc(settings, fit[layer], validation[layer], example[layer]) for layer in layers}
-    known_scores = {layer: value for layer, value in told.items() if value is not None}
-    if len(layers) == 1:
-        layer = layers[0]
-    elif known_scores:
-        # Of equals the deepest.
-        layer = max(known_scores, key=lambda candidate: (known_scores[candidate], candidate))
-    else:
-        layer, chosen_by = layer_by_rule(num_layers), "rule"
-    statistics = fit_statistics(settings, fit[layer], example[layer] if examples else None)
-
-    def score(vectors: Tensor) -> Tensor:
-        return score_states(settings.detector, statistics, vectors)
-
+    candidates, chosen_by = _candidates(settings, len(examples), model.config.num_hidden_layers)
+    drawn = _draw_prompts(home, examples, others, settings, seed)
+    read = _read(model, chat, drawn, candidates)
+    by_layer = _told_apart(settings, read, candidates) if examples else {}
+    layer, chosen_by = _choose_layer(by_layer, candidates, chosen_by, model.config.num_hidden_layers)
+    statistics = fit_statistics(settings, read.fit[layer], read.examples[layer] if examples else None)
     # "higher": one of the scores, so that the share holds for few prompts too.
-    threshold = float(torch.quantile(score(validation[layer]), settings.quantile, interpolation="higher"))
-    lengths = [torch.tensor([float(len(ids)) for ids in group]) for group in sequences]
-    test_scores = score(test[layer])
-    of_examples, of_others = None, None
-    if examples:
-        of_examples = Examples(
-            auroc_by_layer={str(key): value for key, value in told.items()},
-            length_auroc=auroc(lengths[1], lengths[3]),
-        )
-    if judged:
-        scores = score(other[layer])
-        of_others = OtherPrompts(
-            **vars(_beyond(scores, threshold)),
-            auroc=auroc(test_scores, scores),
-            length_auroc=auroc(lengths[2], lengths[4]),
-        )
+    validation = score_states(settings.detector, statistics, read.validation[layer])
+    threshold = float(torch.quantile(validation, settings.quantile, interpolation="higher"))
     results = DetectorResults(
         kind=settings.detector,
         layer=layer,
         layer_chosen_by=chosen_by,
         threshold=threshold,
-        num_fit=sizes[0],
-        num_validation=sizes[1],
-        num_examples=sizes[3],
-        left_out=len(home) - len(kept),
-        false_alarms=_beyond(test_scores, threshold),
-        examples=of_examples,
-        others=of_others,
-        shrinkage=None if settings.detector == "exposure" else fit_gaussian(fit[layer]).shrinkage,
+        num_fit=len(drawn.fit),
+        num_validation=len(drawn.validation),
+        num_examples=len(drawn.examples),
+        left_out=drawn.left_out,
+        shrinkage=None if settings.detector == "exposure" else fit_gaussian(read.fit[layer]).shrinkage,
+        **_judged(settings, statistics, threshold, read, layer, by_layer),
     )
     return Fitted(layer, statistics, threshold, results)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The prompts of a fit: three parts of home that share no opening, the examples, and the others."""
+
+    fit: Sequence[Dialogue]
+    validation: Sequence[Dialogue]
+    test: Sequence[Dialogue]
+    examples: Sequence[Dialogue]
+    others: Sequence[Dialogue]
+    left_out: int
+    """Prompts of home that open like an example."""
+
+    @property
+    def groups(self) -> list[Sequence[Dialogue]]:
+        return [self.fit, self.validation, self.test, self.examples, self.others]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Hidden states [prompts, D] of each group by layer, and the lengths of their prompts in tokens."""
+
+    fit: Mapping[int, Tensor]
+    validation: Mapping[int, Tensor]
+    test: Mapping[int, Tensor]
+    examples: Mapping[int, Tensor]
+    others: Mapping[int, Tensor]
+    lengths: Sequence[Tensor]
+
+
+def _draw_prompts(
+    home: Sequence[Dialogue], examples: Sequence[Dialogue], others: Sequence[Dialogue], settings: OodSettings, seed: int
+) -> _Drawn:
+    bad = {opening(dialogue) for dialogue in examples}
+    kept = [dialogue for dialogue in home if opening(dialogue) not in bad]
+    drawn = sorted(kept, key=lambda dialogue: _draw(seed, dialogue))[: settings.max_prompts]
+    fit, validation, test = ([drawn[index] for index in part] for part in split_by_opening(drawn, seed))
+    known = {opening(dialogue) for dialogue in drawn}
+    judged = [dialogue for dialogue in others if opening(dialogue) not in known | bad]
+    judged = sorted(judged, key=lambda dialogue: _draw(seed, dialogue))[: settings.max_prompts]
+    return _Drawn(fit, validation, test, list(examples), judged, len(home) - len(kept))
+
+
+def _candidates(settings: OodSettings, num_examples: int, num_layers: int) -> tuple[list[int], LayerChosenBy]:
+    """The layers that are looked at, and what chooses among them."""
+    if settings.layer is not None:
+        if not 0 <= settings.layer <= num_layers:
+            raise ValueError(f"layer is {settings.layer}; the model has 0 (embeddings) to {num_layers}")
+        return [settings.layer], "setting"
+    if num_examples >= MIN_EXAMPLES_TO_CHOOSE:
+        return candidate_layers(num_layers), "validation"
+    return [layer_by_rule(num_layers)], "rule"
+
+
+def _read(model: Any, chat: ChatFormat, drawn: _Drawn, layers: Sequence[int]) -> _Read:
+    sequences = [[chat.encode(list(dialogue), reply=True) for dialogue in group] for group in drawn.groups]
+    states = hidden_states(model, chat.pad_id, [ids for group in sequences for ids in group], layers)
+    sizes = [len(group) for group in sequences]
+    groups = zip(*(layer.split(sizes) for layer in states), strict=True)
+    fit, validation, test, examples, others = (dict(zip(layers, by_layer, strict=True)) for by_layer in groups)
+    lengths = [torch.tensor([float(len(ids)) for ids in group]) for group in sequences]
+    return _Read(fit, validation, test, examples, others, lengths)
+
+
+def _told_apart(settings: OodSettings, read: _Read, layers: Sequence[int]) -> dict[int, float | None]:
+    """By layer how well it tells the examples from home."""
+    return {
+        layer: validation_auroc(settings, read.fit[layer], read.validation[layer], read.examples[layer])
+        for layer in layers
+    }
+
+
+def _choose_layer(
+    by_layer: Mapping[int, float | None], candidates: Sequence[int], chosen_by: LayerChosenBy, num_layers: int
+) -> tuple[int, LayerChosenBy]:
+    known = {layer: value for layer, value in by_layer.items() if value is not None}
+    if len(candidates) == 1:
+        return candidates[0], chosen_by
+    if known:
+        # Of equals the deepest.
+        return max(known, key=lambda layer: (known[layer], layer)), chosen_by
+    return layer_by_rule(num_layers), "rule"
+
+
+def _judged(
+    settings: OodSettings,
+    statistics: Mapping[str, Tensor],
+    threshold: float,
+    read: _Read,
+    layer: int,
+    by_layer: Mapping[int, float | None],
+) -> dict[str, Any]:
+    """The fields of the results that say what the detector does with prompts that it never saw."""
+    _, _, test_lengths, example_lengths, other_lengths = read.lengths
+    test = score_states(settings.detector, statistics, read.test[layer])
+    examples, others = None, None
+    if by_layer:
+        examples = Examples(
+            auroc_by_layer={str(key): value for key, value in by_layer.items()},
+            length_auroc=auroc(read.lengths[1], example_lengths),
+        )
+    if len(other_lengths):
+        scores = score_states(settings.detector, statistics, read.others[layer])
+        others = OtherPrompts(
+            **vars(_beyond(scores, threshold)),
+            auroc=auroc(test, scores),
+            length_auroc=auroc(test_lengths, other_lengths),
+        )
+    return {"false_alarms": _beyond(test, threshold), "examples": examples, "others": others}
 
 
 def _draw(seed: int, dialogue: Dialogue) -> bytes:

@@ -10,6 +10,7 @@ initial policy; its curve of KL against tokens is in results.json.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,36 @@ def run(job: Job) -> None:
     """
     settings = settings_from(DistillSettings, job.settings)
     folder, student = job.input("distillation_set"), job.input("student")
+    manifest, chat, held_out = _load(folder, student)
+    note_precision(settings.precision, job.device)
+    model: Any = load_causal_lm(student, device=job.device)
+    plan = steps_of(manifest, settings, job.seed)
+    state = _train(job, settings, model, Shards(folder), plan, held_out)
+    results = DistilledResults(
+        prompt_version=manifest.prompt_version,
+        optimiser_steps=len(plan),
+        num_tokens=state["tokens"],
+        held_out_texts=manifest.held_out,
+        held_out_kl_before=state["curve"][0][1],
+        held_out_kl_after=state["curve"][-1][1],
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=chat.vocab_size,
+        distillation_curve=tuple(
+            DistillationPoint(tokens=tokens, held_out_kl_nats=kl, train_kl_nats=train)
+            for tokens, kl, train in state["curve"]
+        ),
+    )
+
+    def write(out: Path) -> None:
+        facts = part_to_json(results)
+        del facts["distillation_curve"]
+        save_model(model, out, chat, model_card("Initial policy", CARD, facts, tags=("initial-policy", "distilled")))
+
+    job.publish(write, result_to_json(results))
+
+
+def _load(folder: Path, student: Path) -> tuple[Manifest, ChatFormat, Shard]:
+    """The set's manifest, the student's chat format, and the texts that are never trained on."""
     try:
         manifest, chat = Manifest.load(folder), ChatFormat.load(student)
         held_out = Shard.load(folder / HELD_OUT_FILE)
@@ -63,10 +94,14 @@ def run(job: Job) -> None:
             f"The student {student.name} has another tokenizer or chat template than the distillation set, whose ids "
             "would mean other words to it. Take a teacher with the student's tokenizer."
         )
-    note_precision(settings.precision, job.device)
-    model: Any = load_causal_lm(student, device=job.device)
+    return manifest, chat, held_out
+
+
+def _train(
+    job: Job, settings: DistillSettings, model: Any, shards: Shards, plan: Sequence[tuple[int, Any]], held_out: Shard
+) -> dict[str, Any]:
+    """Take the steps of the plan that are left; gives what a checkpoint holds beside weights and optimiser."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    plan = steps_of(manifest, settings, job.seed)
     every = max(1, len(plan) // (CURVE_POINTS - 1))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "curve": []}
     checkpoint = job.load_checkpoint()
@@ -78,7 +113,6 @@ def run(job: Job) -> None:
         state["curve"].append([0, held_out_kl(model, held_out, job.device), None])
         job.log(0, tokens=0, held_out_kl_nats=state["curve"][0][1])
     started_s, seen = time.monotonic(), 0
-    shards = Shards(folder)
     recent: list[float] = list(state.get("recent", []))
     for step in range(state["step"], len(plan)):
         rate = settings.reference_learning_rate * settings.learning_rate_multiple * (1 - step / len(plan))
@@ -105,27 +139,7 @@ def run(job: Job) -> None:
             job.save_checkpoint(done, kept | {"state": state | {"recent": recent}})
     if seen:
         job.facts["tokens_per_s"] = round(seen / (time.monotonic() - started_s))
-    results = DistilledResults(
-        prompt_version=manifest.prompt_version,
-        optimiser_steps=len(plan),
-        num_tokens=state["tokens"],
-        held_out_texts=manifest.held_out,
-        held_out_kl_before=state["curve"][0][1],
-        held_out_kl_after=state["curve"][-1][1],
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocab_size=chat.vocab_size,
-        distillation_curve=tuple(
-            DistillationPoint(tokens=tokens, held_out_kl_nats=kl, train_kl_nats=train)
-            for tokens, kl, train in state["curve"]
-        ),
-    )
-
-    def write(out: Path) -> None:
-        facts = part_to_json(results)
-        del facts["distillation_curve"]
-        save_model(model, out, chat, model_card("Initial policy", CARD, facts, tags=("initial-policy", "distilled")))
-
-    job.publish(write, result_to_json(results))
+    return state
 
 
 if __name__ == "__main__":

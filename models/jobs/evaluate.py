@@ -91,16 +91,16 @@ def judge(
 ) -> list[JudgedReply]:
     """One record per prompt. `first` is the number of the first prompt, from which its random numbers come."""
     n = settings.best_of
-    asked = [prompt for prompt in prompts for _ in range(n)]
+    repeated = [prompt for prompt in prompts for _ in range(n)]
     params = [
         SamplingParams(settings.max_reply_tokens, settings.temperature, seed=derive_seed(seed, first + i // n, i % n))
-        for i in range(len(asked))
+        for i in range(len(repeated))
     ]
-    completions = collector.sample(asked, params)
+    completions = collector.sample(repeated, params)
     texts = collector.texts(completions)
-    scores = collector.scores(asked, texts)
+    scores = collector.scores(repeated, texts)
     # The first of equals, so that the choice does not depend on anything else.
-    best = [max(range(i, i + n), key=lambda k: (scores[k], -k)) for i in range(0, len(asked), n)]
+    best = [max(range(i, i + n), key=lambda k: (scores[k], -k)) for i in range(0, len(repeated), n)]
     chosen: list[Completion] = [completions[i] for i in best]
     rollout = collector.measure(prompts, chosen, [texts[i] for i in best], [scores[i] for i in best])
     # Choosing among n adds its own distance to that of the policy from which the n came.

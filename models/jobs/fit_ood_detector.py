@@ -51,7 +51,7 @@ def run(job: Job) -> None:
         )
     except (ChatFormatError, ValueError) as error:
         raise JobError(f"No detector: {error}. The prompts are those of kind {settings.home!r} in the set.") from error
-    told: dict[str, Any] = {
+    description: dict[str, Any] = {
         "kind": settings.detector,
         "layer": fitted.layer,
         "threshold": fitted.threshold,
@@ -59,7 +59,8 @@ def run(job: Job) -> None:
         "home": settings.home,
     }
     job.publish(
-        lambda folder: save_detector(model, chat, fitted.statistics, told, folder), result_to_json(fitted.results)
+        lambda folder: save_detector(model, chat, fitted.statistics, description, folder),
+        result_to_json(fitted.results),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from models.preference.measuring import (
 from models.preference.model import PreferenceModel, fresh_preference_model, scalar_head
 from models.preference.order import shuffle_labels
 from models.preference.pairs import PairFile, TokenPair, TokenPairs
-from models.preference.report import held_out_report, score_pairs
+from models.preference.report import ScoredPair, held_out_report, score_pairs
 from models.preference.results import PreferenceModelResults
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
@@ -57,12 +58,8 @@ def run(job: Job) -> None:
     settings = settings_from(PreferenceModelSettings, job.settings)
     lora = _lora(settings)
     initial = job.input("initial")
-    chat = ChatFormat.load(initial)
     start = job.inputs.get("pmp", initial)
-    try:
-        check_same_chat(start, initial, "pre-trained preference model")
-    except ChatFormatError as error:
-        raise JobError(str(error)) from error
+    chat = _same_chat(start, initial)
     model = fresh_preference_model(start, chat, job.seed, job.device)
     base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
     max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
@@ -80,11 +77,7 @@ def run(job: Job) -> None:
         # What is judged below is what is published.
         model = merged(trained)
     preference_model = PreferenceModel(model, chat)
-    # A skill that is learned well must not hide that the raters' own comparisons are not.
-    scored, skills = (
-        score_pairs(preference_model, [held_out[i] for i in part if held_out[i].tie is None])
-        for part in (range(num_judged), range(num_judged, len(held_out)))
-    )
+    scored, skills = _scored(preference_model, held_out, num_judged)
     offset, reference = offset_of(job, preference_model, max_tokens)
     results = PreferenceModelResults(
         num_train=len(train),
@@ -111,12 +104,39 @@ def run(job: Job) -> None:
         save_model(model, directory, chat, card(results, settings))
         if lora is not None and base_sha256 is not None:
             save_adapter(trained, directory, "SEQ_CLS", lora, base_sha256)
-        for name, pairs in (("held_out", scored), ("skill", skills)):
-            if pairs or name == "held_out":
-                with (directory / f"{name}_scores.jsonl").open("w", encoding="utf-8") as file:
-                    file.writelines(json.dumps(pair.as_json()) + "\n" for pair in pairs)
+        _write_scores(directory, scored, skills)
 
     job.publish(write, result_to_json(results))
+
+
+def _same_chat(start: Path, initial: Path) -> ChatFormat:
+    """The initial policy's chat format, which the start of training must share to the byte."""
+    try:
+        check_same_chat(start, initial, "pre-trained preference model")
+    except ChatFormatError as error:
+        raise JobError(str(error)) from error
+    return ChatFormat.load(initial)
+
+
+def _scored(
+    preference_model: PreferenceModel, held_out: Sequence[TokenPair], num_judged: int
+) -> tuple[list[ScoredPair], list[ScoredPair]]:
+    """Scores of the held-out comparisons of raters, which come first, and of skills; ties are in no order.
+
+    Apart, since a skill that is learned well must not hide that the raters' own comparisons are not.
+    """
+    judged, skills = (
+        score_pairs(preference_model, [held_out[i] for i in part if held_out[i].tie is None])
+        for part in (range(num_judged), range(num_judged, len(held_out)))
+    )
+    return judged, skills
+
+
+def _write_scores(directory: Path, scored: Sequence[ScoredPair], skills: Sequence[ScoredPair]) -> None:
+    for name, pairs in (("held_out", scored), ("skill", skills)):
+        if pairs or name == "held_out":
+            with (directory / f"{name}_scores.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(pair.as_json()) + "\n" for pair in pairs)
 
 
 def _lora(settings: PreferenceModelSettings) -> Lora | None:

@@ -41,13 +41,13 @@ def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
     if engine.max_context is not None and len(prompt) + TOKENS > engine.max_context:
         return
     completion = engine.generate([prompt], SamplingParams(TOKENS, temperature=0.0))[0]
-    told = {
+    reply = {
         "messages": MESSAGES,
         "prompt_ids": prompt,
         "ids": completion.ids,
         "logprobs": [round(value, _DECIMALS) for value in completion.logprobs],
     }
-    (folder / FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(reply, indent=1) + "\n", encoding="utf-8")
 
 
 def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> bool:
@@ -63,19 +63,19 @@ def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> b
     path = folder / FILE
     if not path.exists():
         return False
-    told = json.loads(path.read_text(encoding="utf-8"))
-    prompt = chat.encode(told["messages"], reply=True)
-    if prompt != told["prompt_ids"]:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    prompt = chat.encode(saved["messages"], reply=True)
+    if prompt != saved["prompt_ids"]:
         raise ProbeReplyMismatch("the fixed prompt has other ids than when it was saved (tokenizer or template)")
-    if engine.max_context is not None and len(prompt) + len(told["ids"]) > engine.max_context:
+    if engine.max_context is not None and len(prompt) + len(saved["ids"]) > engine.max_context:
         return False
-    params = SamplingParams(len(told["ids"]), temperature=0.0)
+    params = SamplingParams(len(saved["ids"]), temperature=0.0)
     completion = engine.generate([prompt], params)[0]
-    for place, (then, now) in enumerate(zip(told["logprobs"], completion.logprobs, strict=False)):
+    for place, (then, now) in enumerate(zip(saved["logprobs"], completion.logprobs, strict=False)):
         if not abs(then - now) <= TOLERANCE_NATS:
             raise ProbeReplyMismatch(
                 f"token {place} of the fixed reply has log-prob {now:.4f}; when the policy was saved it was {then:.4f}"
             )
-        if told["ids"][place] != completion.ids[place]:
+        if saved["ids"][place] != completion.ids[place]:
             break
     return True

@@ -155,15 +155,15 @@ def collapse_signals(texts: Sequence[str], repeated: Sequence[float]) -> Collaps
     """
     reply, reply_share = most_frequent(texts)
     opening, opening_share = most_frequent_opening(texts)
-    told = STOCK_REPLIES - 0.5
+    enough = STOCK_REPLIES - 0.5
     return CollapseSignals(
         distinct_1=distinct_ngrams(texts, 1),
         distinct_2=distinct_ngrams(texts, 2),
         duplicates=duplicates(texts),
         stock_reply=reply_share,
-        stock_reply_text=reply if reply_share * len(texts) > told else None,
+        stock_reply_text=reply if reply_share * len(texts) > enough else None,
         stock_opening=opening_share,
-        stock_opening_text=opening if opening_share * len(texts) > told else None,
+        stock_opening_text=opening if opening_share * len(texts) > enough else None,
         repeated_ngrams=sum(repeated) / len(texts),
         refusals=refusal_share(texts),
     )

@@ -105,22 +105,22 @@ def ask_for_pair(session: Session, rater: RaterIdentity, message_id: int, reques
     Returns the pair, and whether it is new. Nothing is sampled here.
     """
     wanted = {"message_id": message_id, "client_key": request.client_key}
-    asked = session.execute(turns.ASKED, wanted).one_or_none()
-    if asked is None or asked.rater_id != rater.id:
+    message = session.execute(turns.ASKED, wanted).one_or_none()
+    if message is None or message.rater_id != rater.id:
         raise not_yours("message", message_id)
-    if asked.pair_id is not None:
-        return _same_pair(session, rater, asked.pair_id, asked.parent_id, message_id), False
-    if asked.role != "user":
+    if message.pair_id is not None:
+        return _same_pair(session, rater, message.pair_id, message.parent_id, message_id), False
+    if message.role != "user":
         raise ApiError(409, "not_a_question", f"Message {message_id} is a reply; a pair answers a message you wrote.")
-    if asked.ended_at is not None:
-        raise ended(asked.dialogue_id)
-    pair = _draw_pair(session, asked.dialogue_id, asked.task, asked.question, message_id, request.client_key)
+    if message.ended_at is not None:
+        raise ended(message.dialogue_id)
+    pair = _draw_pair(session, message.dialogue_id, message.task, message.question, message_id, request.client_key)
     if pair is not None:
         return pair, True
     # The same request came twice at once, and the other one was first; it is committed by now.
     pair_id, parent_id = session.execute(
         select(t.Pair.id, t.Pair.parent_id).where(
-            t.Pair.dialogue_id == asked.dialogue_id, t.Pair.client_key == request.client_key
+            t.Pair.dialogue_id == message.dialogue_id, t.Pair.client_key == request.client_key
         )
     ).one()
     return _same_pair(session, rater, pair_id, parent_id, message_id), False

@@ -216,11 +216,11 @@ class DataCheck:
         return self._overlaps(comparison, prompt) if self._against else []
 
     def _overlaps(self, comparison: CheckedComparison, prompt: int) -> list[tuple[str, How]]:
-        asked = [(fingerprint(m["content"]), m["role"] == "user") for m in comparison.prompt]
+        prompted = [(fingerprint(m["content"]), m["role"] == "user") for m in comparison.prompt]
         replied = [(fingerprint(m["content"]), m["role"] == "user") for m in (*comparison.better, *comparison.worse)]
         found = []
         for index, overlap in self._against:
-            for messages, in_prompt in ((asked, True), (replied, False)):
+            for messages, in_prompt in ((prompted, True), (replied, False)):
                 met = next(filter(None, (index.meets(m, by_person=by_person) for m, by_person in messages)), None)
                 if met is not None:
                     overlap.add(comparison, prompt, *met, in_prompt=in_prompt)

@@ -78,8 +78,8 @@ def answer_score(upvotes: int, accepted: bool) -> int:
 
 def _stack_exchange(record: dict[str, Any], where: str) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
     try:
-        asked = record["question"]
-        question = asked if isinstance(asked, str) else f"{asked.get('title', '')}\n\n{asked.get('body', '')}".strip()
+        post = record["question"]
+        question = post if isinstance(post, str) else f"{post.get('title', '')}\n\n{post.get('body', '')}".strip()
         scored = [(_score(answer), str(answer["text"])) for answer in record["answers"]]
         if not question.strip():
             raise ValueError("the question is empty")

@@ -54,9 +54,9 @@ def scaling(session: Session, model: t.Artifact) -> Scaling | None:
 
     The models are used where they differ enough: three sizes or three numbers of comparisons.
     """
-    own, beside = _summary(model), comparable(session, model)
+    own, comparable_models = _summary(model), comparable(session, model)
     measured: list[tuple[MeasuredPoint, float]] = []
-    for other in beside.results:
+    for other in comparable_models.results:
         held_out = other.held_out
         if held_out.accuracy is not None and other.num_parameters is not None:
             found = MeasuredPoint(
@@ -81,7 +81,7 @@ def scaling(session: Session, model: t.Artifact) -> Scaling | None:
         comparisons=own.num_train,
     )
     points = tuple(point for point, _ in measured)
-    return Scaling(**vars(fit), source=source, points=points, left_out=beside.left_out)
+    return Scaling(**vars(fit), source=source, points=points, left_out=comparable_models.left_out)
 
 
 def mix_matrix(session: Session, model: t.Artifact) -> MixMatrix | None:
@@ -95,14 +95,14 @@ def mix_matrix(session: Session, model: t.Artifact) -> MixMatrix | None:
     own = _summary(model)
     if own.trained_on is None:
         return None
-    beside = comparable(session, model, any_mix=True)
+    comparable_models = comparable(session, model, any_mix=True)
     matrix: dict[str, dict[str, Accuracy | None]] = {}
     for name, trained_on in MIXES.items():
-        mine = (other for other in (own, *reversed(beside.results)) if other.trained_on == trained_on)
+        mine = (other for other in (own, *reversed(comparable_models.results)) if other.trained_on == trained_on)
         newest = next(mine, None)
         by_question = newest.held_out.by_question if newest is not None else {}
         matrix[name] = {question: by_question.get(question) for question in QUESTIONS}
-    return MixMatrix(rows=matrix, left_out=beside.left_out)
+    return MixMatrix(rows=matrix, left_out=comparable_models.left_out)
 
 
 def _summary(model: t.Artifact) -> ModelSummary:

@@ -186,12 +186,12 @@ def _rewrite(engine: Engine, store: ArtifactStore, digest: str, place: str, eras
                 shutil.copyfile(file, target)
         if not any(counts.values()):
             return
-        told = {"comparisons": counts["comparison"], "records": counts["record"]}
+        erased = {"comparisons": counts["comparison"], "records": counts["record"]}
         earlier = copy / MARK
         if earlier.exists():
             before = json.loads(earlier.read_text())
-            told = {name: number + before[name] for name, number in told.items()}
-        earlier.write_text(json.dumps(told) + "\n")
+            erased = {name: number + before[name] for name, number in erased.items()}
+        earlier.write_text(json.dumps(erased) + "\n")
         rewritten = store.publish(copy).digest
     with transaction(engine) as session:
         session.add(

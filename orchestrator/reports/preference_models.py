@@ -42,12 +42,12 @@ def scaling_rows(found: Scaling | None) -> list[tuple[str, str]]:
     """The forecasts, for the report's table."""
     if found is None:
         return []
-    asked = (
+    forecasts = (
         ("Twice the comparisons", found.forecast.twice_the_comparisons, "c"),
         ("A PM 4 times as big", found.forecast.four_times_the_parameters, "b"),
     )
     rows = []
-    for name, forecast, coefficient in asked:
+    for name, forecast, coefficient in forecasts:
         if forecast is None:
             rows.append((name, found.notes.get(coefficient, "not identifiable")))
             continue

@@ -66,7 +66,7 @@ class Chosen:
 
     reply: Reply | OutsideReply
     text: str
-    told: dict[str, Any]
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Completion:
         params: list[SamplingParams],
         request: ChatRequest,
         best_of: BestOf | None,
-        told: dict[str, Any],
+        details: dict[str, Any],
     ) -> None:
         self._server = server
         self._best_of = best_of
@@ -111,7 +111,7 @@ class Completion:
             "created": int(time.time()),
             "model": snapshot.digest,
             "system_fingerprint": snapshot.digest,
-            **told,
+            **details,
         }
 
     @asynccontextmanager
@@ -166,7 +166,7 @@ class Completion:
                 "message": {"role": "assistant", "content": chosen.text},
                 "finish_reason": chosen.reply.finished,
                 "reply_tokens": chosen.reply.num_tokens(self._snapshot.chat),
-                **chosen.told,
+                **chosen.details,
             }
             for index, chosen in enumerate(await self._chosen())
         ]
@@ -187,14 +187,14 @@ class Completion:
         for first in range(0, len(texts), k):
             # Of equals the first, so that the same request has the same answer.
             best = max(range(first, first + k), key=lambda i: (scores[i], -i))
-            told = {
+            choice = {
                 "k": k,
                 "preference_model": judge,
                 "score": scores[best],
                 "scores": scores[first : first + k],
                 "seed": self._replies[best].params.seed,
             }
-            chosen.append(Chosen(self._replies[best], texts[best], {"best_of": told}))
+            chosen.append(Chosen(self._replies[best], texts[best], {"best_of": choice}))
         return chosen
 
     async def chunks(self) -> AsyncIterator[str]:
@@ -223,7 +223,7 @@ class Completion:
         for index, chosen in enumerate(await self._chosen()):
             delta = {"role": "assistant", "content": chosen.text}
             tokens = chosen.reply.num_tokens(self._snapshot.chat)
-            yield self._chunk(index, delta, chosen.reply.finished, tokens, chosen.told)
+            yield self._chunk(index, delta, chosen.reply.finished, tokens, chosen.details)
 
     async def _growing(self) -> AsyncGenerator[str]:
         """The replies as they grow."""
@@ -271,9 +271,9 @@ class Completion:
         delta: dict[str, str],
         finish: str | None = None,
         reply_tokens: int | None = None,
-        told: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
     ) -> str:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, **(told or {})}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, **(details or {})}
         if reply_tokens is not None:
             choice["reply_tokens"] = reply_tokens
         return self._event({"choices": [choice]})
@@ -324,26 +324,26 @@ async def begin(server: PolicyServer, request: ChatRequest) -> Completion:
     seeds = range(seed, seed + request.n * k)
     params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
     choice = None if judge is None else BestOf(k, judge)
-    told = {} if server.detector is None else await server.detector.judge(messages)
-    return Completion(server, snapshot, prompt_ids, messages, params, request, choice, told)
+    details = {} if server.detector is None else await server.detector.judge(messages)
+    return Completion(server, snapshot, prompt_ids, messages, params, request, choice, details)
 
 
 def _max_tokens(server: PolicyServer, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:
-    asked = request.max_completion_tokens or request.max_tokens
-    if asked is not None and asked > server.config.max_tokens:
+    requested = request.max_completion_tokens or request.max_tokens
+    if requested is not None and requested > server.config.max_tokens:
         raise ApiError(
-            400, "max_tokens_too_large", f"max_tokens is {asked}; this server allows {server.config.max_tokens}."
+            400, "max_tokens_too_large", f"max_tokens is {requested}; this server allows {server.config.max_tokens}."
         )
     context = snapshot.engine.max_context
     room = server.config.max_tokens if context is None else context - prompt_tokens
-    if room < (asked or 1):
+    if room < (requested or 1):
         raise ApiError(
             400,
             "context_length_exceeded",
-            f"{prompt_tokens} prompt tokens and a reply of up to {asked or 1} do not fit the context of {context}. "
+            f"{prompt_tokens} prompt tokens and a reply of up to {requested or 1} do not fit the context of {context}. "
             "Shorten the messages or lower max_tokens.",
         )
-    return asked or min(room, server.config.max_tokens)
+    return requested or min(room, server.config.max_tokens)
 
 
 async def _disconnected(request: Request) -> None:

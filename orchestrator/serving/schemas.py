@@ -73,9 +73,9 @@ class ChatRequest(BaseModel):
         if (self.best_of or 1) > 1 and self.preference_model is None:
             raise ValueError("best_of needs preference_model, the digest of the preference model that chooses")
         extra: dict[str, Any] = self.model_extra or {}
-        asked = [name for name in _UNSUPPORTED if extra.get(name)]
-        if asked:
-            raise ValueError(f"{', '.join(asked)} can't be used with this server; leave it out")
+        unsupported = [name for name in _UNSUPPORTED if extra.get(name)]
+        if unsupported:
+            raise ValueError(f"{', '.join(unsupported)} can't be used with this server; leave it out")
         return self
 
 

@@ -46,7 +46,7 @@ class PolicyServer:
         self.database = make_engine(config.database_url)
         store = ArtifactStore(config.artifact_url, config.cache)
         self.snapshots = Snapshots(self.database, store, config.limits)
-        asked = config.detector
-        self.detector = None if asked is None else FarRequests(asked, self.database, store, config.limits.device)
+        detector = config.detector
+        self.detector = None if detector is None else FarRequests(detector, self.database, store, config.limits.device)
         self.callers = Callers(self.database, config.admin_token, config.requests_per_minute)
         self.replies = 0

@@ -193,8 +193,8 @@ def run_job_stage(
 
     Logs, metrics and times stay in the work directory; only what the job published enters the store.
     """
-    asked = {"job": job, "seed": context.config.seed, "settings": settings}
-    fingerprint, digests, found_id = _sought(context, kind, asked, inputs, fresh)
+    requested = {"job": job, "seed": context.config.seed, "settings": settings}
+    fingerprint, digests, found_id = _sought(context, kind, requested, inputs, fresh)
     if found_id is not None:
         return found_id
     context.working_on(fingerprint)
@@ -210,7 +210,7 @@ def run_job_stage(
     )
     context.job_seconds += run.seconds
     results = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
-    artifact_id = _publish(context, kind, fingerprint, run.result, asked, results, inputs)
+    artifact_id = _publish(context, kind, fingerprint, run.result, requested, results, inputs)
     shutil.rmtree(run.result)
     return artifact_id
 

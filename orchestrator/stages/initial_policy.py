@@ -102,12 +102,12 @@ def _folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def prepare_initial_policy(cycle_id: Occasion, *, fresh: bool = False) -> int:
+def prepare_initial_policy(occasion: Occasion, *, fresh: bool = False) -> int:
     """The frozen start of every policy: pretrained here, or a Hugging Face model made ready; and distilled where asked.
 
     Returns its artifact.
     """
-    with StageContext(cycle_id, "prepare_initial_policy") as context:
+    with StageContext(occasion, "prepare_initial_policy") as context:
         section = context.config.initial_policy
         if section.pretrain is None:
             prepared_id = initial_policy.from_hugging_face(context, section, fresh=fresh)

@@ -14,7 +14,7 @@ from orchestrator.store import ledger
 
 
 def train_policy(
-    cycle_id: Occasion,
+    occasion: Occasion,
     initial_id: int,
     preference_model_id: int,
     prompt_set_id: int,
@@ -26,7 +26,7 @@ def train_policy(
 
     Returns the snapshot's artifact. Those that the run kept on its way (`ppo.snapshots`) become artifacts too.
     """
-    with StageContext(cycle_id, "train_policy") as context:
+    with StageContext(occasion, "train_policy") as context:
         config = context.config
         snapshot_id = run_job_stage(
             context,
@@ -43,7 +43,7 @@ def train_policy(
 
 
 def evaluate_policy(
-    cycle_id: Occasion,
+    occasion: Occasion,
     policy_id: int,
     initial_id: int,
     preference_model_id: int,
@@ -55,7 +55,7 @@ def evaluate_policy(
 ) -> int:
     """Score a policy's replies to the held-out prompts; `best_of` n keeps the best of n. Returns the evaluation."""
     name = "evaluate_policy" if best_of == 1 else f"evaluate_best_of_{best_of}"
-    with StageContext(cycle_id, name) as context:
+    with StageContext(occasion, name) as context:
         section = context.config.evaluation
         settings = told(section, JudgedReplies) | {"best_of": best_of}
         if best_of > 1:

@@ -81,20 +81,20 @@ def reference_set(context: StageContext, comparison_set_id: int) -> int:
     )
 
 
-def pretrain_preference_model(cycle_id: Occasion, initial_id: int, *, fresh: bool = False) -> int:
+def pretrain_preference_model(occasion: Occasion, initial_id: int, *, fresh: bool = False) -> int:
     """Train a trunk for preference models on ranked public answers, from the initial policy's. Returns its artifact."""
-    with StageContext(cycle_id, "pretrain_preference_model") as context:
+    with StageContext(occasion, "pretrain_preference_model") as context:
         return pretrained_trunk(context, initial_id, fresh=fresh)
 
 
 def train_preference_model(
-    cycle_id: Occasion, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
+    occasion: Occasion, comparison_set_id: int, initial_id: int, pmp_id: int | None = None, *, fresh: bool = False
 ) -> int:
     """Train the preference model on the comparison set, from the initial policy's trunk or that of PMP.
 
     Returns its artifact.
     """
-    with StageContext(cycle_id, "train_preference_model") as context:
+    with StageContext(occasion, "train_preference_model") as context:
         return run_job_stage(
             context,
             kind="preference_model",
@@ -106,7 +106,7 @@ def train_preference_model(
 
 
 def train_watcher(
-    cycle_id: Occasion,
+    occasion: Occasion,
     comparison_set_id: int,
     initial_id: int,
     preference_model_id: int,
@@ -115,7 +115,7 @@ def train_watcher(
     fresh: bool = False,
 ) -> int:
     """Train the preference model's twin on the comparisons that were left for it. Returns its artifact."""
-    with StageContext(cycle_id, "train_watcher") as context:
+    with StageContext(occasion, "train_watcher") as context:
         inputs = preference_model_inputs(context, comparison_set_id, initial_id, pmp_id, fresh=fresh)
         return run_job_stage(
             context,
@@ -127,7 +127,7 @@ def train_watcher(
         )
 
 
-def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fresh: bool = False) -> int | None:
+def check_preference_model(occasion: Occasion, preference_model_id: int, *, fresh: bool = False) -> int | None:
     """Record the PM's held-out accuracy, and stop the cycle where a sign is the wrong way round.
 
     Looked at are the orientation pairs, all and by question, and the held-out comparisons of each source. Returns the
@@ -136,7 +136,7 @@ def check_preference_model(cycle_id: Occasion, preference_model_id: int, *, fres
     Raises:
         CycleError: an accuracy's interval lies below one half; the message names what is turned round.
     """
-    with StageContext(cycle_id, "check_preference_model") as context:
+    with StageContext(occasion, "check_preference_model") as context:
         numbers = context.results(preference_model_id)
         context.record_evaluation("preference_model", preference_model_id, numbers)
         model = result_from_json(

@@ -11,9 +11,9 @@ from orchestrator.data import freeze, named_files
 from orchestrator.stages.context import Occasion, StageContext, build, run_job_stage
 
 
-def build_prompts(cycle_id: Occasion, comparison_set_id: int, *, fresh: bool = False) -> int:
+def build_prompts(occasion: Occasion, comparison_set_id: int, *, fresh: bool = False) -> int:
     """The prompts of the PM's training part, and those to judge on. Returns the prompt set's artifact."""
-    with StageContext(cycle_id, "build_prompts") as context:
+    with StageContext(occasion, "build_prompts") as context:
         section = context.config.prompts
         extra = {
             name: Path(file)

@@ -32,9 +32,9 @@ def write_report(cycle_id: int, failure: str | None = None) -> tuple[int, str]:
 
         def write(out: Path) -> dict[str, Any]:
             (out / "report.json").write_text(json.dumps(lasting, indent=1, sort_keys=True))
-            beside = [(picture, f"{picture.name}.png") for picture in pictures]
-            (out / "report.md").write_text(to_markdown(lasting, beside))
-            for picture, name in beside:
+            named_pictures = [(picture, f"{picture.name}.png") for picture in pictures]
+            (out / "report.md").write_text(to_markdown(lasting, named_pictures))
+            for picture, name in named_pictures:
                 (out / name).write_bytes(picture.png)
             return {"cycle": numbers["cycle"], "decision": numbers["decision"]}
 

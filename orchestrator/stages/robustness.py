@@ -109,8 +109,8 @@ def write_report(
         picture = Picture("gap", CAPTION, png(figure))
 
         def write(out: Path) -> dict[str, Any]:
-            told = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
-            (out / "report.json").write_text(json.dumps(told, indent=1, sort_keys=True))
+            report = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
+            (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
             (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
             (out / "gap.png").write_bytes(picture.png)
             return result_to_json(found)

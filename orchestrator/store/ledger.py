@@ -31,8 +31,8 @@ def fingerprint(kind: str, settings: dict[str, Any], inputs: dict[str, str]) -> 
 
     Where it runs, when, by whom and by which revision of the code play no part.
     """
-    asked = {"kind": kind, "settings": settings, "inputs": inputs}
-    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    request = {"kind": kind, "settings": settings, "inputs": inputs}
+    text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

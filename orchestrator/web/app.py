@@ -112,12 +112,12 @@ def _add_dialogues(app: FastAPI, feedback: Feedback) -> None:
             token, lambda session, rater: dialogues.begin_dialogue(session, rater, request)
         )
         response.status_code = 201 if new else 200
-        told = INSTRUCTIONS[question]
+        instructions = INSTRUCTIONS[question]
         return schemas.DialogueBegun(
             dialogue_id=dialogue_id,
             task=request.task,
             question=question,
-            instructions=schemas.InstructionsOut(version=told.version, text=told.text),
+            instructions=schemas.InstructionsOut(version=instructions.version, text=instructions.text),
         )
 
     @app.post("/api/dialogues/{dialogue_id}/messages", status_code=201)

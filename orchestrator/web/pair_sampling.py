@@ -69,7 +69,7 @@ class PairSampling:
     async def events(self) -> AsyncIterator[Event]:
         """Both sides as they grow, from their beginning; ends when both are complete or the sampling failed."""
         sent: dict[Side, str] = {"a": "", "b": ""}
-        told: set[Side] = set()
+        announced: set[Side] = set()
         while True:
             changed, ended = self._changed, self._ended()
             for side in sent if self.visible else ():
@@ -80,8 +80,8 @@ class PairSampling:
                 if len(text) > len(sent[side]):
                     yield Event(side, delta=text[len(sent[side]) :])
                     sent[side] = text
-                if side in self.complete and side not in told:
-                    told.add(side)
+                if side in self.complete and side not in announced:
+                    announced.add(side)
                     yield Event(side, complete=True)
             if ended:
                 return

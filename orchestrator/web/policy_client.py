@@ -209,14 +209,14 @@ def _outside_delta(answer: dict[str, Any]) -> Delta:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"no text, finish_reason {choice.get('finish_reason')!r}")
     tokens = (answer.get("usage") or {}).get("completion_tokens")
-    told = {name: answer[name] for name in ("model", "system_fingerprint", "id") if answer.get(name)}
+    details = {name: answer[name] for name in ("model", "system_fingerprint", "id") if answer.get(name)}
     return Delta(
         0,
         text,
         last=True,
         reply_tokens=tokens if isinstance(tokens, int) else None,
         truncated=choice.get("finish_reason") == "length",
-        details=told,
+        details=details,
     )
 
 

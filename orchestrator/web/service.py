@@ -124,14 +124,14 @@ async def server_sent_events(sampling: PairSampling) -> AsyncIterator[str]:
             event = upcoming.result()
             if event is None:
                 break
-            told: dict[str, object] = {"side": event.side}
+            fields: dict[str, object] = {"side": event.side}
             if event.restart:
-                told |= {"restart": True}
+                fields |= {"restart": True}
             elif event.complete:
-                told |= {"complete": True}
+                fields |= {"complete": True}
             else:
-                told |= {"delta": event.delta}
-            yield f"data: {json.dumps(told)}\n\n"
+                fields |= {"delta": event.delta}
+            yield f"data: {json.dumps(fields)}\n\n"
             upcoming = asyncio.ensure_future(anext(events, None))
     finally:
         upcoming.cancel()

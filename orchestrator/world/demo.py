@@ -259,7 +259,7 @@ def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, wa
     Raises:
         CycleError: one is open, and nobody waits for it (`waits`); the message names every step of the way out.
     """
-    told = False
+    announced = False
     while (other := record.in_the_way(config)) is not None:
         cancel = f"orchestrator cycle cancel {other.number}"
         if not waits:
@@ -270,12 +270,12 @@ def make_room(config: CycleConfig, home: Path, say: Callable[[str], None], *, wa
                 f"    {cancel}\n"
                 "Then end `orchestrator up` with Ctrl-C, and start the demo again; it goes on where it stopped."
             )
-        if not told:
+        if not announced:
             say(
                 f"{other.said}, and only one cycle can be open at a time. The demo waits until it has ended. "
                 f"To give it up, in another terminal:\n    {reaching(home)}\n    {cancel}"
             )
-            told = True
+            announced = True
         time.sleep(POLL_S)
 
 

@@ -176,8 +176,8 @@ class Crowd:
         self, door: _Door, task: Task, rater: SyntheticRater, rng: random.Random, count: int
     ) -> None:
         kind = _kind_for(task, rng)
-        asked = {"question": kind} if task == "model_comparison" else {}
-        dialogue = await door.post("/api/dialogues", {"task": task, **asked})
+        choice = {"question": kind} if task == "model_comparison" else {}
+        dialogue = await door.post("/api/dialogues", {"task": task, **choice})
         path = f"/api/dialogues/{dialogue['dialogue_id']}"
         parent: int | None = None
         for turn in range(rng.choices((1, 2, 3), TURN_WEIGHTS)[0]):

@@ -105,26 +105,26 @@ class DemoConfig(CycleConfig):
 
 def instance_name(config: DemoConfig, num_cycles: int) -> str:
     """Folder name of the demo with these settings; other settings, or another checkout, are another instance."""
-    told = values_of(config) | {"num_cycles": num_cycles, "project": str(PROJECT_ROOT)}
-    return "demo-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    identity = values_of(config) | {"num_cycles": num_cycles, "project": str(PROJECT_ROOT)}
+    return "demo-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def cycle_config(config: DemoConfig, inputs: Path) -> dict[str, Any]:
     """The configuration that the cycles get: without world and raters, with the files that the world wrote."""
-    told: dict[str, Any] = config.model_dump(mode="json", exclude={"world", "raters"})
-    told["initial_policy"]["pretrain"]["files"] = [str(inputs / "dialogues.jsonl")]
-    told["prompts"]["held_out_file"] = str(inputs / "evaluation.jsonl")
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"world", "raters"})
+    values["initial_policy"]["pretrain"]["files"] = [str(inputs / "dialogues.jsonl")]
+    values["prompts"]["held_out_file"] = str(inputs / "evaluation.jsonl")
     orientation = inputs / "orientation.jsonl"
-    told["orientation"]["file"] = str(orientation) if orientation.exists() else None
+    values["orientation"]["file"] = str(orientation) if orientation.exists() else None
     # The world's policies speak a few hundred words of its own; common sense says nothing about them.
-    told["orientation"]["shipped"] = False
-    return told
+    values["orientation"]["shipped"] = False
+    return values
 
 
-def write_toml(told: dict[str, Any], file: Path) -> None:
+def write_toml(config: dict[str, Any], file: Path) -> None:
     """Write a configuration as TOML; keys without a value are left out."""
     lines: list[str] = []
-    _section_lines(told, "", lines)
+    _section_lines(config, "", lines)
     file.write_text("# Written by `orchestrator demo`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,12 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.world.report import Report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -84,23 +89,9 @@ def _run(args: argparse.Namespace) -> int:
                 ended = turns.run()
             found = report.gather(ended, config.seed, seconds())
             console.end()
-            for folder in (home, args.out):
-                report.write(found, folder)
-            print(f"\n{report.table(found)}\n", flush=True)
-            print(f"{found.seconds:.0f} s. Wrote {args.out / 'demo-report.json'} and demo-report.png.", flush=True)
-            print(
-                "How long each stage took: demo-report.json, and `orchestrator cycle show N` for a cycle.", flush=True
-            )
-            for name, value in addresses(instance).items():
-                print(f"{name + ':':15}{value}", flush=True)
+            _report(found, home, args.out, addresses(instance))
             if not args.exit:
-                print(f"\nIn another terminal: {reaching(home)}")
-                print('There `orchestrator invite add "me"` gives a link for chatting. Its world is small; it knows:')
-                for question in questions_to_try(config.seed):
-                    print(f"    {question}")
-                print("Up. Ctrl-C ends it.", flush=True)
-                with contextlib.suppress(KeyboardInterrupt):
-                    threading.Event().wait()
+                _stay_up(reaching(home), questions_to_try(config.seed))
         finally:
             # A second Ctrl-C must not interrupt the database's shutdown.
             for signum in (signal.SIGINT, signal.SIGTERM):
@@ -110,6 +101,30 @@ def _run(args: argparse.Namespace) -> int:
     verdict = "lies above" if found.improved else "does not lie above"
     print(f"The last policy's Elo interval {verdict} the initial policy's.", flush=True)
     return 0 if found.improved else 1
+
+
+def _report(found: Report, home: Path, out: Path, addresses: Mapping[str, str]) -> None:
+    """Write the report, and say what it found and where the demo is reached."""
+    from orchestrator.world import report
+
+    for folder in (home, out):
+        report.write(found, folder)
+    print(f"\n{report.table(found)}\n", flush=True)
+    print(f"{found.seconds:.0f} s. Wrote {out / 'demo-report.json'} and demo-report.png.", flush=True)
+    print("How long each stage took: demo-report.json, and `orchestrator cycle show N` for a cycle.", flush=True)
+    for name, value in addresses.items():
+        print(f"{name + ':':15}{value}", flush=True)
+
+
+def _stay_up(reached_by: str, questions: Iterable[str]) -> None:
+    """Say what can be done with the demo, and wait for Ctrl-C."""
+    print(f"\nIn another terminal: {reached_by}")
+    print('There `orchestrator invite add "me"` gives a link for chatting. Its world is small; it knows:')
+    for question in questions:
+        print(f"    {question}")
+    print("Up. Ctrl-C ends it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def _interrupt(*_: object) -> None:

@@ -52,13 +52,15 @@ def make_parser(file: Path, questions: Path | None = None, answers: Path | None 
             raise Refused("unknown_value", f"winner is {winner!r}; known are {', '.join(WINNERS)}")
         if question_id not in turns:
             raise Refused("unknown_question", f"question {question_id} is not in the questions file")
-        asked = turns[question_id]
-        if not 1 <= turn <= len(asked):
-            raise Refused("unknown_value", f"turn is {turn}; question {question_id} has turns 1 to {len(asked)}")
-        sides = [_side(asked, replies, question_id, member(record, key, str), turn) for key in ("model_a", "model_b")]
+        messages = turns[question_id]
+        if not 1 <= turn <= len(messages):
+            raise Refused("unknown_value", f"turn is {turn}; question {question_id} has turns 1 to {len(messages)}")
+        sides = [
+            _side(messages, replies, question_id, member(record, key, str), turn) for key in ("model_a", "model_b")
+        ]
         side = WINNERS[winner]
         yield comparison_of(
-            [{"role": "user", "content": asked[0]}], sides[0], sides[1], side,
+            [{"role": "user", "content": messages[0]}], sides[0], sides[1], side,
             reason="tie" if side == "none" else None,
             rater=judge,
             label_kind=label_kind_of(judge),
@@ -74,14 +76,16 @@ def label_kind_of(judge: str | None) -> Literal["human", "model"]:
     return "model" if judge is not None and judge.startswith("gpt") else "human"
 
 
-def _side(asked: list[str], replies: dict[tuple[int, str], list[str]], question_id: int, model: str, turn: int) -> Side:
+def _side(
+    messages: list[str], replies: dict[tuple[int, str], list[str]], question_id: int, model: str, turn: int
+) -> Side:
     answer = replies.get((question_id, model))
     if answer is None or len(answer) < turn:
         raise Refused("unknown_answer", f"no answer of {model!r} to question {question_id}, turn {turn}")
     history: list[Message] = []
     for index in range(turn - 1):
         history.append({"role": "assistant", "content": answer[index]})
-        history.append({"role": "user", "content": asked[index + 1]})
+        history.append({"role": "user", "content": messages[index + 1]})
     return Side(answer[turn - 1], history, contestant=model)
 
 

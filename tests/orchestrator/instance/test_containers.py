@@ -93,4 +93,4 @@ def test_a_worker_keeps_its_name_over_restarts() -> None:
 def test_the_gate_of_the_env_file_reaches_the_policy_server() -> None:
     environment = OURS["policy-server"]["environment"]
     for name in ("ORCHESTRATOR_DETECTOR", "ORCHESTRATOR_DETECTOR_ACTION"):
-        assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no gate
+        assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no detector

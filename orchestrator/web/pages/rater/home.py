@@ -52,16 +52,16 @@ def add_tasks(router: APIRouter, shared: RaterPages) -> None:
     def instructions(task: TaskName, question: Question, request: Request) -> HTMLResponse:
         """The whole instructions; read before the first dialogue, reachable ever after."""
         _known(task, question)
-        told = INSTRUCTIONS[question]
+        shown = INSTRUCTIONS[question]
         me, agreed = shared.for_me(
-            request, lambda session, me: access.has_consented(session, me.rater.id, told.version)
+            request, lambda session, me: access.has_consented(session, me.rater.id, shown.version)
         )
         return page(
             "instructions.html",
             me=me,
             task=TASKS[task],
             action=f"/tasks/{task}/{question}",
-            told=told,
+            told=shown,
             warns=warns_about(task, question),
             agreed=agreed,
             key=secrets.token_urlsafe(12),
@@ -78,10 +78,10 @@ def add_tasks(router: APIRouter, shared: RaterPages) -> None:
                 access.consent(session, me.rater.id, version)
             elif not access.has_consented(session, me.rater.id, version):
                 return None
-            asked = question if task == "model_comparison" else None
+            chosen = question if task == "model_comparison" else None
             request = BeginDialogue(
                 task=task,
-                question=asked,  # type: ignore[arg-type]
+                question=chosen,  # type: ignore[arg-type]
                 client_key=key_of(form),
             )
             return dialogues.begin_dialogue(session, me.rater, request)[0]
