@@ -10,7 +10,7 @@
 #   make lint, make bench
 #
 #   make PYTHON=python3.12 ...                                            another Python, 3.11 or newer
-#   make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   the CPU build of torch (see README)
+#   make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   the CPU build of torch
 
 # GNU make ends with 2 whatever the status of a recipe, except in question mode, where a status of 1 is passed on.
 # There only lines that begin with + are run, so those of the demo and of the environment do.

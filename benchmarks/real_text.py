@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -296,39 +297,40 @@ def page(found: list[Numbers]) -> str:
     ]
     if missing:
         lines += [f"Not run: {', '.join(missing)} (they want a GPU; none was at hand).", ""]
-    lines += [
-        "| size | parameters | tokens read | held-out loss, nats per token | hardware | time |",
-        "|---|---|---|---|---|---|",
-    ]
     for numbers in found:
         pretraining = numbers["pretraining"]
-        lines.append(
-            f"| {numbers['size']} ({numbers['shape']['layers']} layers, width {numbers['shape']['hidden']}) "
-            f"| {pretraining['num_parameters'] / 1e6:.1f} M | {pretraining['num_tokens'] / 1e6:.2f} M "
-            f"| {pretraining['held_out_loss']:.3f} | {numbers['hardware']} | {numbers['seconds'] / 60:.0f} min |"
+        lines += _item(
+            f"{numbers['size']} ({numbers['shape']['layers']} layers, width {numbers['shape']['hidden']}): "
+            f"{pretraining['num_parameters'] / 1e6:.1f} M parameters, "
+            f"{pretraining['num_tokens'] / 1e6:.2f} M tokens read, held-out loss "
+            f"{pretraining['held_out_loss']:.3f} nats per token; {numbers['hardware']}, "
+            f"{numbers['seconds'] / 60:.0f} min"
         )
     lines += [
         "",
         "## Preference models",
         "",
-        "| size | source | held-out accuracy | on training pairs | longer wins | length regressed out | paper's fit |",
-        "|---|---|---|---|---|---|---|",
+        "Held-out accuracy by source; beside it the accuracy on training pairs, that of choosing the longer reply,",
+        "that with the length regressed out, and the paper's fit.",
+        "",
     ]
     for numbers in found:
         held_out = numbers["held_out"]
         for source, entry in held_out["by_source"].items():
             paper = paper_accuracy(numbers["pretraining"]["num_parameters"], numbers["num_train"])
-            lines.append(
-                f"| {numbers['size']} | {source} | {_entry(entry)} (n = {entry['n']}) "
-                f"| {_entry(numbers['train_accuracy'].get(source))} "
-                f"| {_entry(held_out['longer_wins']['by_source'].get(source))} "
-                f"| {_entry(held_out['length_regressed']['by_source'].get(source))} "
-                f"| {f'{paper:.3f}' if source == HELPFUL else '–'} |"
-            )
+            beside = {
+                "training pairs": _entry(numbers["train_accuracy"].get(source)),
+                "longer wins": _entry(held_out["longer_wins"]["by_source"].get(source)),
+                "length regressed out": _entry(held_out["length_regressed"]["by_source"].get(source)),
+            }
+            if source == HELPFUL:
+                beside["paper's fit"] = f"{paper:.3f}"
+            listed = ", ".join(f"{what} {value}" for what, value in beside.items())
+            lines += _item(f"{numbers['size']}, {source}: {_entry(entry)} (n = {entry['n']}); {listed}")
     lines += [
         "",
-        "Helpful pairs are four times as many as harmless ones, and what their raters like may be carried over, so "
-        "that harmless lies below chance. By default that stops a cycle before PPO; this benchmark sets "
+        "Helpful pairs are four times as many as harmless ones, and what their raters like may be carried over, so",
+        "that harmless lies below chance. By default that stops a cycle before PPO; this benchmark sets",
         '`orientation.contradicting_source = "report"`. Trained on one source alone, and judged on both:',
         "",
     ]
@@ -369,6 +371,13 @@ def page(found: list[Numbers]) -> str:
         ]
         lines += ["", *(f"- {reason['reason']}" for reason in numbers["reasons"])]
     return "\n".join(lines) + "\n"
+
+
+def _item(text: str) -> list[str]:
+    """An item of a list, in lines as short as every document's."""
+    return textwrap.wrap(
+        text, 120, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _law(law: Numbers) -> str:

@@ -5,16 +5,16 @@ The pages are the real ones over a real Postgres; replies come from a stand-in. 
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from taking import chromium, launch, shoot
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import BrowserContext, expect, sync_playwright  # noqa: E402
 from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 
@@ -32,13 +32,6 @@ REPLIES = (
     "evening:** cook the soup below.\n\n```\n2 onions, 500 g carrots, 1 l stock\n```\n\nShall I write a shopping list?",
     "You could walk, cook or read. Tell me how many people come and what they like, and I will plan both days.",
 )
-
-
-def shoot(page: Page, folder: Path, name: str) -> None:
-    """One picture, the whole page."""
-    page.wait_for_load_state("networkidle")
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
-    print(folder / f"{name}.png")
 
 
 def walk(context: BrowserContext, link: str, folder: Path, size: str) -> None:
@@ -100,7 +93,7 @@ def main() -> int:
     """Take every picture, wide and on a phone."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    path = os.environ.get("ORCHESTRATOR_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = chromium()
     if path is None:
         print("error: no Chromium; install it or set ORCHESTRATOR_BROWSER", file=sys.stderr)
         return 2
@@ -117,8 +110,7 @@ def main() -> int:
             running(create_app(FeedbackConfig(postgres.url, policy_url, admin_token=ADMIN_TOKEN))) as url,
             sync_playwright() as playwright,
         ):
-            sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-            browser = playwright.chromium.launch(executable_path=path, args=sandbox)
+            browser = launch(playwright, path)
 
             def context(size: str) -> BrowserContext:
                 if size == "wide":

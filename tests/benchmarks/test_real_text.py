@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ pytest.importorskip("sqlalchemy")
 
 from benchmarks import real_text
 from orchestrator.config import parse_config
+from tests.paths import PROJECT_ROOT
 
 DIGITS = 5e-4  # the hand-worked figures are rounded to three decimals
 
@@ -34,3 +36,11 @@ def test_every_size_is_a_configuration(name: str, tmp_path: Path) -> None:
 
 def test_the_page_says_which_sizes_were_not_run() -> None:
     assert "Not run: small, 13m, 42m" in real_text.page([])
+
+
+def test_the_page_is_what_its_numbers_say() -> None:
+    explanation = PROJECT_ROOT / "docs" / "explanation"
+    files = [explanation / "results" / f"{size}.json" for size in real_text.SIZES]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    assert found
+    assert real_text.page(found) == (explanation / "results.md").read_text()

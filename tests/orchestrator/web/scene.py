@@ -7,9 +7,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.preference.results import Accuracy
 from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access, notices, queues
 from orchestrator.people.raters import create_rater
+from tests.orchestrator.published_results import held_out_report, preference_model_results
 from tests.orchestrator.web.rating import ask, ok, pair_of
 from tests.running import add_artifact
 
@@ -30,7 +32,8 @@ def set_scene(session: Session) -> str:
     """Contestants, queues, groups and notices, and what the desk would find after a while; gives a writer's session."""
     initial = add_artifact(session, "initial", kind="initial_policy")
     live = session.scalars(select(t.Artifact).where(t.Artifact.kind == "snapshot")).one()
-    judge = add_artifact(session, "judge", kind="preference_model", results={"held_out": {"by_rater": AGREEMENT}})
+    results = preference_model_results(held_out_report(by_rater=AGREEMENT))
+    judge = add_artifact(session, "judge", kind="preference_model", results=results)
     queues.add_group(session, "writers")
     wil, _ = create_rater(session, "wil")
     queues.join_group(session, "writers", "wil")
@@ -47,7 +50,10 @@ def set_scene(session: Session) -> str:
     return access.begin_session(session, wil.id)
 
 
-AGREEMENT = {"1": {"accuracy": 0.71, "ci": [0.45, 0.88], "n": 14}, "2": {"accuracy": 0.5, "ci": [0.22, 0.78], "n": 8}}
+AGREEMENT = {
+    "1": Accuracy(accuracy=0.71, ci=(0.45, 0.88), n=14),
+    "2": Accuracy(accuracy=0.5, ci=(0.22, 0.78), n=8),
+}
 
 
 def work_a_while(url: str, tokens: list[str]) -> None:
