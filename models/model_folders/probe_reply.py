@@ -13,7 +13,7 @@ from typing import Any
 from models.chat.format import ChatFormat, Message
 from models.sampling.engine import DecodeEngine, SamplingParams
 
-FILE = "fingerprint.json"
+FILE = "fingerprint.json"  # its name of old, which digests cover
 MESSAGES: list[Message] = [{"role": "user", "content": "Name three colours, and say why you like one of them."}]
 TOKENS = 16
 
@@ -51,7 +51,7 @@ def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
 
 
 def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> bool:
-    """Whether the engine, which must be idle, was seen to say what the folder's fingerprint has.
+    """Whether the engine, which must be idle, was seen to say what the folder's probe reply has.
 
     False where the folder has none, or the engine's context no room for it.
 

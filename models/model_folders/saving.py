@@ -26,7 +26,7 @@ transformers_logging.disable_progress_bar()
 def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, card: str) -> None:
     """Write a model's folder: config.json, model.safetensors, tokenizer files, chat.json and README.md.
 
-    A model that generates also gets its fingerprint (`models/model_folders/probe_reply.py`).
+    A model that generates also gets its probe reply (`models/model_folders/probe_reply.py`).
 
     The end-of-turn and pad ids of the chat format go into the configs, so that `generate` and the classes of
     transformers agree with us.

@@ -47,7 +47,7 @@ class Snapshot:
     chat: ChatFormat
     engine: DecodeEngine | OutsideEngine
     proven: bool
-    """Whether it said, when it was loaded, what it said when it was saved; False where it has no fingerprint."""
+    """Whether it said, when it was loaded, what it said when it was saved; False where it has no probe reply."""
     loaded_at: float = field(default_factory=time.time)
     in_flight: int = 0
     """Requests that hold it; while there is one, it stays."""
