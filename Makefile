@@ -69,14 +69,15 @@ check: lint test
 ci:
 	exec .ci/run
 
+# In the order in which they are found: by the number of their tests, the longest files of all would begin last.
 test: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not long and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not long and not gpu" $(ARGS)
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not long and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not long and not gpu" $(ARGS)
 
 test-long: $(STAMP)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "long and not gpu" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "long and not gpu" $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
