@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.questions import better_and_worse, question_answered
+
 # How a line of a set begins that Postgres, or an erasure, wrote.
 _BEGINNING = '{"id":"'
 
@@ -24,13 +26,13 @@ def oriented(
     a: list[Any],
     b: list[Any],
 ) -> dict[str, Any]:
-    """One hand-made pair as a record of a comparison set; `more_harmful` is turned round, as in the SQL."""
-    better, worse = (a, b) if (side == "a") != (question == "more_harmful") else (b, a)
+    """One hand-made pair as a record of a comparison set; turned round where its question asks for the worse reply."""
+    better, worse = better_and_worse(side, question, a, b)
     return {
         "id": id,
         "split": "held_out",
         "source": source,
-        "question": "harmless" if question == "more_harmful" else question,
+        "question": question_answered(question),
         "prompt": prompt,
         "better": better,
         "worse": worse,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from db.split import HASH_DIGITS, held_out_threshold
 from orchestrator.config import ComparisonsSection
+from orchestrator.data.questions import A_IS_BETTER, QUESTION_ANSWERED
 
 RUNS = """
 select freezes.id, run.first_id, run.last_id
@@ -63,10 +64,6 @@ PREPARE = (
     "set local work_mem = '32MB'",
 )
 
-# The better reply for the question: the chosen one, but for `more_harmful`, which is the only question that is
-# turned round, and only here.
-A_IS_BETTER = "((row.side = 'a') <> (row.question = 'more_harmful'))"
-
 # Only in sets that ties may enter, so that the lines of all others are what they always were.
 TIE = """
     case when row.side = 'none' then concat(',"tie":"', row.undecided, '"') end,"""
@@ -81,7 +78,7 @@ concat(
     '","split_key":"', row.split_key,
     '","source":', to_json(row.source),
     ',"tranche":"', row.tranche,
-    '","question":"', case row.question when 'more_harmful' then 'harmless' else row.question end,
+    '","question":"', {QUESTION_ANSWERED},
     '","strength":', coalesce(row.strength::text, 'null'), {TIE if with_ties else ""}
     ',"rater":"', row.rater_id,
     '","turn":', coalesce(row.path[1]::bigint, 1) + row.own_turns,

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.config import PMPSection
 from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
+from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
 GOOD, BAD = "GOOD: ", "BAD: "
@@ -55,7 +56,7 @@ def ranked_pairs(file: Path) -> Iterator[dict[str, Any]]:
             found = []
             for item in comparisons_in(record, where, file):
                 a, b = list(item.a.messages()), list(item.b.messages())
-                found.append((list(item.prompt), *((a, b) if item.side == "a" else (b, a))))
+                found.append((list(item.prompt), *better_and_worse(item.side, item.question, a, b)))
         for place, (prompt, better, worse) in enumerate(found):
             yield {
                 "id": f"{SOURCE}:{file.name}:{number}:{place}",

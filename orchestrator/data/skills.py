@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.config import SkillSection
 from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
+from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
 Pair = tuple[list[Any], list[Any], list[Any]]
@@ -48,7 +49,7 @@ def _as_it_is(record: dict[str, Any], where: str, file: Path) -> Iterator[Pair]:
     """Comparisons in any format that can be imported, as they are."""
     for item in comparisons_in(record, where, file):
         a, b = list(item.a.messages()), list(item.b.messages())
-        yield (list(item.prompt), *((a, b) if item.side == "a" else (b, a)))
+        yield (list(item.prompt), *better_and_worse(item.side, item.question, a, b))
 
 
 def _summary(record: dict[str, Any], where: str, file: Path) -> Iterator[Pair]:

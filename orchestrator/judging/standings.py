@@ -14,11 +14,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
 from db import tables as t
+from orchestrator.data.questions import ANSWERS, ASKS_FOR_THE_WORSE, score_of_a
 from orchestrator.judging.elo import Game, elo_ratings
 from orchestrator.store.ledger import RUN
 
 SCORE_OF_SIDE = {"a": 1.0, "b": 0.0, "none": 0.5}
-AXES = {"helpful": ("helpful",), "harmless": ("harmless", "more_harmful")}
+AXES = {"helpful": ("helpful",), "harmless": (ANSWERS, ASKS_FOR_THE_WORSE)}
 """The questions that measure each axis; who is more harmful has lost on the harmless one."""
 RESAMPLES = 500
 
@@ -81,7 +82,7 @@ def games(session: Session, questions: Sequence[str] = (), by: str = "dialogue")
     found = []
     for one, first, second, side, question in session.execute(query):
         score = SCORE_OF_SIDE[side]
-        found.append(Game(str(one), first, second, 1 - score if question == "more_harmful" else score))
+        found.append(Game(str(one), first, second, score_of_a(score, question)))
     return found
 
 
