@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.instance.up import Instance
-from orchestrator.reports.detectors import detector_rows
-from orchestrator.reports.distillation import distillation_numbers, distillation_rows
+from orchestrator.reports.detectors import detector_rows, fitted_detector
+from orchestrator.reports.distillation import distillation_course, distillation_numbers, distillation_rows
 from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
 from tests.flows.kills import stages_done
@@ -82,12 +82,15 @@ def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
     assert distilled.results["held_out_kl_after"] < distilled.results["held_out_kl_before"]
 
     # The operator sees both, in the UI and from the command.
-    told = distillation_rows(distillation_numbers(distilled.results))
-    told += detector_rows(detector.results | {"digest": detector.digest})
+    numbers = {
+        "distillation": distillation_numbers(distilled.results),
+        "detector": detector.results | {"digest": detector.digest},
+    }
+    rows_told = [*distillation_rows(distillation_course(numbers)), *detector_rows(fitted_detector(numbers))]
     report = in_prefect(instance, f"cycle-{number}")
     for text in (report, orchestrator("cycle", "show", str(number))):
-        assert [f"| {name} | {value} |" in text for name, value in told] == [True] * len(told)
-    assert [name for name, _ in told][-1] == "… before the policies"
+        assert [f"| {name} | {value} |" in text for name, value in rows_told] == [True] * len(rows_told)
+    assert rows_told[-1][0] == "… before the policies"
     assert "Context distillation of the initial policy: KL from the prompted teacher" in report
 
     # PPO that gets away, so that there is a way to judge.
