@@ -9,6 +9,7 @@ RefusedByDatabase          base: a constraint or a trigger refused a row
 ├── DuplicateDialogue      the same, for a dialogue
 ├── DuplicateImport        an imported record that is there already
 ├── DuplicateRater         the handle is taken
+├── AlreadyDecided         somebody else has decided about this approval
 ├── AlreadyFrozen          the cycle has frozen its comparisons, or a comparison belongs to a freeze
 ├── AppendOnly             an attempt to change or delete what may only be added
 ├── IncompletePair         a choice between replies that are not both complete
@@ -74,6 +75,10 @@ class DuplicateRater(RefusedByDatabase):
     """The handle, or the token, is taken."""
 
 
+class AlreadyDecided(RefusedByDatabase):
+    """Somebody else has decided about this approval already."""
+
+
 class AlreadyFrozen(RefusedByDatabase):
     """The cycle has frozen its comparisons already, or the comparison belongs to a freeze already."""
 
@@ -108,6 +113,7 @@ BY_CONSTRAINT: dict[str, type[RefusedByDatabase]] = {
     "uq_quarantined_records_record": DuplicateImport,
     "uq_raters_handle": DuplicateRater,
     "uq_raters_token_digest": DuplicateRater,
+    "uq_decisions_approval_id": AlreadyDecided,
     "uq_freezes_cycle_id": AlreadyFrozen,
     "ex_frozen_comparisons_run": AlreadyFrozen,
 }

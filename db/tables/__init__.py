@@ -2,7 +2,8 @@
 
 `people` raters and imports; `erasures` who was forgotten; `access` how people come in; `queues` who may do what;
 `notices` what the desk and raters tell each other; `dialogues` what raters wrote, saw and chose; `contestants` who can
-answer them; `ledger` cycles, artifacts, lineage and deployments. The migrations in `migrations/` must produce exactly
+answer them; `ledger` cycles, artifacts, lineage and deployments; `operations` who steers, and what waits for
+them. The migrations in `migrations/` must produce exactly
 these tables; a test compares the two.
 """
 
@@ -31,12 +32,23 @@ from db.tables.ledger import (
     Stage,
 )
 from db.tables.notices import Announcement, ProblemReport
+from db.tables.operations import (
+    Approval,
+    CycleRun,
+    InstanceIdentity,
+    InstructionVersion,
+    Operator,
+    OperatorAct,
+    StageMetrics,
+    StageProgress,
+)
 from db.tables.people import Import, QuarantinedRecord, Rater, Withdrawal
 from db.tables.queues import GroupMembership, Queue, RaterGroup
 
 __all__ = [
     "Announcement",
     "ApiKey",
+    "Approval",
     "Artifact",
     "Base",
     "Candidate",
@@ -44,6 +56,7 @@ __all__ = [
     "Consent",
     "Contestant",
     "Cycle",
+    "CycleRun",
     "Decision",
     "Deployment",
     "Dialogue",
@@ -57,10 +70,14 @@ __all__ = [
     "FrozenWithdrawal",
     "GroupMembership",
     "Import",
+    "InstanceIdentity",
+    "InstructionVersion",
     "Invitation",
     "InvitationUse",
     "LineageEdge",
     "Message",
+    "Operator",
+    "OperatorAct",
     "Pair",
     "Pairing",
     "ProblemReport",
@@ -70,6 +87,8 @@ __all__ = [
     "RaterGroup",
     "RaterSession",
     "Stage",
+    "StageMetrics",
+    "StageProgress",
     "Study",
     "Visit",
     "Withdrawal",

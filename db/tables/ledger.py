@@ -104,7 +104,9 @@ class Evaluation(Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        CheckConstraint("kind in ('preference_model', 'orientation', 'policy', 'best_of_n', 'elo')", name="kind"),
+        CheckConstraint(
+            "kind in ('preference_model', 'orientation', 'policy', 'best_of_n', 'elo', 'fresh_agreement')", name="kind"
+        ),
         Index("ix_evaluations_subject_id", "subject_id"),
         Index("ix_evaluations_cycle_id", "cycle_id"),
     )
@@ -125,6 +127,10 @@ class Decision(Base):
     __tablename__ = "decisions"
     __table_args__ = (
         CheckConstraint("decision in ('promote', 'refuse')", name="decision"),
+        CheckConstraint("kind in ('initial', 'cycle', 'roll_back', 'by_hand')", name="kind"),
+        CheckConstraint("identity in ('program', 'proven', 'claimed', 'machine')", name="identity"),
+        CheckConstraint("via in ('program', 'desk', 'prefect', 'command')", name="via"),
+        UniqueConstraint("approval_id"),
         Index("ix_decisions_cycle_id", "cycle_id"),
     )
 
@@ -135,6 +141,16 @@ class Decision(Base):
     reasons: Mapped[list[Any]]
     evidence: Mapped[dict[str, Any]]
     decided_by: Mapped[str]
+    """`gates`, or a person's name."""
+    kind: Mapped[str] = mapped_column(server_default="cycle")
+    """`initial`: nothing was live; `cycle`: its gates, or whom they asked; `roll_back` and `by_hand`: a person."""
+    identity: Mapped[str] = mapped_column(server_default="program")
+    """How the name is known: `proven` by a token, `claimed` in a form, or the user of the `machine`."""
+    via: Mapped[str] = mapped_column(server_default="program")
+    note: Mapped[str | None]
+    """Why, in the person's words."""
+    approval_id: Mapped[int | None] = mapped_column(ForeignKey("approvals.id"))
+    """The approval that this answers; one decision each, so of two at once one is refused."""
     created_at: Mapped[CreatedAt]
 
 
@@ -151,5 +167,7 @@ class Deployment(Base):
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
     cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycles.id"))
     decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"))
+    preference_model_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    """The preference model that it was trained against and judged by; NULL for an initial policy."""
     started_at: Mapped[CreatedAt]
     ended_at: Mapped[datetime | None]

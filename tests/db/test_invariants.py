@@ -48,11 +48,30 @@ def rows(session: Session) -> Session:
             t.LineageEdge(child_id=other.id, role="initial", parent_id=artifact.id),
             t.Evaluation(subject_id=artifact.id, kind="policy", numbers={}),
             t.Deployment(snapshot_id=artifact.id, decision_id=decision.id),
+            t.CycleRun(cycle_id=cycle.id, flow_run_id="r"),
+            t.Approval(
+                cycle_id=cycle.id,
+                snapshot_id=artifact.id,
+                why="asked",
+                reasons=[],
+                evidence={},
+                expires_at=cycle.started_at,
+            ),
+            t.Operator(name="Ada", token_digest="d"),
+            t.OperatorAct(actor="Ada", identity="proven", via="desk", act="erase", subject="rater 1", details={}),
+            t.InstructionVersion(task="helpful", version="helpful-2", text="Choose.", created_by="Ada"),
             t.Pairing(task="model_comparison", contestant_a_id=contestants[0].id, contestant_b_id=contestants[1].id),
-            t.Stage(cycle_id=cycle.id, name="train_policy"),
+            stage := t.Stage(cycle_id=cycle.id, name="train_policy"),
             t.QuarantinedRecord(
                 import_id=brought.id, source="s", line=1, reason="nul", detail="", record="", record_digest="d"
             ),
+        ]
+    )
+    session.flush()
+    session.add_all(
+        [
+            t.StageProgress(stage_id=stage.id, phase="step", step=1),
+            t.StageMetrics(stage_id=stage.id, line=0, numbers={}),
         ]
     )
     session.flush()
@@ -60,23 +79,30 @@ def rows(session: Session) -> Session:
 
 
 APPEND_ONLY = (
+    "approvals",
     "artifacts",
     "comparisons",
     "contestants",
+    "cycle_runs",
     "decisions",
     "evaluations",
     "freezes",
     "frozen_comparisons",
     "frozen_withdrawals",
     "imports",
+    "instance_identity",
+    "instruction_versions",
     "lineage_edges",
     "messages",
+    "operator_acts",
     "pairs",
     "quarantined_records",
+    "stage_metrics",
     "withdrawals",
 )
 NEVER_DELETED = (
-    *APPEND_ONLY, "candidates", "cycles", "deployments", "dialogues", "pairings", "raters", "stages",
+    *APPEND_ONLY, "candidates", "cycles", "deployments", "dialogues", "operators", "pairings", "raters",
+    "stage_progress", "stages",
 )  # fmt: skip
 
 
