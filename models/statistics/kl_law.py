@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,14 +75,11 @@ class Law:
     residual: float
     root_mean: float
     root_squares: float
+    identifiable: Literal[True] = True
 
     def at(self, kl_nats: float) -> float:
         """The line's score at a KL, in nats per reply."""
         return self.intercept + self.slope * math.sqrt(max(0.0, kl_nats))
-
-    def to_json(self) -> dict[str, Any]:
-        """As in a report."""
-        return asdict(self) | {"identifiable": True, "slope_ci": list(self.slope_ci)}
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,7 @@ class NotIdentifiable:
     """There is no line to be seen; `reason` says why, for people."""
 
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As in a report."""
-        return {"identifiable": False, "reason": self.reason}
+    identifiable: Literal[False] = False
 
 
 @dataclass(frozen=True)
@@ -106,10 +100,7 @@ class Forecast:
     """95 % interval by Fieller's method; None as its end: the slope is not known well enough to say."""
     extrapolates: bool
     """Whether it lies beyond the curve on which the line rests."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As in a report."""
-        return asdict(self) | {"kl_ci": list(self.kl_ci), "kind": "forecast"}
+    kind: Literal["forecast"] = "forecast"
 
 
 def fit_law(

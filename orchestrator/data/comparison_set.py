@@ -10,16 +10,17 @@ import bisect
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from models.runtime.files import link_or_copy
+from models.runtime.results import IF_MEASURED
 from orchestrator.config import ComparisonsSection
 from orchestrator.data.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
 from orchestrator.data.copy_binary import BinaryRows
@@ -38,6 +39,25 @@ BLOCK_COMPARISONS = 100
 
 # Shards written at the same time, each by a connection of its own.
 WRITERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSetResults:
+    """What a comparison set, or a set of pairs from files, is published with: its manifest without the shards."""
+
+    num_comparisons: int
+    num_train: int
+    num_held_out: int
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    """Comparisons in no training, by reason."""
+    num_excluded: int | None = field(default=None, metadata=IF_MEASURED)
+    num_fresh: int | None = field(default=None, metadata=IF_MEASURED)
+    """Comparisons of the last freeze."""
+    freeze_id: int | None = field(default=None, metadata=IF_MEASURED)
+    format: int | None = field(default=None, metadata=IF_MEASURED)
+    settings: Mapping[str, Any] | None = field(default=None, metadata=IF_MEASURED)
+    """What was asked for."""
+    by_source: Mapping[str, int] | None = field(default=None, metadata=IF_MEASURED)
 
 
 @dataclass(frozen=True)

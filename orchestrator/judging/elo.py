@@ -39,6 +39,18 @@ class Rating:
     games: int
 
 
+@dataclass(frozen=True)
+class EloNumbers:
+    """Elo of a cycle's snapshot against the initial policy, as recorded; the counts are of those two alone."""
+
+    elo: float
+    ci: tuple[float, float]
+    num_comparisons: int
+    wins: int
+    losses: int
+    ties: int
+
+
 def win_counts(games: Sequence[Game], players: Sequence[str]) -> NDArray[np.float64]:
     """Matrix [P, P] of wins of row over column; a tie is half a win for each.
 

@@ -6,10 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 from models.policy.results import CurvePoint
-from models.statistics.kl_law import Law, NotIdentifiable, fit_law, forecast_kl
+from models.runtime.results import IF_MEASURED
+from models.statistics.kl_law import Forecast, Law, NotIdentifiable, fit_law, forecast_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveLaw(Law):
+    """The law of a run, with the forecast and, where a watcher looked on, the law by its scores."""
+
+    forecast: Forecast | None = None
+    watcher: Law | NotIdentifiable | None = field(default=None, metadata=IF_MEASURED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCurveLaw(NotIdentifiable):
+    """The same of a run that shows no line by the training PM's scores."""
+
+    watcher: Law | NotIdentifiable | None = field(default=None, metadata=IF_MEASURED)
 
 
 def law_of_curve(curve: Sequence[CurvePoint], *, by_watcher: bool = False) -> Law | NotIdentifiable:
@@ -21,18 +37,15 @@ def law_of_curve(curve: Sequence[CurvePoint], *, by_watcher: bool = False) -> La
     )
 
 
-def law_numbers(curve: Sequence[CurvePoint]) -> dict[str, Any] | None:
-    """The law as a report's JSON has it, with the forecast and the watcher's law; None without a curve."""
+def curve_law(curve: Sequence[CurvePoint]) -> CurveLaw | NoCurveLaw | None:
+    """The law as a report's JSON has it; None without a curve."""
     if not curve:
         return None
     law = law_of_curve(curve)
-    numbers = law.to_json()
-    if isinstance(law, Law):
-        forecast = forecast_kl(law, one_more(law))
-        numbers["forecast"] = forecast.to_json() if forecast else None
-    if has_watcher(curve):
-        numbers["watcher"] = law_of_curve(curve, by_watcher=True).to_json()
-    return numbers
+    watcher = law_of_curve(curve, by_watcher=True) if has_watcher(curve) else None
+    if isinstance(law, NotIdentifiable):
+        return NoCurveLaw(**vars(law), watcher=watcher)
+    return CurveLaw(**vars(law), forecast=forecast_kl(law, one_more(law)), watcher=watcher)
 
 
 def has_watcher(curve: Sequence[CurvePoint]) -> bool:

@@ -6,97 +6,89 @@ in `orchestrator/reports/pictures/catalogue.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.runtime.results import part_to_json
+from models.policy.results import Evaluation, PPOResult
+from models.preference.results import OrderedPairs, PreferenceModelResults
+from models.runtime.results import result_from_json
+from orchestrator.data.comparison_set import ComparisonSetResults
+from orchestrator.data.contamination import DataCheckResults
 from orchestrator.database import database
+from orchestrator.judging.elo import EloNumbers
 from orchestrator.judging.forecasts import mix_matrix, scaling
-from orchestrator.judging.kl_law import law_numbers
-from orchestrator.reports.distillation import distillation_numbers
-from orchestrator.reports.policies import training_of
+from orchestrator.judging.gates import Verdict
+from orchestrator.judging.kl_law import curve_law
+from orchestrator.reports.detectors import FittedDetector
+from orchestrator.reports.distillation import course_of
+from orchestrator.reports.numbers import CycleNumbers, ListedSnapshot, StageTime
 from orchestrator.reports.stops import stops_of
 from orchestrator.store import ledger
-from orchestrator.store.ledger import described, snapshots_of
+from orchestrator.store.ledger import snapshots_of
 
 FIRST_STAGE = "prepare_initial_policy"
+R = TypeVar("R")
 
 
-def cycle_numbers(cycle_id: int, failure: str | None = None) -> dict[str, Any]:
-    """Everything the ledger knows about a cycle's outcome, and what ended its run just now where that is given."""
-    with database() as session:
-        cycle = session.get_one(t.Cycle, cycle_id)
-        artifacts = newest_artifacts(session, cycle_id)
-        decision = session.scalars(
-            select(t.Decision).where(t.Decision.cycle_id == cycle_id).order_by(t.Decision.id.desc()).limit(1)
-        ).first()
-        snapshot = artifacts.get("snapshot")
-        initial = artifacts.get("initial_policy")
-        comparison_set = artifacts.get("comparison_set")
-        model = artifacts.get("preference_model")
-        detector = artifacts.get("ood_detector")
-        training = training_of({"training": snapshot.results}) if snapshot else None
-        numbers: dict[str, Any] = {
-            "cycle": cycle.number,
-            "name": cycle.name,
-            "artifact_ids": {kind: artifact.id for kind, artifact in artifacts.items()},
-            "comparison_set": comparison_set.results if comparison_set else None,
-            "data_check": artifacts["data_check"].results if "data_check" in artifacts else None,
-            "distillation": distillation_numbers(initial.results) if initial else None,
-            "preference_model": model.results if model else None,
-            "scaling": _as_json(scaling(session, model)) if model else None,
-            "mix_matrix": _as_json(mix_matrix(session, model)) if model else None,
-            "watcher": _watcher(session, cycle_id),
-            "orientation": _evaluation(session, cycle_id, "orientation", None),
-            "snapshot": snapshot.digest if snapshot else None,
-            "training": snapshot.results if snapshot else None,
-            "snapshots": [described(kept) for kept in snapshots_of(session, snapshot.id)] if snapshot else [],
-            "kl_law": law_numbers(training.curve) if training else None,
-            "evaluation": _evaluation(session, cycle_id, "policy", snapshot.id if snapshot else None),
-            "initial_evaluation": _initial_evaluation(session, cycle_id, snapshot),
-            "best_of_n": _evaluation(session, cycle_id, "best_of_n", None),
-            "detector": detector.results | {"digest": detector.digest} if detector else None,
-            "elo": _evaluation(session, cycle_id, "elo", snapshot.id if snapshot else None),
-            "stops": stops_of(
-                session,
-                cycle_id,
-                training,
-                snapshot.digest if snapshot else None,
-                failure,
-            ),
-            "decision": decision.decision if decision else None,
-            "reasons": decision.reasons if decision else [],
-            "stages": stage_times(session, cycle_id),
-        }
-    return numbers
+def cycle_numbers(cycle_id: int, failure: str | None = None) -> CycleNumbers:
+    """Everything the ledger knows about a cycle's outcome, and what ended its run just now where that is given.
 
-
-def _as_json(found: Any) -> dict[str, Any] | None:
-    return None if found is None else part_to_json(found)
-
-
-def stage_times(session: Session, cycle_id: int) -> list[dict[str, Any]]:
-    """The cycle's stages in the order in which they began: state, seconds of each, and how many of them its job ran.
-
-    Stages that ran at the same time count the same seconds each. `run` numbers the runs of the cycle from 1: one that
-    was started again takes its stages from the first one on.
+    Raises:
+        ResultError: results that are not what they should be.
     """
-    times: list[dict[str, Any]] = []
+    with database() as session:
+        return numbers_of(session, cycle_id, failure)
+
+
+def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> CycleNumbers:
+    """The same, read in a transaction of the caller's."""
+    cycle = session.get_one(t.Cycle, cycle_id)
+    artifacts = newest_artifacts(session, cycle_id)
+    decision = session.scalars(
+        select(t.Decision).where(t.Decision.cycle_id == cycle_id).order_by(t.Decision.id.desc()).limit(1)
+    ).first()
+    snapshot, initial = artifacts.get("snapshot"), artifacts.get("initial_policy")
+    model, detector = artifacts.get("preference_model"), artifacts.get("ood_detector")
+    training = _results(PPOResult, snapshot)
+    return CycleNumbers(
+        cycle=cycle.number,
+        name=cycle.name,
+        artifact_ids={kind: artifact.id for kind, artifact in artifacts.items()},
+        comparison_set=_results(ComparisonSetResults, artifacts.get("comparison_set")),
+        data_check=_results(DataCheckResults, artifacts.get("data_check")),
+        distillation=course_of(initial.results) if initial else None,
+        preference_model=_results(PreferenceModelResults, model),
+        scaling=scaling(session, model) if model else None,
+        mix_matrix=mix_matrix(session, model) if model else None,
+        watcher=_results(PreferenceModelResults, _watcher(session, cycle_id)),
+        orientation=_measured(session, OrderedPairs, cycle_id, "orientation", model),
+        snapshot=snapshot.digest if snapshot else None,
+        training=training,
+        snapshots=_on_the_way(session, snapshot),
+        kl_law=curve_law(training.curve) if training else None,
+        evaluation=_measured(session, Evaluation, cycle_id, "policy", snapshot),
+        initial_evaluation=_measured(session, Evaluation, cycle_id, "policy", initial),
+        best_of_n=_measured(session, Evaluation, cycle_id, "best_of_n", initial),
+        detector=_detector(detector) if detector else None,
+        elo=_measured(session, EloNumbers, cycle_id, "elo", snapshot),
+        stops=tuple(stops_of(session, cycle_id, training, snapshot.digest if snapshot else None, failure)),
+        decision=decision.decision if decision else None,
+        reasons=_verdicts(decision),
+        stages=tuple(stage_times(session, cycle_id)),
+    )
+
+
+def stage_times(session: Session, cycle_id: int) -> list[StageTime]:
+    """The cycle's stages in the order in which they began; those that ran side by side count the same seconds each."""
+    times: list[StageTime] = []
     run = 0
     for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id)):
         run += stage.name == FIRST_STAGE
-        times.append(
-            {
-                "stage": stage.name,
-                "state": stage.state,
-                "run": run,
-                "seconds": (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None,
-                "job_seconds": stage.job_seconds,
-            }
-        )
+        seconds = (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None
+        times.append(StageTime(stage.name, stage.state, run, seconds, stage.job_seconds))
     return times
 
 
@@ -115,10 +107,39 @@ def newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
     return {artifact.kind: artifact for artifact in rows}
 
 
-def _watcher(session: Session, cycle_id: int) -> dict[str, Any] | None:
-    """Results of the preference model's twin, where the cycle trained one."""
+def _results(cls: type[R], artifact: t.Artifact | None) -> R | None:
+    """The results of an artifact as what they are."""
+    if artifact is None:
+        return None
+    return result_from_json(cls, artifact.results, where=f"the results of {artifact.kind} {artifact.id}")
+
+
+def _detector(artifact: t.Artifact) -> FittedDetector:
+    where = f"the results of {artifact.kind} {artifact.id}"
+    return result_from_json(FittedDetector, artifact.results | {"digest": artifact.digest}, where=where)
+
+
+def _on_the_way(session: Session, run: t.Artifact | None) -> tuple[ListedSnapshot, ...]:
+    """The snapshots that a PPO run kept."""
+    if run is None:
+        return ()
+    return tuple(
+        result_from_json(ListedSnapshot, kept.results | {"digest": kept.digest}, where=f"the results of {kept.id}")
+        for kept in snapshots_of(session, run.id)
+    )
+
+
+def _verdicts(decision: t.Decision | None) -> tuple[Verdict, ...]:
+    if decision is None:
+        return ()
+    where = f"the reasons of decision {decision.id}"
+    return tuple(result_from_json(Verdict, reason, where=where) for reason in decision.reasons)
+
+
+def _watcher(session: Session, cycle_id: int) -> t.Artifact | None:
+    """The preference model's twin, where the cycle trained one."""
     return session.scalars(
-        select(t.Artifact.results)
+        select(t.Artifact)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
         .where(t.Stage.cycle_id == cycle_id, t.Stage.state.in_(("done", "found")), t.Stage.name == "train_watcher")
         .order_by(t.Stage.id.desc())
@@ -126,21 +147,19 @@ def _watcher(session: Session, cycle_id: int) -> dict[str, Any] | None:
     ).first()
 
 
-def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> dict[str, Any] | None:
-    found = evaluation_row(session, cycle_id, kind, subject_id)
-    return found.numbers if found else None
+def _measured(session: Session, cls: type[R], cycle_id: int, kind: str, subject: t.Artifact | None) -> R | None:
+    """What the cycle measured last about an artifact; None where there is no such artifact yet."""
+    if subject is None:
+        return None
+    found = evaluation_row(session, cycle_id, kind, subject.id)
+    return result_from_json(cls, found.numbers, where=f"the numbers of evaluation {found.id}") if found else None
 
 
-def evaluation_row(session: Session, cycle_id: int, kind: str, subject_id: int | None) -> t.Evaluation | None:
-    query = select(t.Evaluation).where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind)
-    if subject_id is not None:
-        query = query.where(t.Evaluation.subject_id == subject_id)
-    return session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
-
-
-def _initial_evaluation(session: Session, cycle_id: int, snapshot: t.Artifact | None) -> dict[str, Any] | None:
-    query = select(t.Evaluation).where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == "policy")
-    if snapshot is not None:
-        query = query.where(t.Evaluation.subject_id != snapshot.id)
-    found = session.scalars(query.order_by(t.Evaluation.id.desc()).limit(1)).first()
-    return found.numbers if found else None
+def evaluation_row(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation | None:
+    """The cycle's newest evaluation of that kind of an artifact."""
+    return session.scalars(
+        select(t.Evaluation)
+        .where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind, t.Evaluation.subject_id == subject_id)
+        .order_by(t.Evaluation.id.desc())
+        .limit(1)
+    ).first()

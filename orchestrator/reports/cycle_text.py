@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from models.policy.results import Evaluation
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
-from models.runtime.results import result_from_json
+from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
-from orchestrator.reports.detectors import detector_rows, fitted_detector
-from orchestrator.reports.distillation import distillation_course, distillation_rows
+from orchestrator.judging.elo import EloNumbers
+from orchestrator.reports.detectors import detector_rows
+from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
+from orchestrator.reports.numbers import CycleNumbers, StageTime
 from orchestrator.reports.pictures.style import Picture
-from orchestrator.reports.policies import evaluation_of, snapshots_in, training_of
-from orchestrator.reports.preference_models import (
-    matrix_lines,
-    matrix_of,
-    model_of,
-    orientation_of,
-    scaling_of,
-    scaling_rows,
-)
+from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from orchestrator.reports.stops import stop_lines
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 from orchestrator.reports.wording import interval, number, with_interval
@@ -31,69 +24,76 @@ Row = tuple[str, str]
 NOT_JUDGED = "not judged by people"
 
 
-def to_markdown(numbers: dict[str, Any], pictures: Sequence[tuple[Picture, str]] = ()) -> str:
+def to_markdown(numbers: CycleNumbers, pictures: Sequence[tuple[Picture, str]] = ()) -> str:
     """The report as an operator reads it in the Prefect UI; each picture comes with where it is."""
-    lines = [f"# Cycle {numbers['cycle']}: {numbers['name']}", ""]
+    lines = [f"# Cycle {numbers.cycle}: {numbers.name}", ""]
     decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
-    lines += [f"{decision[numbers['decision']]}" + (f": `{numbers['snapshot']}`" if numbers["snapshot"] else ""), ""]
-    for reason in numbers["reasons"]:
-        lines.append(f"- {'passed' if reason['passed'] else '**failed**'}: {reason['reason']}")
-    after, before = evaluation_of(numbers), evaluation_of(numbers, "initial_evaluation")
+    lines += [decision[numbers.decision] + (f": `{numbers.snapshot}`" if numbers.snapshot else ""), ""]
+    for verdict in numbers.reasons:
+        lines.append(f"- {'passed' if verdict.passed else '**failed**'}: {verdict.reason}")
+    after, before = numbers.evaluation, numbers.initial_evaluation
     if after is not None and before is not None:
         lines += [f"- remark: {remark}" for remark in collapse_remarks(after, before)]
-    lines += ["", *stop_lines(numbers.get("stops") or [])]
+    lines += ["", *stop_lines(numbers.stops)]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
     for picture, place in pictures:
         lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
-    lines += matrix_lines(matrix_of(numbers))
+    lines += matrix_lines(numbers.mix_matrix)
     lines += _mistakes(numbers)
-    if numbers.get("stages"):
-        lines += ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
-        newest = max(stage["run"] for stage in numbers["stages"])
-        for stage in numbers["stages"]:
-            state = stage["state"] + (" (before the restart)" if stage["run"] < newest else "")
-            seconds = " | ".join(number(stage[name], ".1f") for name in ("seconds", "job_seconds"))
-            lines.append(f"| {stage['stage']} | {state} | {seconds} |")
+    lines += _times(numbers.stages)
     return "\n".join(lines) + "\n"
 
 
-def _rows(numbers: dict[str, Any]) -> list[Row]:
+def _rows(numbers: CycleNumbers) -> list[Row]:
     return [
-        *distillation_rows(distillation_course(numbers)),
-        *_comparisons(numbers["comparison_set"]),
-        *_data_check(numbers),
+        *distillation_rows(numbers.distillation),
+        *_comparisons(numbers.comparison_set),
+        *_data_check(numbers.data_check),
         *_preference_model(numbers),
         *_watch(numbers),
         *_policy(numbers),
-        *detector_rows(fitted_detector(numbers)),
-        *_elo(numbers["elo"]),
+        *detector_rows(numbers.detector),
+        *_elo(numbers.elo),
     ]
 
 
-def _comparisons(found: dict[str, Any] | None) -> list[Row]:
-    if not found:
+def _times(stages: Sequence[StageTime]) -> list[str]:
+    if not stages:
         return []
-    split = f"{found['num_train']} train, {found['num_held_out']} held out"
-    rows = [("Comparisons", f"{found['num_comparisons']} ({split})")]
-    excluded = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.get("excluded", {}).items()) if count)
+    lines = ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
+    newest = max(stage.run for stage in stages)
+    for stage in stages:
+        state = stage.state + (" (before the restart)" if stage.run < newest else "")
+        lines.append(
+            f"| {stage.stage} | {state} | {number(stage.seconds, '.1f')} | {number(stage.job_seconds, '.1f')} |"
+        )
+    return lines
+
+
+def _comparisons(found: ComparisonSetResults | None) -> list[Row]:
+    if found is None:
+        return []
+    split = f"{found.num_train} train, {found.num_held_out} held out"
+    rows = [("Comparisons", f"{found.num_comparisons} ({split})")]
+    excluded = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.excluded.items()) if count)
     if excluded:
         rows.append(("Left out", excluded))
     return rows
 
 
-def _preference_model(numbers: dict[str, Any]) -> list[Row]:
+def _preference_model(numbers: CycleNumbers) -> list[Row]:
     """What the preference model is worth, by itself and beside its twin and the pairs whose order is known."""
-    model, watcher = model_of(numbers), model_of(numbers, "watcher")
+    model, watcher = numbers.preference_model, numbers.watcher
     rows: list[Row] = []
     if model is not None:
         rows += _held_out(model.held_out)
         skills = model.skills.by_source if model.skills is not None else {}
         rows += [(f"PM accuracy on skill {name}", _accuracy(part)) for name, part in skills.items()]
-    rows += scaling_rows(scaling_of(numbers))
+    rows += scaling_rows(numbers.scaling)
     if watcher is not None:
         rows.append(("Twin", _twin(watcher)))
-    ordered = orientation_of(numbers)
+    ordered = numbers.orientation
     if ordered is not None:
         rows.append(("Orientation check", f"{number(ordered.accuracy, '.0%')} of {ordered.n} pairs"))
     elif model is not None:
@@ -126,21 +126,21 @@ def _accuracy(found: Accuracy) -> str:
     return f"{with_interval(found.accuracy, found.ci)} (n = {found.n})"
 
 
-def _watch(numbers: dict[str, Any]) -> list[Row]:
-    training = training_of(numbers)
+def _watch(numbers: CycleNumbers) -> list[Row]:
+    training = numbers.training
     return watch_rows(training, _offsets(numbers)) if training is not None else []
 
 
-def _policy(numbers: dict[str, Any]) -> list[Row]:
+def _policy(numbers: CycleNumbers) -> list[Row]:
     """What the new policy is worth on held-out prompts, and how score and KL went together."""
     rows: list[Row] = []
-    after, best, training = evaluation_of(numbers), evaluation_of(numbers, "best_of_n"), training_of(numbers)
+    after, best, training = numbers.evaluation, numbers.best_of_n, numbers.training
     if after is not None:
-        rows += _evaluation(after, evaluation_of(numbers, "initial_evaluation"), model_of(numbers))
+        rows += _evaluation(after, numbers.initial_evaluation, numbers.preference_model)
     if best is not None:
         rows.append((f"Best of {best.best_of} of the initial policy", f"PM score {number(best.pm_score)}"))
         rows += best_of_rows(best)
-    for kept in snapshots_in(numbers):
+    for kept in numbers.snapshots:
         what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
         rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
     return rows + law_rows(training.curve if training is not None else ())
@@ -160,17 +160,13 @@ def _evaluation(found: Evaluation, initial: Evaluation | None, model: Preference
     return rows + collapse_rows(found, initial)
 
 
-def _elo(found: dict[str, Any] | None) -> list[Row]:
-    return [
-        ("Elo against the initial policy", with_interval(found["elo"], found["ci"], ".0f") if found else NOT_JUDGED)
-    ]
+def _elo(found: EloNumbers | None) -> list[Row]:
+    return [("Elo against the initial policy", with_interval(found.elo, found.ci, ".0f") if found else NOT_JUDGED)]
 
 
-def _data_check(numbers: dict[str, Any]) -> list[Row]:
-    checked = numbers.get("data_check")
-    if checked is None:
+def _data_check(found: DataCheckResults | None) -> list[Row]:
+    if found is None:
         return []
-    found = result_from_json(DataCheckResults, checked, where="the results of the data check")
     rows = [
         (
             "Repeats",
@@ -209,13 +205,13 @@ def _verdict(low: float, high: float) -> str:
     return "under-confident" if low > 1 else "calibrated within the interval"
 
 
-def _mistakes(numbers: dict[str, Any]) -> list[str]:
+def _mistakes(numbers: CycleNumbers) -> list[str]:
     """The pairs that the preference model is most surely wrong about, by id; their texts are in the comparison set."""
-    model = model_of(numbers)
+    model = numbers.preference_model
     if model is None or not model.held_out.mistakes:
         return []
     lines = ["", "## Most confident mistakes of the preference model", ""]
-    lines += [f"`orchestrator cycle show {numbers['cycle']} --mistakes` prints their texts.", ""]
+    lines += [f"`orchestrator cycle show {numbers.cycle} --mistakes` prints their texts.", ""]
     lines += ["| comparison | source | question | better | worse | gap |", "|---|---|---|---|---|---|"]
     for pair in model.held_out.mistakes:
         scores = " | ".join(f"{score:.2f}" for score in (pair.better_score, pair.worse_score, pair.gap))
@@ -223,9 +219,9 @@ def _mistakes(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _offsets(numbers: dict[str, Any]) -> tuple[float, float] | None:
+def _offsets(numbers: CycleNumbers) -> tuple[float, float] | None:
     """The offsets of the PM and of its twin, where both were measured, and on one reference set."""
-    model, watcher = model_of(numbers), model_of(numbers, "watcher")
+    model, watcher = numbers.preference_model, numbers.watcher
     if model is None or watcher is None or model.reference is None or watcher.reference is None:
         return None
     if model.offset is None or watcher.offset is None or model.reference.sha256 != watcher.reference.sha256:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from models.detectors.results import Beyond, DetectorResults
-from models.runtime.results import result_from_json
 from orchestrator.reports.wording import SHARE, with_interval
 
 
@@ -16,12 +13,6 @@ class FittedDetector(DetectorResults):
     """The results of the job, with the digest of the artifact, by which `serve-policy` finds the detector."""
 
     digest: str
-
-
-def fitted_detector(numbers: Mapping[str, Any]) -> FittedDetector | None:
-    """The detector among a cycle's numbers; None where the cycle fitted none."""
-    found = numbers.get("detector")
-    return result_from_json(FittedDetector, found, where="the results of the detector") if found else None
 
 
 def detector_rows(found: FittedDetector | None) -> list[tuple[str, str]]:

@@ -6,22 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.initial_policy.results import DistillationCourse
-from models.runtime.results import part_to_json, result_from_json
-
-WHERE = "the results of the initial policy"
+from models.runtime.results import result_from_json
 
 
-def distillation_numbers(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the report keeps of an initial policy's results; None where it was not distilled."""
+def course_of(results: Mapping[str, Any]) -> DistillationCourse | None:
+    """The distillation in an initial policy's results; None where it was not distilled."""
     if "distillation_curve" not in results:
         return None
-    return part_to_json(result_from_json(DistillationCourse, results, where=WHERE))
-
-
-def distillation_course(numbers: Mapping[str, Any]) -> DistillationCourse | None:
-    """The distillation among a cycle's numbers; None where the initial policy was not distilled."""
-    found = numbers.get("distillation")
-    return result_from_json(DistillationCourse, found, where=WHERE) if found else None
+    return result_from_json(DistillationCourse, results, where="the results of the initial policy")
 
 
 def distillation_rows(found: DistillationCourse | None) -> list[tuple[str, str]]:

@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from models.preference.results import Accuracy, OrderedPairs, PreferenceModelResults
-from models.runtime.results import result_from_json
+from models.preference.results import Accuracy
 from orchestrator.judging.comparable_models import left_out_line
 from orchestrator.judging.forecasts import MixMatrix, Scaling, says_nothing
 from orchestrator.reports.wording import SIGNED, with_interval
 
 NOT_MEASURED = "not measured"
-
-
-def model_of(numbers: Mapping[str, Any], role: str = "preference_model") -> PreferenceModelResults | None:
-    """The preference model among a cycle's numbers, or its `watcher`; None where the cycle has none."""
-    found = numbers.get(role)
-    return result_from_json(PreferenceModelResults, found, where=f"the results of the {role}") if found else None
-
-
-def orientation_of(numbers: Mapping[str, Any]) -> OrderedPairs | None:
-    """The orientation check among a cycle's numbers; None where it was skipped."""
-    found = numbers.get("orientation")
-    return result_from_json(OrderedPairs, found, where="the results of the orientation check") if found else None
-
-
-def scaling_of(numbers: Mapping[str, Any]) -> Scaling | None:
-    """The scaling fit among a cycle's numbers."""
-    found = numbers.get("scaling")
-    return result_from_json(Scaling, found, where="the numbers of the scaling fit") if found else None
-
-
-def matrix_of(numbers: Mapping[str, Any]) -> MixMatrix | None:
-    """The matrix of questions among a cycle's numbers."""
-    found = numbers.get("mix_matrix")
-    return result_from_json(MixMatrix, found, where="the numbers of the mix matrix") if found else None
 
 
 def scaling_rows(found: Scaling | None) -> list[tuple[str, str]]:

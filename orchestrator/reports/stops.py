@@ -6,8 +6,8 @@ stage ended stays open: the next run of it goes on there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -94,7 +94,7 @@ class Stop:
 
 def stops_of(
     session: Session, cycle_id: int, training: PPOResult | None, snapshot: str | None, failure: str | None
-) -> list[dict[str, str]]:
+) -> list[Stop]:
     """Every stop of the cycle as it stands now, in the order of the stages; empty for one that goes on, or ended well.
 
     `training` are the results of its PPO run and `snapshot` their digest, where it has come that far. `failure` is what
@@ -114,19 +114,19 @@ def stops_of(
     ended = _ended_by(rows, failure)
     if ended is not None:
         stops.append(_stage_stop(cycle, *ended, live, snapshot))
-    return [asdict(stop) for stop in stops]
+    return stops
 
 
-def stop_lines(stops: Sequence[Mapping[str, str]]) -> list[str]:
+def stop_lines(stops: Sequence[Stop]) -> list[str]:
     """The stops in Markdown, for the top of the report."""
     lines = []
     for stop in stops:
         # The end of a job's log comes with the reason; it would be one paragraph without its line ends.
-        reason, *log = stop["found"].splitlines()
-        lines += [f"**Stopped** at `{stop['stage']}` by {stop['by']}: {reason}", ""]
+        reason, *log = stop.found.splitlines()
+        lines += [f"**Stopped** at `{stop.stage}` by {stop.by}: {reason}", ""]
         if log:
             lines += ["```", *(line.replace("```", "'''") for line in log), "```", ""]
-        lines += [f"- Kept: {stop['kept']}", f"- Next: {stop['next']}", ""]
+        lines += [f"- Kept: {stop.kept}", f"- Next: {stop.next}", ""]
     return lines
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from orchestrator.judging.elo import elo_ratings
+from models.runtime.results import part_to_json
+from orchestrator.judging.elo import EloNumbers, elo_ratings
 from orchestrator.judging.standings import games
 from orchestrator.stages.context import StageContext
 
 
-def measure_elo(cycle_id: int, snapshot_id: int, initial_id: int) -> dict[str, Any] | None:
-    """Fit Elo and record the snapshot's; None where nobody compared it with another policy.
-
-    Returns {"elo", "ci", "num_comparisons", "wins", "losses", "ties"}; the counts are those against the initial policy.
-    """
+def measure_elo(cycle_id: int, snapshot_id: int, initial_id: int) -> EloNumbers | None:
+    """Fit Elo and record the snapshot's; None where nobody compared it with another policy."""
     with StageContext(cycle_id, "measure_elo") as context:
         anchor, snapshot = context.artifact(initial_id).digest, context.artifact(snapshot_id).digest
         with context.session() as session:
@@ -23,13 +19,13 @@ def measure_elo(cycle_id: int, snapshot_id: int, initial_id: int) -> dict[str, A
         rating = elo_ratings(played, anchor, seed=context.config.seed)[snapshot]
         met = [game for game in played if {game.first, game.second} == {anchor, snapshot}]
         scores = [game.score if game.first == snapshot else 1 - game.score for game in met]
-        numbers = {
-            "elo": rating.elo,
-            "ci": list(rating.ci),
-            "num_comparisons": len(met),
-            "wins": scores.count(1.0),
-            "losses": scores.count(0.0),
-            "ties": scores.count(0.5),
-        }
-        context.record_evaluation("elo", snapshot_id, numbers)
+        numbers = EloNumbers(
+            elo=rating.elo,
+            ci=rating.ci,
+            num_comparisons=len(met),
+            wins=scores.count(1.0),
+            losses=scores.count(0.0),
+            ties=scores.count(0.5),
+        )
+        context.record_evaluation("elo", snapshot_id, part_to_json(numbers))
         return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,25 @@ def write_report(cycle_id: int, failure: str | None = None) -> tuple[int, str]:
     with StageContext(cycle_id, "write_report") as context:
         numbers = cycle_numbers(cycle_id, failure)
         # The stage that writes this is running too, and would be shown so for ever.
-        numbers["stages"] = [stage for stage in numbers["stages"] if stage["state"] != "running"]
-        pictures = draw_all(numbers | {"policy_scores": _policy_scores(context, cycle_id)})
+        over = tuple(stage for stage in numbers.stages if stage.state != "running")
+        numbers = replace(numbers, stages=over)
+        pictures = draw_all(numbers, _policy_scores(context, cycle_id))
         # The Prefect UI shows PNG as data URIs and strips inline SVG.
         markdown = to_markdown(numbers, [(picture, data_uri(picture.png)) for picture in pictures])
         # Times stay out of the artifact, so that the same cycle gives the same report.
-        lasting = {key: value for key, value in numbers.items() if key != "stages"}
+        lasting = replace(numbers, stages=())
+        recorded = {key: value for key, value in lasting.to_json().items() if key != "stages"}
 
         def write(out: Path) -> dict[str, Any]:
-            (out / "report.json").write_text(json.dumps(lasting, indent=1, sort_keys=True))
+            (out / "report.json").write_text(json.dumps(recorded, indent=1, sort_keys=True))
             named_pictures = [(picture, f"{picture.name}.png") for picture in pictures]
             (out / "report.md").write_text(to_markdown(lasting, named_pictures))
             for picture, name in named_pictures:
                 (out / name).write_bytes(picture.png)
-            return {"cycle": numbers["cycle"], "decision": numbers["decision"]}
+            return {"cycle": numbers.cycle, "decision": numbers.decision}
 
-        inputs = {role: id_ for role, id_ in numbers["artifact_ids"].items() if id_ is not None}
-        settings = {"numbers": {key: value for key, value in lasting.items() if key != "artifact_ids"}}
-        return build(context, "report", settings, inputs, write), markdown
+        settings = {"numbers": {key: value for key, value in recorded.items() if key != "artifact_ids"}}
+        return build(context, "report", settings, dict(numbers.artifact_ids), write), markdown
 
 
 def _policy_scores(context: StageContext, cycle_id: int) -> dict[str, dict[str, list[float]]]:

@@ -17,7 +17,7 @@ from models.runtime.results import part_to_json, result_from_json, result_to_jso
 from orchestrator.config import CycleConfig
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
-from orchestrator.judging.kl_law import law_numbers
+from orchestrator.judging.kl_law import curve_law
 from orchestrator.judging.robustness import (
     JudgedPolicy,
     RobustnessNumbers,
@@ -109,7 +109,8 @@ def write_report(
         picture = Picture("gap", CAPTION, png(figure))
 
         def write(out: Path) -> dict[str, Any]:
-            report = part_to_json(numbers) | {"kl_law": law_numbers(run.curve)}
+            law = curve_law(run.curve)
+            report = part_to_json(numbers) | {"kl_law": part_to_json(law) if law is not None else None}
             (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
             (out / "report.md").write_text(to_markdown(numbers, "gap.png"))
             (out / "gap.png").write_bytes(picture.png)

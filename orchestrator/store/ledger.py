@@ -226,8 +226,3 @@ def snapshots_of(session: Session, run_id: int) -> list[t.Artifact]:
         .where(t.LineageEdge.parent_id == run_id, t.LineageEdge.role == RUN, t.Artifact.kind == "snapshot")
     )
     return sorted(rows, key=lambda artifact: int(artifact.results["samples"]))
-
-
-def described(artifact: t.Artifact) -> dict[str, Any]:
-    """A snapshot as a report lists it."""
-    return {"digest": artifact.digest} | {key: artifact.results[key] for key in ("samples", "kl_nats", "score")}

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.runtime.results import result_from_json
 from orchestrator import database
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles import record
@@ -26,6 +26,7 @@ from orchestrator.errors import CycleError
 from orchestrator.instance.prefect_api import FlowRunState, PrefectApi
 from orchestrator.instance.up import Instance, reaching
 from orchestrator.judging import standings
+from orchestrator.judging.elo import EloNumbers
 from orchestrator.people.raters import create_rater, renew_token
 from orchestrator.stages import elo as judging
 from orchestrator.stages.promotion import is_initial_policy
@@ -168,11 +169,12 @@ class Demo:
             self._sit(f"evaluation {cycle.number}", {"model_comparison": 1.0}, have, wanted, count_ties=True)
         if measured_elo(cycle) is None:
             judging.measure_elo(cycle.id, cycle.snapshot_id, cycle.initial_id)
-        elo = measured_elo(cycle) or {}
-        low, high = elo["ci"]
+        elo = measured_elo(cycle)
+        assert elo is not None, "enough comparisons were made just now"
+        low, high = elo.ci
         self.console.say(
-            f"Elo {elo['elo']:+.0f} [{low:+.0f}, {high:+.0f}] against the initial policy, "
-            f"from {elo['num_comparisons']} comparisons"
+            f"Elo {elo.elo:+.0f} [{low:+.0f}, {high:+.0f}] against the initial policy, "
+            f"from {elo.num_comparisons} comparisons"
         )
 
     def _sit(
@@ -322,7 +324,7 @@ def is_initial_policy_of(cycle: EndedCycle) -> bool:
         return is_initial_policy(session, cycle.snapshot_id, cycle.initial_id)
 
 
-def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:
+def measured_elo(cycle: EndedCycle) -> EloNumbers | None:
     """The cycle's Elo as it was recorded, or None."""
     with database.database() as session:
         found = session.scalars(
@@ -331,7 +333,7 @@ def measured_elo(cycle: EndedCycle) -> dict[str, Any] | None:
             .order_by(t.Evaluation.id.desc())
             .limit(1)
         ).first()
-        return dict(found) if found else None
+        return result_from_json(EloNumbers, found, where=f"the Elo of cycle {cycle.number}") if found else None
 
 
 @contextmanager

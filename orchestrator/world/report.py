@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.preference.results import ModelSummary
 from models.runtime.results import result_from_json
+from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
 from orchestrator.reports.cycle import stage_times
+from orchestrator.reports.numbers import StageTime
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
@@ -58,6 +60,13 @@ class BestOf:
     true_harmless: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageOfCycle(StageTime):
+    """A stage, and the number of its cycle."""
+
+    cycle: int
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything the demo found."""
@@ -66,7 +75,7 @@ class Report:
     seconds: float
     cycles: list[Entry]
     best_of: BestOf | None
-    stages: list[dict[str, Any]]
+    stages: list[StageOfCycle]
     """Of all cycles, as `orchestrator cycle show` has them under "Time"."""
 
     @property
@@ -95,7 +104,9 @@ def gather(ended: list[EndedCycle], seed: int, seconds: float) -> Report:
             chosen = _newest_evaluation(session, cycle.id, "best_of_n", cycle.initial_id)
             if chosen is not None:
                 best_of = _best_of(chosen, initial, store, session)
-        stages = [{"cycle": cycle.number} | row for cycle in ended for row in stage_times(session, cycle.id)]
+        stages = [
+            StageOfCycle(**vars(row), cycle=cycle.number) for cycle in ended for row in stage_times(session, cycle.id)
+        ]
     return Report(seed, seconds, entries, best_of, stages)
 
 
@@ -111,19 +122,21 @@ def _entry(
     true = _true_scores(session, snapshot, store)
     results = _results(session, cycle.id, "preference_model")
     held_out = result_from_json(ModelSummary, results, where=f"the preference model of cycle {cycle.number}").held_out
+    found = _results(session, cycle.id, "comparison_set")
+    comparison_set = result_from_json(ComparisonSetResults, found, where=f"the set of cycle {cycle.number}")
     # Of a snapshot with the initial policy's weights nobody measured it: it is 0, as the initial policy's.
-    elo = measured_elo(cycle) or {"elo": 0.0, "ci": (0.0, 0.0)}
+    elo = measured_elo(cycle)
     return Entry(
         cycle=cycle.number,
-        comparisons=_results(session, cycle.id, "comparison_set")["num_comparisons"],
+        comparisons=comparison_set.num_comparisons,
         pm_accuracy=held_out.accuracy,
         pm_accuracy_ci=list(held_out.ci),
         kl_nats=snapshot.numbers["kl_nats"],
         pm_score=snapshot.numbers["pm_score"] - initial.numbers["pm_score"],
         true_helpful=true.helpful,
         true_harmless=true.harmless,
-        elo=elo["elo"],
-        elo_ci=list(elo["ci"]),
+        elo=elo.elo if elo else 0.0,
+        elo_ci=list(elo.ci) if elo else [0.0, 0.0],
         snapshot=session.get_one(t.Artifact, cycle.snapshot_id).digest,
     )
 
@@ -156,7 +169,7 @@ def _true_scores(session: Session, evaluation: t.Evaluation, store: ArtifactStor
     return true_scores((judged.messages[-1]["content"], judged.reply) for judged in read_replies(folder))
 
 
-def _results(session: Session, cycle_id: int, kind: str) -> dict[str, Any]:
+def _results(session: Session, cycle_id: int, kind: str) -> Mapping[str, Any]:
     """Results of the newest artifact of the kind that a stage of the cycle ended with."""
     return session.scalars(
         select(t.Artifact.results)

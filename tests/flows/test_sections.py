@@ -14,9 +14,10 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.runtime.results import result_from_json
 from orchestrator.instance.up import Instance
-from orchestrator.reports.detectors import detector_rows, fitted_detector
-from orchestrator.reports.distillation import distillation_course, distillation_numbers, distillation_rows
+from orchestrator.reports.detectors import FittedDetector, detector_rows
+from orchestrator.reports.distillation import course_of, distillation_rows
 from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
 from tests.flows.kills import stages_done
@@ -78,15 +79,12 @@ def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
     assert found == ("exposure", 5, "rule")
     # The student that was prepared is another policy, which no stage of the cycle is given.
     prepared, distilled = [one for one in made if one.kind == "initial_policy"]
-    assert distillation_numbers(prepared.results) is None
+    assert course_of(prepared.results) is None
     assert distilled.results["held_out_kl_after"] < distilled.results["held_out_kl_before"]
 
     # The operator sees both, in the UI and from the command.
-    numbers = {
-        "distillation": distillation_numbers(distilled.results),
-        "detector": detector.results | {"digest": detector.digest},
-    }
-    rows_told = [*distillation_rows(distillation_course(numbers)), *detector_rows(fitted_detector(numbers))]
+    fitted = result_from_json(FittedDetector, detector.results | {"digest": detector.digest}, where="the detector")
+    rows_told = [*distillation_rows(course_of(distilled.results)), *detector_rows(fitted)]
     report = in_prefect(instance, f"cycle-{number}")
     for text in (report, orchestrator("cycle", "show", str(number))):
         assert [f"| {name} | {value} |" in text for name, value in rows_told] == [True] * len(rows_told)

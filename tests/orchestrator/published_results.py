@@ -15,7 +15,12 @@ def held_out_report(**fields: Any) -> HeldOutReport:
 
 
 def preference_model_results(held_out: HeldOutReport | None = None, **fields: Any) -> dict[str, Any]:
-    """The results.json of a preference model trained on 200 comparisons, but for the fields given."""
+    """The results.json of `preference_model`."""
+    return result_to_json(preference_model(held_out, **fields))
+
+
+def preference_model(held_out: HeldOutReport | None = None, **fields: Any) -> PreferenceModelResults:
+    """A preference model trained on 200 comparisons, but for the fields given."""
     measured: dict[str, Any] = {
         "num_train": 200,
         "num_held_out": 100,
@@ -28,4 +33,4 @@ def preference_model_results(held_out: HeldOutReport | None = None, **fields: An
         "choices": {},
         "held_out": held_out or held_out_report(),
     }
-    return result_to_json(PreferenceModelResults(**measured | fields))
+    return PreferenceModelResults(**measured | fields)

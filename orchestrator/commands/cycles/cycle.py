@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
 from orchestrator.errors import CycleError
 from orchestrator.instance.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
 
+if TYPE_CHECKING:
+    from orchestrator.reports.numbers import CycleNumbers
+
 WATCH_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class ListedCycle:
+    """A line of `orchestrator cycle list`; times are ISO 8601."""
+
+    cycle: int
+    name: str
+    state: str
+    started_at: str
+    ended_at: str | None
+    note: str | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -119,25 +134,25 @@ def _list(args: argparse.Namespace) -> int:
     from orchestrator.database import database
 
     with database() as session:
-        cycles: list[dict[str, Any]] = [
-            {
-                "cycle": cycle.number,
-                "name": cycle.name,
-                "state": cycle.state,
-                "started_at": cycle.started_at.isoformat(timespec="seconds"),
-                "ended_at": cycle.ended_at.isoformat(timespec="seconds") if cycle.ended_at else None,
-                "note": cycle.note,
-            }
+        cycles = [
+            ListedCycle(
+                cycle.number,
+                cycle.name,
+                cycle.state,
+                cycle.started_at.isoformat(timespec="seconds"),
+                cycle.ended_at.isoformat(timespec="seconds") if cycle.ended_at else None,
+                cycle.note,
+            )
             for cycle in session.scalars(select(t.Cycle).order_by(t.Cycle.number))
         ]
     if args.json:
-        print(json.dumps(cycles, indent=2))
+        print(json.dumps([asdict(cycle) for cycle in cycles], indent=2))
     elif not cycles:
         print("No cycle yet. Run one with `orchestrator cycle run --config FILE`.")
     else:
         for cycle in cycles:
-            shown = [f"{cycle['cycle']:>5}", f"{cycle['state']:9}", cycle["started_at"], cycle["name"]]
-            print("  ".join([*shown, cycle["note"] or ""]).rstrip())
+            shown = [f"{cycle.cycle:>5}", f"{cycle.state:9}", cycle.started_at, cycle.name]
+            print("  ".join([*shown, cycle.note or ""]).rstrip())
     return 0
 
 
@@ -160,9 +175,7 @@ def _show(args: argparse.Namespace) -> int:
     with database() as session:
         erased = cycle_not_reproducible(session, cycle_id)
     if args.json:
-        numbers["not_reproducible"] = erased
-        json.dump(numbers, sys.stdout, indent=2, default=str)
-        print()
+        print(json.dumps(numbers.to_json() | {"not_reproducible": erased}, indent=2))
     else:
         print(to_markdown(numbers), end="")
         folder = _pictures(cycle_id)
@@ -197,16 +210,15 @@ def _pictures(cycle_id: int) -> Path | None:
     return folder if any(folder.glob("*.png")) else None
 
 
-def _show_mistakes(cycle_id: int, numbers: dict[str, Any], *, as_json: bool) -> int:
+def _show_mistakes(cycle_id: int, numbers: CycleNumbers, *, as_json: bool) -> int:
     from models.runtime.results import part_to_json
     from orchestrator.database import database
     from orchestrator.reports.mistakes import to_text, with_texts
-    from orchestrator.reports.preference_models import model_of
     from orchestrator.store.artifacts import ArtifactStore
 
-    model = model_of(numbers)
+    model = numbers.preference_model
     if model is None:
-        raise CycleError(f"Cycle {numbers['cycle']} has no preference model yet.")
+        raise CycleError(f"Cycle {numbers.cycle} has no preference model yet.")
     settings = Settings.from_env()
     store = ArtifactStore(settings.artifact_url, settings.home / "cache")
     with database() as session:

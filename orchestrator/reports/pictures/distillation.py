@@ -6,10 +6,9 @@ Called by `orchestrator/reports/cycle.py` and `orchestrator/reports/pictures/cat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from orchestrator.reports.distillation import distillation_course
+from models.initial_policy.results import DistillationCourse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +19,8 @@ CAPTION = (
 )
 
 
-def distillation_kl(numbers: Mapping[str, Any]) -> Figure | None:
-    """KL against tokens; nothing where the initial policy was not distilled."""
-    found = distillation_course(numbers)
-    if found is None:
-        return None
+def distillation_kl(found: DistillationCourse) -> Figure:
+    """KL against tokens."""
     from orchestrator.reports.pictures.style import BLUE, VERMILION, finish, new_figure
 
     figure, [axes] = new_figure()

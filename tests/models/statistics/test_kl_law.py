@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from models.runtime.results import part_to_json
 from models.statistics.kl_law import Law, NotIdentifiable, expected_best_of, fit_law, forecast_kl
 
 ROUNDING = 1e-9
@@ -55,7 +56,7 @@ def test_the_forecast_by_hand():
     assert forecast.kl_nats == pytest.approx(16.0, abs=ROUNDING)
     assert forecast.kl_ci == pytest.approx((3.138004**2, 6.026504**2), rel=1e-4)
     assert forecast.extrapolates
-    assert forecast.to_json()["kind"] == "forecast"
+    assert part_to_json(forecast)["kind"] == "forecast"
 
 
 def test_a_score_on_the_curve_is_no_extrapolation_and_one_below_it_needs_nothing():
@@ -145,7 +146,7 @@ def test_order_and_units_of_the_points_say_nothing():
 def test_an_exactly_bent_curve_is_json():
     law = law_of(*curve(2.0, 0.0, 20 * 4.0 / 39, noise=0.0, seed=0))
     assert law.departure is not None
-    again = json.loads(json.dumps(law.to_json(), allow_nan=False))
+    again = json.loads(json.dumps(part_to_json(law), allow_nan=False))
     assert again["slope"] == pytest.approx(2.0, abs=1e-6)
     assert again["identifiable"] is True
 
@@ -171,7 +172,7 @@ def test_what_shows_no_line_is_not_identifiable(kl, scores, reason):
     found = fit_law(kl, scores)
     assert isinstance(found, NotIdentifiable)
     assert reason in found.reason
-    assert found.to_json() == {"identifiable": False, "reason": found.reason}
+    assert part_to_json(found) == {"identifiable": False, "reason": found.reason}
 
 
 def test_a_short_curve_has_a_line_and_no_bend():

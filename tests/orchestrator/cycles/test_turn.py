@@ -135,14 +135,20 @@ def test_a_model_passes_a_cycle_by_configuration_alone(family, instance, home, t
     assert (cycle.number, cycle.state) == (1, outcome.name.lower())
     numbers = cycle_numbers(cycle.id)
     # The hash takes some of the 40 dialogues into the held-out part, where all 30 of the pinned file are.
-    assert numbers["comparison_set"]["num_comparisons"] == 70
-    assert numbers["preference_model"]["held_out"]["n"] == numbers["comparison_set"]["num_held_out"] >= 30
-    assert numbers["training"]["optimiser_steps"] > 0
-    assert numbers["evaluation"]["kl_nats"] > 0
-    assert numbers["initial_evaluation"]["kl_nats"] == 0
-    assert numbers["elo"] is None
-    (overlap,) = numbers["data_check"]["against"]
-    assert (overlap["comparisons"], overlap["texts_met"], overlap["texts"]) == (1, 1, 2)
+    assert numbers.comparison_set is not None
+    assert numbers.comparison_set.num_comparisons == 70
+    assert numbers.preference_model is not None
+    assert numbers.preference_model.held_out.n == numbers.comparison_set.num_held_out >= 30
+    assert numbers.training is not None
+    assert numbers.training.optimiser_steps > 0
+    assert numbers.evaluation is not None
+    assert numbers.evaluation.kl_nats > 0
+    assert numbers.initial_evaluation is not None
+    assert numbers.initial_evaluation.kl_nats == 0
+    assert numbers.elo is None
+    assert numbers.data_check is not None
+    (overlap,) = numbers.data_check.against
+    assert (overlap.comparisons, overlap.texts_met, overlap.texts) == (1, 1, 2)
     assert f"| Overlap with {tmp_path.name}/an evaluation.csv | 1 prompts, 1 comparisons" in said[-1]
     assert "| Opening messages in both parts | 0 |" in said[-1]
     assert "not judged by people" in said[-1]
@@ -372,12 +378,14 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
 
     (cycle,) = rows(instance, t.Cycle)
     assert cycle.state in ("promoted", "refused")
-    assert cycle_numbers(cycle.id)["comparison_set"]["num_comparisons"] == 70
+    numbers = cycle_numbers(cycle.id)
+    assert numbers.comparison_set is not None
+    assert numbers.comparison_set.num_comparisons == 70
     states: dict[str, list[str]] = {}
     for stage in rows(instance, t.Stage):
         states.setdefault(stage.name, []).append(stage.state)
     assert states["train_preference_model"] == ["done", "found"]
     assert states["train_policy"] == ["failed", "done"]
     # What stopped it on the way is over: the last report tells of the gates alone.
-    assert {stop["stage"] for stop in cycle_numbers(cycle.id)["stops"]} <= {"decide_promotion"}
+    assert {stop.stage for stop in numbers.stops} <= {"decide_promotion"}
     assert states["freeze_comparisons"] == ["done", "found"]

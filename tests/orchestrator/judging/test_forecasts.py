@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.runtime.results import part_to_json
 from orchestrator.judging.forecasts import Scaling, mix_matrix, scaling
+from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.pictures.catalogue import draw_all
 from orchestrator.reports.preference_models import matrix_lines, scaling_rows
 from tests.db.rows import add_artifact, add_cycle
@@ -85,7 +85,7 @@ def test_the_report_tells_the_gain_and_why_there_is_none(session: Session):
     assert rows["Twice the comparisons"].startswith("+0.021 [")
     assert ", to 0.649 [" in rows["Twice the comparisons"]
     assert rows["A PM 4 times as big"] == "not identifiable: 1 size, 3 are needed"
-    assert [picture.name for picture in draw_all({"scaling": part_to_json(found)})] == ["scaling"]
+    assert [picture.name for picture in draw_all(CycleNumbers(cycle=1, name="x", scaling=found))] == ["scaling"]
     assert scaling_rows(None) == []
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from models.policy.results import BestOfPoint, CurvePoint
-from orchestrator.judging.kl_law import law_numbers
+from models.runtime.results import part_to_json
+from orchestrator.judging.kl_law import curve_law
 from orchestrator.reports.kl_law import best_of_rows, law_rows
 from orchestrator.reports.pictures.kl_law import kl_law
 from tests.orchestrator.reports.curves import curve
@@ -39,8 +40,9 @@ def test_a_straight_curve_has_no_departure_and_the_watcher_its_own_slope() -> No
     rows = dict(law_rows(curve(bend=20, watcher=0.5)))
     assert rows["… departure"] == "none found"
     assert rows["… by the watcher"].startswith("slope 1 [")
-    numbers = law_numbers(curve(bend=20, watcher=0.5))
-    assert numbers is not None
+    law = curve_law(curve(bend=20, watcher=0.5))
+    assert law is not None
+    numbers = part_to_json(law)
     assert numbers["watcher"]["slope"] == pytest.approx(numbers["slope"] / 2, abs=TOLERANCE)
     assert numbers["forecast"]["kind"] == "forecast"
     json.dumps(numbers, allow_nan=False)
@@ -50,7 +52,7 @@ def test_a_run_that_did_not_move_says_so() -> None:
     still = [CurvePoint(samples=64 * i, kl_nats=0.0, score=float(i)) for i in range(5)]
     assert law_rows(still)[0][1].startswith("not identifiable: KL never exceeds 0.0001 nats")
     assert law_rows([]) == []
-    assert law_numbers([]) is None
+    assert curve_law([]) is None
 
 
 def test_best_of_points_are_rows() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from models.initial_policy.results import DistillationCourse, DistillationPoint
 from models.policy.results import CurvePoint, LogpAccuracy, LogpPoint
-from models.runtime.results import result_to_json
 from orchestrator.reports.cycle_text import to_markdown
+from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.pictures.catalogue import PICTURES, draw_all
 from orchestrator.reports.pictures.ppo_course import ppo_course
 from orchestrator.reports.pictures.preference_model import (
@@ -40,11 +41,10 @@ from models.preference.results import (
     ThresholdCurve,
     ThresholdPoint,
 )
-from models.runtime.results import part_to_json
 from models.statistics.scaling import ScalingPoint, fit_scaling
 from orchestrator.judging.forecasts import MeasuredPoint, Scaling
 from tests.orchestrator import published_results
-from tests.orchestrator.published_results import preference_model_results
+from tests.orchestrator.published_results import preference_model
 
 # Twelve iterations of 8 replies: KL i²/10, the score rises by 0.5 each and the watcher sees half of it; entropy falls
 # from 2 nats to 0.9, replies grow from 10 tokens to 21.
@@ -82,7 +82,7 @@ TRAINING = replace(
 )
 
 
-def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
+def numbers(num_pairs: int, tranches: tuple[str, ...]) -> CycleNumbers:
     """What a cycle knows, as far as the pictures need it."""
     generator = random.Random(0)
     pairs = [
@@ -99,19 +99,31 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> dict[str, Any]:
         )
         for number in range(num_pairs)
     ]
-    scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
-    distilled = [
-        {"tokens": 100 * i, "held_out_kl_nats": 1 / (1 + i), "train_kl_nats": 1.1 / (1 + i) if i else None}
+    distilled = tuple(
+        DistillationPoint(tokens=100 * i, held_out_kl_nats=1 / (1 + i), train_kl_nats=1.1 / (1 + i) if i else None)
         for i in range(5)
-    ]
-    return {
-        "distillation": {"held_out_kl_before": 1.0, "held_out_kl_after": 0.2, "distillation_curve": distilled}
-        | {"num_tokens": 400, "prompt_version": "hhh-1"},
-        "preference_model": preference_model_results(held_out_report(pairs)),
-        "scaling": part_to_json(fitted(CURVE)),
-        "policy_scores": {"snapshot": scores, "initial": scores},
-        "training": result_to_json(TRAINING),
-    }
+    )
+    return CycleNumbers(
+        cycle=3,
+        name="small",
+        distillation=DistillationCourse(
+            prompt_version="hhh-1",
+            num_tokens=400,
+            held_out_kl_before=1.0,
+            held_out_kl_after=0.2,
+            distillation_curve=distilled,
+        ),
+        preference_model=preference_model(held_out_report(pairs)),
+        scaling=fitted(CURVE),
+        training=TRAINING,
+    )
+
+
+def both_policies() -> dict[str, dict[str, list[float]]]:
+    """Scores of either policy's replies."""
+    generator = random.Random(1)
+    scores = {kind: [generator.gauss(1.5, 0.5) for _ in range(40)] for kind in ("helpful", "harmless")}
+    return {"snapshot": scores, "initial": scores}
 
 
 CURVE = [ScalingPoint(10**6, 100 * 2**k, 0.55 + 0.02 * k, 300) for k in range(4)]
@@ -139,11 +151,11 @@ def size(png: bytes) -> tuple[int, int]:
 
 def test_every_picture_is_drawn_600_pixels_wide_and_the_same_twice():
     known = numbers(300, ("base", "online"))
-    pictures = draw_all(known)
+    pictures = draw_all(known, both_policies())
     assert [picture.name for picture in pictures] == list(PICTURES)
     for picture in pictures:
         assert size(picture.png)[0] == 600, picture.name
-    assert [picture.png for picture in draw_all(known)] == [picture.png for picture in pictures]
+    assert [picture.png for picture in draw_all(known, both_policies())] == [picture.png for picture in pictures]
 
 
 def legend(axes: Any) -> list[str]:
@@ -245,29 +257,18 @@ def test_a_handful_of_held_out_comparisons_can_be_drawn(num_pairs):
 
 
 def test_a_cycle_without_a_preference_model_has_no_pictures():
-    assert draw_all({"preference_model": None, "policy_scores": {}}) == []
+    assert draw_all(CycleNumbers(cycle=1, name="x")) == []
 
 
 def test_the_report_shows_pictures_where_they_are_and_mistakes_by_id():
     known = numbers(300, ("base", "online"))
-    cycle = {
-        "cycle": 3,
-        "name": "small",
-        "decision": None,
-        "snapshot": None,
-        "reasons": [],
-        "comparison_set": None,
-        "orientation": None,
-        "evaluation": None,
-        "best_of_n": None,
-        "elo": None,
-    }
-    pictures = draw_all(known)
-    text = to_markdown(cycle | known, [(picture, f"{picture.name}.png") for picture in pictures])
+    pictures = draw_all(known, both_policies())
+    text = to_markdown(known, [(picture, f"{picture.name}.png") for picture in pictures])
     for picture in pictures:
         assert f"![{picture.caption}]({picture.name}.png)" in text
-    worst = known["preference_model"]["held_out"]["mistakes"][0]
-    assert f"| {worst['id']} | {worst['source']} | {worst['question']} |" in text
+    assert known.preference_model is not None
+    worst = known.preference_model.held_out.mistakes[0]
+    assert f"| {worst.id} | {worst.source} | {worst.question} |" in text
     assert "| PM calibration | " in text
     assert "| … harmless | " in text
 

@@ -92,7 +92,7 @@ def test_a_tripped_wire_is_told_with_its_figures_and_its_advice():
     # Six rollouts were learned from; the seventh tripped the wire. Weights after iteration 5 wrote the sixth.
     training = ran(6, stopped_by="entropy", alarms=[(2, "entropy"), (7, "entropy")])
     stop = _ppo_stop(training, stopped, "sha256:ab")
-    assert stop_lines([vars(stop)]) == [
+    assert stop_lines([stop]) == [
         f"**Stopped** at `train_policy` by the tripwire `entropy`: {stopped}",
         "",
         "- Kept: the last good weights, those after iteration 5, are the snapshot `sha256:ab`, evaluated and gated "

@@ -11,9 +11,10 @@ from models.policy.results import (
     RolloutSignals,
     WatchResult,
 )
-from models.runtime.results import result_to_json
 from models.statistics.reply_signals import CollapseSignals
+from orchestrator.judging.gates import Verdict
 from orchestrator.reports.cycle_text import _rows, to_markdown
+from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 from tests.orchestrator.reports.policy_results import BARE_PPO, evaluation
 
@@ -42,9 +43,7 @@ START = RolloutSignals(
     score_watcher=0.25,
 )
 END = LastSignals(**(vars(START) | {"score": 2.0, "score_watcher": 0.75, "twin_gap": 1.0}))
-EMPTY = dict.fromkeys(
-    ("distillation", "comparison_set", "preference_model", "orientation", "evaluation", "best_of_n", "elo")
-)
+EMPTY = CycleNumbers(cycle=1, name="x")
 
 
 def part(num_prompts: int | None, refusals: float) -> EvaluationPart:
@@ -63,7 +62,7 @@ def test_alarms_that_passed_are_named_and_the_one_that_stopped_the_run_is_not():
         watch=WatchResult("entropy", (RaisedAlarm(3, "length", ""), RaisedAlarm(7, "entropy", "")), START, END),
         logp_accuracy=accuracy,
     )
-    assert _rows(EMPTY | {"training": result_to_json(training)})[:1] == [("Alarms that passed", "length")]
+    assert _rows(replace(EMPTY, training=training))[:1] == [("Alarms that passed", "length")]
     assert watch_rows(training) == [
         ("Alarms that passed", "length"),
         ("Twin gap", "+1.000: training PM 0.500 → 2.000, watcher 0.250 → 0.750"),
@@ -122,7 +121,7 @@ def test_signs_of_collapse_that_rose_beyond_chance_are_remarked():
     assert collapse_remarks(kinds[1], kinds[0]) == [
         "refusals of ordinary requests rose from 0.0% to 50.0%, more than chance: read some replies"
     ]
-    report = EMPTY | {"cycle": 1, "name": "x", "decision": None, "snapshot": None}
-    report |= {"reasons": [{"passed": True, "reason": "KL 1 is within"}]}
-    report |= {"evaluation": result_to_json(found), "initial_evaluation": result_to_json(initial)}
+    report = replace(
+        EMPTY, reasons=(Verdict("kl", True, "KL 1 is within"),), evaluation=found, initial_evaluation=initial
+    )
     assert f"- passed: KL 1 is within\n- remark: {remark}\n" in to_markdown(report)

@@ -186,7 +186,8 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     from orchestrator.reports.cycle_text import to_markdown
 
     numbers = cycle_numbers(cycle_id)
-    assert numbers["preference_model"]["num_train"] == model.results["num_train"]
+    assert numbers.preference_model is not None
+    assert numbers.preference_model.num_train == model.results["num_train"]
     share = model.results["num_train"] / counts["num_train"]
     assert f"the PM trained on {model.results['num_train']} ({share:.0%}), which costs it" in to_markdown(numbers)
 

@@ -1,0 +1,86 @@
+"""What a report says about a cycle, as one typed object: gathered in `cycle.py`, read by rows, pictures and pages.
+
+Its JSON is report.json of the report artifact and what `orchestrator cycle show --json` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.initial_policy.results import DistillationCourse
+from models.policy.results import Evaluation, PPOResult
+from models.preference.results import OrderedPairs, PreferenceModelResults
+from models.runtime.results import result_to_json
+from orchestrator.data.comparison_set import ComparisonSetResults
+from orchestrator.data.contamination import DataCheckResults
+from orchestrator.judging.elo import EloNumbers
+from orchestrator.judging.forecasts import MixMatrix, Scaling
+from orchestrator.judging.gates import Verdict
+from orchestrator.judging.kl_law import CurveLaw, NoCurveLaw
+from orchestrator.reports.detectors import FittedDetector
+from orchestrator.reports.stops import Stop
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One attempt at a stage: its state, its seconds on the clock, and how many of them its job ran."""
+
+    stage: str
+    state: str
+    run: int
+    """Which run of the cycle, from 1; one that was started again takes its stages from the first one on."""
+    seconds: float | None = None
+    job_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ListedSnapshot:
+    """A snapshot that a run kept on its way, as a report lists it."""
+
+    digest: str
+    samples: int
+    kl_nats: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleNumbers:
+    """Everything the ledger knows about a cycle's outcome. None, or empty, is what it has not come to."""
+
+    cycle: int
+    name: str
+    artifact_ids: Mapping[str, int] = field(default_factory=dict)
+    """By kind."""
+    comparison_set: ComparisonSetResults | None = None
+    data_check: DataCheckResults | None = None
+    distillation: DistillationCourse | None = None
+    preference_model: PreferenceModelResults | None = None
+    scaling: Scaling | None = None
+    mix_matrix: MixMatrix | None = None
+    watcher: PreferenceModelResults | None = None
+    """The preference model's twin."""
+    orientation: OrderedPairs | None = None
+    snapshot: str | None = None
+    """Its digest."""
+    training: PPOResult | None = None
+    snapshots: tuple[ListedSnapshot, ...] = ()
+    """Those on the way, by the samples that PPO had learned from."""
+    kl_law: CurveLaw | NoCurveLaw | None = None
+    evaluation: Evaluation | None = None
+    """Of the snapshot; never of another policy."""
+    initial_evaluation: Evaluation | None = None
+    best_of_n: Evaluation | None = None
+    detector: FittedDetector | None = None
+    elo: EloNumbers | None = None
+    """From people's comparisons alone."""
+    stops: tuple[Stop, ...] = ()
+    decision: str | None = None
+    reasons: tuple[Verdict, ...] = ()
+    stages: tuple[StageTime, ...] = ()
+    """In the order in which they began."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of report.json; times are in it where there are any."""
+        return result_to_json(self)
