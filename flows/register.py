@@ -21,6 +21,7 @@ from prefect.workers.process import ProcessWorker
 from flows.command_line import exit_status
 from flows.cycle import cycle
 from flows.healing import ensure_automation
+from flows.notifying import ensure_notifications, wanted
 from flows.robustness import robustness
 from flows.running import GPU
 from flows.training import GPU_FLOWS
@@ -66,10 +67,13 @@ def cycle_deployment(name: str, config_file: Path | None) -> RunnerDeployment:
 
 async def register(name: str, config_file: Path | None) -> None:
     """Create or update everything; the ids of what was there stay."""
+    addresses = wanted()
     async with get_client() as client:
         for pool in POOLS:
             await ensure_pool(client, pool)
         await ensure_automation(client)
+        if (said := await ensure_notifications(client, addresses)) is not None:
+            print(f"registered: {said}", flush=True)
     on_gpu = [deployment(flow, GPU, "gpu") for flow in (*GPU_FLOWS, robustness)]
     for item in [cycle_deployment(name, config_file), *on_gpu]:
         await asyncio.to_thread(item.apply)

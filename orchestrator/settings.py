@@ -121,6 +121,18 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
             "policy server",
         ),
     ),
+    "Who is told": (
+        Variable(
+            "ORCHESTRATOR_NOTIFY",
+            "Whom the Prefect server tells of runs that failed, crashed, are blocked, wait for approval, were refused, "
+            "skipped or rolled back: Apprise URLs separated by blanks (`mailto://…`, `slack://…`, `json://…`). Read by "
+            "`orchestrator register` and `up`; unset leaves what an earlier one wrote, `nobody` removes it.",
+            "register, up",
+        ),
+        Variable(
+            "ORCHESTRATOR_NOTIFY_FILE", "A file that holds them, where ORCHESTRATOR_NOTIFY is not set.", "register, up"
+        ),
+    ),
     "How work is done": (
         Variable(
             "ORCHESTRATOR_DEVICE",
