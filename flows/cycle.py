@@ -54,6 +54,9 @@ async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bo
         await run.ask(stages.close_cycle, cycle_id, "promoted", "The initial policy is before people.")
         return Outcome("Week 0", "The initial policy answers raters; a cycle begins with enough comparisons.")
 
+    # What people said of earlier snapshots since: their reports, and the evidence of this cycle, get it.
+    for earlier_id in await run.stage(stages.measure_elo, cycle_id):
+        await publish_report(run, earlier_id)
     comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
     await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
     models = await run.on_gpu(training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh)

@@ -7,10 +7,12 @@ P(i beats j) = 1 / (1 + 10^(-(E_i - E_j) / 400)). Intervals weigh whole dialogue
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.runtime.results import IF_MEASURED
 
 ELO_PER_NAT = 400 / np.log(10)  # 173.7: one nat of log-odds on the Elo scale
 MAX_STEPS = 200
@@ -43,6 +45,24 @@ class Rating:
 class EloNumbers:
     """Elo of a cycle's snapshot against the initial policy, as recorded; the counts are of those two alone."""
 
+    elo: float
+    ci: tuple[float, float]
+    num_comparisons: int
+    wins: int
+    losses: int
+    ties: int
+    games: int | None = field(default=None, metadata=IF_MEASURED)
+    """Comparisons of the snapshot with any policy; none of an Elo that an earlier version measured."""
+    against_live: EloAgainstLive | None = field(default=None, metadata=IF_MEASURED)
+    """There where another policy was live before, and people compared the two."""
+
+
+@dataclass(frozen=True)
+class EloAgainstLive:
+    """The same against the policy that was live before the snapshot, which is 0 here."""
+
+    live: str
+    """Its digest."""
     elo: float
     ci: tuple[float, float]
     num_comparisons: int

@@ -1,4 +1,4 @@
-"""Decide about a snapshot on the evidence, put it live, and put it before people beside the initial policy.
+"""Decide about a snapshot on the evidence, put it live, and put it before people beside initial and last policy.
 
 The rows are the record; the policy server is told afterwards and reads the same rows when it starts. So a crash
 between the two leaves a policy server that the next run of the stage brings up to date.
@@ -16,6 +16,7 @@ from orchestrator.database import database
 from orchestrator.judging.gates import judge
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.evidence import measured_evidence
+from orchestrator.stages.live import live_before
 from orchestrator.stages.policy_server import PolicyClient
 from orchestrator.store.deployments import deploy, live_deployment
 
@@ -76,24 +77,30 @@ def promote(cycle_id: int, decision_id: int) -> int | None:
 
 
 def put_before_people(cycle_id: int, snapshot_id: int, initial_id: int) -> int | None:
-    """Let raters compare the snapshot, promoted or refused, with the initial policy. Returns the pairing.
+    """Let raters compare the snapshot, promoted or refused, with the initial policy and with what was live before it.
 
-    These comparisons give the Elo and are never trained on. None where the weights are the same: a comparison would
-    tell nothing, and an earlier cycle's pairing stays in force.
+    These comparisons give the Elo and are never trained on; both pairings are drawn equally often. Returns the pairing
+    with the initial policy. None where the weights are the same: a comparison would tell nothing, and an earlier
+    cycle's pairings stay in force.
     """
     with StageContext(cycle_id, "put_before_people") as context:
         with context.session() as session:
             if is_initial_policy(session, snapshot_id, initial_id):
                 return None
-        for artifact_id in (snapshot_id, initial_id):
+            live_id = live_before(session, cycle_id)
+        others = [initial_id]
+        if live_id is not None and live_id not in (initial_id, snapshot_id):
+            others.append(live_id)
+        for artifact_id in (snapshot_id, *others):
             _serve(context, artifact_id)
         with context.session() as session:
-            snapshot, initial = policy(session, snapshot_id), policy(session, initial_id)
+            snapshot, met = policy(session, snapshot_id), [policy(session, other) for other in others]
             for pairing in active_pairings(session, "model_comparison"):
                 # What an operator opened stays until an operator ends it.
-                if pairing.cycle_id is not None and (pairing.a, pairing.b) != (snapshot, initial):
+                if pairing.cycle_id is not None and (pairing.a, pairing.b) not in [(snapshot, other) for other in met]:
                     end_pairing(session, pairing.id)
-            return open_pairing(session, "model_comparison", snapshot.id, initial.id, cycle_id).id
+            opened = [open_pairing(session, "model_comparison", snapshot.id, other.id, cycle_id) for other in met]
+            return opened[0].id
 
 
 def is_initial_policy(session: Session, snapshot_id: int, initial_id: int) -> bool:

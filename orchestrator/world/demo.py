@@ -157,7 +157,7 @@ class Demo:
         self._sit(f"cycle {coming}", weights, have, raters.comparisons_per_cycle)
 
     def _compare_with_initial(self, number: int, cycle: EndedCycle) -> None:
-        """Raters compare the snapshot with the initial policy, and Elo comes from these comparisons alone."""
+        """Raters compare the snapshot with the initial policy and the one before it; Elo comes from these alone."""
         if is_initial_policy_of(cycle):
             self.console.say("the snapshot has the initial policy's weights: there is nothing to compare")
             return
@@ -167,8 +167,7 @@ class Demo:
             title = f"cycle {cycle.number}: raters compare the new policy with the initial one"
             self.console.begin(judging_phase(number), title)
             self._sit(f"evaluation {cycle.number}", {"model_comparison": 1.0}, have, wanted, count_ties=True)
-        if measured_elo(cycle) is None:
-            judging.measure_elo(cycle.id, cycle.snapshot_id, cycle.initial_id)
+        judging.measure_elo_of(cycle.id)
         elo = measured_elo(cycle)
         assert elo is not None, "enough comparisons were made just now"
         low, high = elo.ci
@@ -312,10 +311,10 @@ def initial_of(session: Session, snapshot_id: int) -> int:
 
 
 def num_model_comparisons(cycle: EndedCycle) -> int:
-    """Comparisons of the cycle's snapshot with the initial policy, ties included."""
+    """Comparisons of the cycle's snapshot with other policies, ties included."""
     with database.database() as session:
-        digests = {session.get_one(t.Artifact, id_).digest for id_ in (cycle.snapshot_id, cycle.initial_id)}
-        return sum({game.first, game.second} == digests for game in standings.games(session))
+        digest = session.get_one(t.Artifact, cycle.snapshot_id).digest
+        return sum(digest in (game.first, game.second) for game in standings.games(session))
 
 
 def is_initial_policy_of(cycle: EndedCycle) -> bool:

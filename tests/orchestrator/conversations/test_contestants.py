@@ -434,6 +434,39 @@ def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
         assert [pairing.id for pairing in pairings.active_pairings(session)] == [by_hand, opened]
 
 
+def test_a_cycle_lets_people_compare_its_snapshot_with_what_was_live_before_too(
+    database: Database, database_url: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
+    digests = []
+    for name in ("initial", "last week's", "this week's"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "weights").write_text(name)
+        digests.append(store.publish(folder).digest)
+    with database() as session, session.begin():
+        ids = [add_artifact(session, digest, digest=digest).id for digest in digests]
+        initial, last, this = (contestants.policy(session, artifact_id).id for artifact_id in ids)
+        before, week = add_cycle(session, "promoted"), add_cycle(session, config={"initial_policy": {"path": "unused"}})
+        stale = pairings.open_pairing(session, "model_comparison", last, initial, before.id).id
+        # The cycle has promoted: its snapshot is live by now, and what it replaced stands in the evidence.
+        evidence = {"kl_nats": 2.0, "live": {"id": ids[1]}}
+        session.add(t.Decision(cycle_id=week.id, snapshot_id=ids[2], decision="promote", reasons=[],
+                               evidence=evidence, decided_by="gates"))  # fmt: skip
+        deploy(session, session.get_one(t.Artifact, ids[2]))
+    for _ in range(2):
+        put_before_people(week.id, ids[2], ids[0])
+        with database() as session:
+            active = pairings.active_pairings(session, "model_comparison")
+            assert [(pairing.a.id, pairing.b.id, pairing.weight) for pairing in active] == [
+                (this, initial, 1.0),
+                (this, last, 1.0),
+            ]
+    with database() as session:
+        assert session.get_one(t.Pairing, stale).ended_at is not None
+
+
 def test_a_snapshot_with_the_initial_policys_weights_is_not_put_before_people(
     database: Database, database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
