@@ -20,8 +20,12 @@ from orchestrator.settings import Settings
 async def train_preference_model(
     cycle_id: int, comparison_set_id: int, initial_id: int, fresh: bool = False
 ) -> PreferenceModels:
-    """Train the preference model and check it: held-out accuracy, and no sign the wrong way round. Then its twin."""
+    """Train the preference model and check it: held-out accuracy, and no sign the wrong way round. Then its twin.
+
+    Before that the last one is asked what it makes of this week's comparisons.
+    """
     config = await asyncio.to_thread(stages.cycle_config, cycle_id)
+    await asyncio.to_thread(stages.check_fresh_agreement, cycle_id, comparison_set_id, fresh=fresh)
     pmp_id = watcher_id = None
     if config.pmp.files:
         pmp_id = await asyncio.to_thread(stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh)
@@ -76,14 +80,16 @@ async def evaluate_policies(
     fit_detector: bool = False,
     fresh: bool = False,
 ) -> Evaluated:
-    """Score the snapshot, the initial policy and, as a yardstick, the best of n replies of the initial policy.
+    """Score the snapshot, the live and the initial policy and, as a yardstick, the best of n replies of the latter.
 
     One after the other, or several at once where `ORCHESTRATOR_JOBS_AT_ONCE` admits that. What was scored beside PPO
     is found. With `fit_detector` a detector of far requests is fitted too.
     """
     policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
-    *_, evaluation_id = await asyncio.gather(*initial, policies.score(snapshot_id, fresh=fresh))
+    live_id = await asyncio.to_thread(stages.live_to_score, cycle_id, initial_id, snapshot_id)
+    live = [policies.score(live_id, fresh=fresh)] if live_id is not None else []
+    *_, evaluation_id = await asyncio.gather(*initial, *live, policies.score(snapshot_id, fresh=fresh))
     if fit_detector:
         await asyncio.to_thread(stages.fit_ood_detector, cycle_id, initial_id, prompt_set_id, fresh=fresh)
     return Evaluated(evaluation_id)

@@ -1,18 +1,26 @@
-"""Job: does a preference model order a small hand-made set of pairs rightly? Run before any PPO starts.
+"""Job: does a preference model order pairs rightly that it was not trained on? Run before any PPO starts.
 
-Inputs: `preference_model` and `pairs` (a folder with pairs.jsonl, lines as in a comparison set). It guards against
-the costliest mistake of the loop: a sign or a label turned round, which PPO would follow faithfully.
+Inputs: `preference_model`, and `pairs` (a folder with pairs.jsonl, lines as in a comparison set) or `comparisons` (a
+comparison set, of which the setting `shards` names those to score). It guards against the costliest mistake of the
+loop: a sign or a label turned round, which PPO would follow faithfully.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
+from models.preference.comparison_set import (
+    ComparisonSetError,
+    read_manifest,
+    stream_lines,
+    stream_records,
+    token_pair,
+)
 from models.preference.curves import confident_mistakes
 from models.preference.model import PreferenceModel, PreferenceModelError
 from models.preference.pairs import TokenPair
@@ -20,38 +28,52 @@ from models.preference.report import ScoredPair, grouped, model_accuracy, score_
 from models.preference.results import OrderedPairs
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import result_to_json
-from models.runtime.settings import settings_from
+from models.runtime.settings import setting, settings_from
 
 NAME = "check_preference_model"
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """The check has nothing to choose; what accuracy suffices is the gate's decision."""
+    """Of a comparison set, which pairs are scored; what accuracy suffices is the gate's decision."""
+
+    shards: tuple[str, ...] = setting((), "Shards of the comparison set to score, as its manifest names them.")
+    most_pairs: int = setting(
+        4000,
+        "Pairs to score at most; of more, those whose ids have the smallest hashes.",
+        unit="pairs",
+        raised="a narrower interval, and a longer check",
+        at_least=1,
+    )
 
 
 def run(job: Job) -> None:
     """Score the pairs and publish accuracy, interval, the ids of wrong pairs, and every score.
 
-    Pairs that are longer than the model can read are left out and counted by source.
+    Pairs that are longer than the model can read are left out and counted by source. Where a week's comparisons leave
+    none, nothing is known of them, and the accuracy is None.
 
     Raises:
-        JobError: no pairs, none that fits, a line of the wrong shape, or a folder that holds no preference model.
+        JobError: no orientation pair, or none that fits; a line of the wrong shape, or a folder that holds no
+            preference model.
     """
-    settings_from(CheckSettings, job.settings)
+    settings = settings_from(CheckSettings, job.settings)
     try:
         model = PreferenceModel.load(job.input("preference_model"), job.device)
-        pairs = read_pairs(job.input("pairs"), model)
+        if "comparisons" in job.inputs:
+            pairs = pairs_of_shards(job.input("comparisons"), settings, model)
+        else:
+            pairs = read_pairs(job.input("pairs"), model)
     except (PreferenceModelError, ComparisonSetError) as error:
         raise JobError(str(error)) from error
     longest = getattr(model.model.config, "max_position_embeddings", None) or math.inf
     fit = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= longest]
     too_long = Counter(pair.source for pair in pairs) - Counter(pair.source for pair in fit)
-    if not fit:
+    if not fit and "pairs" in job.inputs:
         raise JobError(
             f"All {len(pairs)} pairs are longer than the {longest} tokens that the preference model can read."
         )
-    scored = score_pairs(model, fit)
+    scored = score_pairs(model, fit) if fit else []
 
     def write(directory: Path) -> None:
         with (directory / "scores.jsonl").open("w", encoding="utf-8") as file:
@@ -73,6 +95,26 @@ def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
     if not pairs:
         raise ComparisonSetError(f"{path} has 0 pairs; the orientation check needs at least one.")
     return pairs
+
+
+def pairs_of_shards(directory: Path, settings: CheckSettings, model: PreferenceModel) -> list[TokenPair]:
+    """The pairs of the named shards of a comparison set as ids, in the order of the set; ties are left out.
+
+    Raises:
+        ComparisonSetError: a shard is damaged or not in the set.
+    """
+    manifest = read_manifest(directory)
+    named = [shard for shard in manifest["shards"] if shard["file"] in settings.shards]
+    if len(named) < len(settings.shards):
+        raise ComparisonSetError(f"{directory} has {len(named)} of the shards {', '.join(settings.shards)}.")
+    records = [record for record in stream_records(directory, manifest | {"shards": named}) if not record.get("tie")]
+    chosen = set(sorted(_draw(record["id"]) for record in records)[: settings.most_pairs])
+    return [token_pair(record, model.chat) for record in records if _draw(record["id"]) in chosen]
+
+
+def _draw(id: str) -> str:
+    """A number of the id's that orders comparisons at random, alike in every run."""
+    return hashlib.sha256(id.encode()).hexdigest()
 
 
 def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int]) -> OrderedPairs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import zoneinfo
 from datetime import datetime
+from typing import Literal
 
 from cronsim import CronSim, CronSimError
 from pydantic import field_validator
@@ -78,11 +79,43 @@ class GatesSection(Section):
         at_least=0,
         at_most=1,
     )
+    min_pm_accuracy_by_question: float = key(
+        0.5,
+        "The interval of the preference model's held-out accuracy on the comparisons of one question must not lie "
+        "wholly below it; an accuracy below it is a remark.",
+        unit="share",
+        raised="only snapshots of a preference model that knows each question go live",
+        at_least=0,
+        at_most=1,
+        new=True,
+    )
+    contradicting_week: Literal["hold", "report"] = key(
+        "hold",
+        "What to do where this week's comparisons contradict the last preference model beyond chance: hold the "
+        "snapshot for a person, or only report it.",
+        new=True,
+    )
     min_score_gain: float = key(
         0.0,
         "The interval of the gain of the held-out score over the initial policy must lie above it.",
         unit="PM units",
         raised="only snapshots that gained more go live",
+    )
+    min_gain_over_live: float = key(
+        0.0,
+        "The interval of the gain of the held-out score over the live policy must not lie wholly below it; a gain "
+        "below it is a remark.",
+        unit="PM units",
+        raised="snapshots that are little better than the live policy are refused",
+        new=True,
+    )
+    min_gain_by_question: float = key(
+        0.0,
+        "The 99 % interval of the gain on the prompts of one question, over the initial and over the live policy, must "
+        "not lie wholly below it; questions with fewer than 10 prompts are not looked at.",
+        unit="PM units",
+        raised="snapshots that pay for one question with another are refused",
+        new=True,
     )
     max_kl_nats: float = key(
         50.0,

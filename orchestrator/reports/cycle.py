@@ -20,7 +20,7 @@ from orchestrator.data.contamination import DataCheckResults
 from orchestrator.database import database
 from orchestrator.judging.elo import EloNumbers
 from orchestrator.judging.forecasts import mix_matrix, scaling
-from orchestrator.judging.gates import Verdict
+from orchestrator.judging.gates import LiveEvidence, Verdict
 from orchestrator.judging.kl_law import curve_law
 from orchestrator.reports.detectors import FittedDetector
 from orchestrator.reports.distillation import course_of
@@ -52,7 +52,8 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
     ).first()
     snapshot, initial = artifacts.get("snapshot"), artifacts.get("initial_policy")
     model, detector = artifacts.get("preference_model"), artifacts.get("ood_detector")
-    training = _results(PPOResult, snapshot)
+    training, live = _results(PPOResult, snapshot), _live(decision)
+    live_policy = session.get_one(t.Artifact, live.id) if live is not None else None
     return CycleNumbers(
         cycle=cycle.number,
         name=cycle.name,
@@ -71,6 +72,8 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         kl_law=curve_law(training.curve) if training else None,
         evaluation=_measured(session, Evaluation, cycle_id, "policy", snapshot),
         initial_evaluation=_measured(session, Evaluation, cycle_id, "policy", initial),
+        live=live,
+        live_evaluation=_measured(session, Evaluation, cycle_id, "policy", live_policy),
         best_of_n=_measured(session, Evaluation, cycle_id, "best_of_n", initial),
         detector=_detector(detector) if detector else None,
         elo=_measured(session, EloNumbers, cycle_id, "elo", snapshot),
@@ -153,6 +156,12 @@ def _measured(session: Session, cls: type[R], cycle_id: int, kind: str, subject:
         return None
     found = evaluation_row(session, cycle_id, kind, subject.id)
     return result_from_json(cls, found.numbers, where=f"the numbers of evaluation {found.id}") if found else None
+
+
+def _live(decision: t.Decision | None) -> LiveEvidence | None:
+    """How the snapshot compared with what was live; decisions of some age don't say."""
+    found = decision.evidence.get("live") if decision is not None else None
+    return result_from_json(LiveEvidence, found, where="what was live, in the evidence") if found else None
 
 
 def evaluation_row(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation | None:

@@ -8,7 +8,8 @@ from models.policy.results import Evaluation
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
-from orchestrator.judging.elo import EloNumbers
+from orchestrator.judging.elo import EloAgainstLive, EloNumbers
+from orchestrator.judging.gates import LiveEvidence
 from orchestrator.reports.detectors import detector_rows
 from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
@@ -31,6 +32,7 @@ def to_markdown(numbers: CycleNumbers, pictures: Sequence[tuple[Picture, str]] =
     lines += [decision[numbers.decision] + (f": `{numbers.snapshot}`" if numbers.snapshot else ""), ""]
     for verdict in numbers.reasons:
         lines.append(f"- {'passed' if verdict.passed else '**failed**'}: {verdict.reason}")
+    lines += [f"- remark: {verdict.remark}" for verdict in numbers.reasons if verdict.remark is not None]
     after, before = numbers.evaluation, numbers.initial_evaluation
     if after is not None and before is not None:
         lines += [f"- remark: {remark}" for remark in collapse_remarks(after, before)]
@@ -137,6 +139,7 @@ def _policy(numbers: CycleNumbers) -> list[Row]:
     after, best, training = numbers.evaluation, numbers.best_of_n, numbers.training
     if after is not None:
         rows += _evaluation(after, numbers.initial_evaluation, numbers.preference_model)
+        rows += _live(numbers.live)
     if best is not None:
         rows.append((f"Best of {best.best_of} of the initial policy", f"PM score {number(best.pm_score)}"))
         rows += best_of_rows(best)
@@ -160,8 +163,24 @@ def _evaluation(found: Evaluation, initial: Evaluation | None, model: Preference
     return rows + collapse_rows(found, initial)
 
 
+def _live(found: LiveEvidence | None) -> list[Row]:
+    """How the snapshot's score compares with that of what was live, where that was another policy than the start."""
+    if found is None or found.is_initial or found.gain is None:
+        return []
+    return [("PM score over the live policy", with_interval(found.gain.gain, found.gain.ci, "+.3f"))]
+
+
 def _elo(found: EloNumbers | None) -> list[Row]:
-    return [("Elo against the initial policy", with_interval(found.elo, found.ci, ".0f") if found else NOT_JUDGED)]
+    if found is None:
+        return [("Elo against the initial policy", NOT_JUDGED)]
+    rows = [("Elo against the initial policy", _elo_said(found))]
+    live = found.against_live
+    return rows if live is None else [*rows, ("… against the policy that was live before", _elo_said(live))]
+
+
+def _elo_said(found: EloNumbers | EloAgainstLive) -> str:
+    said = f"{found.wins} won, {found.losses} lost, {found.ties} alike"
+    return f"{with_interval(found.elo, found.ci, '.0f')} ({said})"
 
 
 def _data_check(found: DataCheckResults | None) -> list[Row]:

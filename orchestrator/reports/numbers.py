@@ -17,7 +17,7 @@ from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
 from orchestrator.judging.elo import EloNumbers
 from orchestrator.judging.forecasts import MixMatrix, Scaling
-from orchestrator.judging.gates import Verdict
+from orchestrator.judging.gates import LiveEvidence, Verdict
 from orchestrator.judging.kl_law import CurveLaw, NoCurveLaw
 from orchestrator.reports.detectors import FittedDetector
 from orchestrator.reports.stops import Stop
@@ -71,6 +71,9 @@ class CycleNumbers:
     evaluation: Evaluation | None = None
     """Of the snapshot; never of another policy."""
     initial_evaluation: Evaluation | None = None
+    live: LiveEvidence | None = None
+    """What was live when the snapshot was judged, and how the two compare."""
+    live_evaluation: Evaluation | None = None
     best_of_n: Evaluation | None = None
     detector: FittedDetector | None = None
     elo: EloNumbers | None = None

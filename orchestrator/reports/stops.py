@@ -73,9 +73,15 @@ TOO_FAST = (
 AFTER_LEARNING = ("first_ratio", "ratio", "clip_fraction")
 GATE_ADVICE = {
     "pm_accuracy": "collect more comparisons, and read the preference model's most confident mistakes below.",
+    "pm_accuracy_by_question": "collect comparisons of that question, and read the mistakes on it; where its labels "
+    "are turned round at one source, look at the import.",
     "kl": "at 0 raise `ppo.learning_rate` or `ppo.iterations`, unless PPO was stopped (see there); above the bound "
     "raise `ppo.kl_coef`.",
     "score_gain": "train longer, or on more comparisons; more `evaluation.num_prompts` make the interval narrower.",
+    "live_gain": "nothing: the live policy stays, and the next cycle trains from the start again on more comparisons.",
+    "gain_by_question": "collect more comparisons of the question that lost, or change `prompts.harmless_weight`.",
+    "fresh_agreement": "read this week's comparisons at the desk, by rater; withdraw raters whose labels are turned "
+    "round. Where people mean what they say, the policy has outgrown the last preference model: decide for it by hand.",
     "duplicates": "raise `ppo.kl_coef`, or take fewer iterations.",
     "refusals": "lower `prompts.harmless_weight`, or collect more helpful comparisons.",
 }
@@ -170,7 +176,7 @@ def _refusal(decision: t.Decision, live: str, snapshot: str | None) -> Stop:
     if decision.evidence["kl_nats"] == 0:
         paired = "has the initial policy's weights, so that raters are not asked to compare the two"
     else:
-        paired = "is put before people beside the initial policy"
+        paired = "is put before people beside the initial policy and what was live"
     return Stop(
         stage="decide_promotion",
         by=f"the gate{'s' if len(failed) > 1 else ''} {gates}",

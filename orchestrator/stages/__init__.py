@@ -17,7 +17,9 @@ from orchestrator.cycles.record import (
 from orchestrator.stages.comparisons import check_data, freeze_comparisons
 from orchestrator.stages.detectors import fit_ood_detector
 from orchestrator.stages.elo import measure_elo
+from orchestrator.stages.fresh_agreement import check_fresh_agreement
 from orchestrator.stages.initial_policy import prepare_initial_policy
+from orchestrator.stages.live import live_to_score
 from orchestrator.stages.named_inputs import check_named_inputs
 from orchestrator.stages.policy import evaluate_policy, evaluations_of, train_policy
 from orchestrator.stages.preference_model import (
@@ -41,8 +43,10 @@ __all__ = [  # noqa: RUF022
     "cycle_number",
     "prepare_initial_policy",
     "deploy_initial_policy",
+    "measure_elo",
     "freeze_comparisons",
     "check_data",
+    "check_fresh_agreement",
     "pretrain_preference_model",
     "train_preference_model",
     "train_watcher",
@@ -50,6 +54,7 @@ __all__ = [  # noqa: RUF022
     "build_prompts",
     "write_prompts",
     "train_policy",
+    "live_to_score",
     "evaluate_policy",
     "evaluations_of",
     "fit_ood_detector",
@@ -57,7 +62,6 @@ __all__ = [  # noqa: RUF022
     "refusal",
     "promote",
     "put_before_people",
-    "measure_elo",
     "write_report",
     "close_cycle",
 ]

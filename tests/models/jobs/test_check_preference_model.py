@@ -12,7 +12,7 @@ from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.preference.report import ScoredPair
 from models.runtime.job import Job, JobError
-from tests.models.preference_world import polite_comparisons
+from tests.models.preference_world import polite_comparisons, write_comparison_set
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,30 @@ def test_no_pairs_and_no_preference_model_are_clear_errors(scorer_dir, policy_di
         check(tmp_path / "empty", scorer_dir, [])
     with pytest.raises(JobError, match="train_preference_model"):
         check(tmp_path / "policy", policy_dir, polite_comparisons(2, 0))
+
+
+def test_of_a_comparison_set_the_named_shards_are_scored_without_ties(scorer_dir, tmp_path):
+    records = ordered_by(PreferenceModel.load(scorer_dir), polite_comparisons(12, 0))
+    records[0] |= {"tie": "equal"}
+    # The other shard is turned round, and would show.
+    comparisons = write_comparison_set(
+        tmp_path / "set", [r | {"better": r["worse"], "worse": r["better"]} for r in records]
+    )
+    manifest = json.loads((comparisons / "manifest.json").read_text())
+    this_week = write_comparison_set(tmp_path / "this week", records)
+    [shard] = json.loads((this_week / "manifest.json").read_text())["shards"]
+    (comparisons / "shards/fresh.jsonl").write_bytes((this_week / shard["file"]).read_bytes())
+    manifest["shards"].append(shard | {"file": "shards/fresh.jsonl"})
+    (comparisons / "manifest.json").write_text(json.dumps(manifest))
+
+    def scored(name: str, **settings) -> dict:
+        inputs = {"preference_model": str(scorer_dir), "comparisons": str(comparisons)}
+        (tmp_path / name).mkdir()
+        run(Job({"inputs": inputs, "settings": {"shards": ["shards/fresh.jsonl"]} | settings}, tmp_path / name))
+        return json.loads((tmp_path / name / "result" / "results.json").read_text())
+
+    found = scored("all")
+    assert (found["accuracy"], found["n"]) == (1.0, 11)
+    assert scored("some", most_pairs=5)["n"] == 5
+    with pytest.raises(JobError, match="has 0 of the shards gone"):
+        scored("none", shards=["gone.jsonl"])

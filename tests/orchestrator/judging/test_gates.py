@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.config import GatesSection
-from orchestrator.judging.gates import Evidence, judge
+from orchestrator.judging.agreement import Part
+from orchestrator.judging.gates import Evidence, FreshEvidence, Gain, LiveEvidence, Share, Verdict, judge, outcome
 
 GOOD = Evidence(
     pm_accuracy=0.70,
@@ -73,3 +74,102 @@ def test_collapse_gates_are_off_unless_given():
 def test_a_collapse_gate_without_a_number_is_no_evidence():
     (verdict,) = [v for v in judge(GatesSection(max_refusal_share=0.25), GOOD) if v.gate == "refusals"]
     assert not verdict.passed
+
+
+def verdict(gate: str, evidence: Evidence, gates: GatesSection = GATES) -> Verdict:
+    (found,) = [verdict for verdict in judge(gates, evidence) if verdict.gate == gate]
+    return found
+
+
+def beside_live(gain: float, low: float, high: float) -> Evidence:
+    return replace(GOOD, live=LiveEvidence(7, "sha256:ab", False, Gain(gain, (low, high), 240)))
+
+
+def test_a_snapshot_surely_worse_than_the_live_policy_is_refused():
+    (reason,) = failed(beside_live(-0.30, -0.41, -0.19))
+    assert reason == (
+        "held-out score gain over the live policy -0.300 [-0.410, -0.190] lies below gates.min_gain_over_live = 0"
+    )
+
+
+def test_a_tie_with_the_live_policy_goes_live_with_a_remark():
+    assert failed(beside_live(-0.02, -0.10, 0.06)) == []
+    remark = verdict("live_gain", beside_live(-0.02, -0.10, 0.06)).remark
+    assert remark == "the snapshot's score is -0.020 from the live policy's: it may be worse"
+    assert verdict("live_gain", beside_live(0.02, -0.06, 0.10)).remark is None
+    # Who wants a gain of 0.1 refuses one that is surely smaller.
+    assert not verdict("live_gain", beside_live(0.02, -0.06, 0.09), GatesSection(min_gain_over_live=0.1)).passed
+
+
+def test_a_live_policy_that_cant_be_scored_is_a_remark():
+    found = verdict("live_gain", replace(GOOD, live=LiveEvidence(7, "sha256:ab", False)))
+    assert found.passed
+    assert found.remark is not None
+    assert "began from another initial policy" in found.remark
+
+
+def test_a_question_that_surely_lost_is_refused_and_named():
+    gains = {"helpful": Gain(0.5, (0.4, 0.6), 160), "harmless": Gain(-0.2, (-0.3, -0.1), 80)}
+    (reason,) = failed(replace(GOOD, score_gain_by_question=gains))
+    assert reason == (
+        "held-out score gain by question: harmless, over the initial policy, -0.200 [-0.300, -0.100]: below "
+        "gates.min_gain_by_question = 0"
+    )
+    live = LiveEvidence(7, "sha256:ab", False, Gain(0.1, (0.0, 0.2), 240), gains)
+    unsure = {"helpful": Gain(0.5, (0.4, 0.6), 160), "harmless": Gain(-0.1, (-0.3, 0.1), 80)}
+    (reason,) = failed(replace(GOOD, score_gain_by_question=unsure, live=live))
+    assert "harmless, over the live policy, -0.200" in reason
+    remark = verdict("gain_by_question", replace(GOOD, score_gain_by_question=unsure)).remark
+    assert remark == (
+        "the score may have fallen on a question: harmless, over the initial policy, -0.100 [-0.300, +0.100]"
+    )
+
+
+def test_a_pm_that_is_right_on_38_percent_of_a_question_goes_live_with_a_remark_and_surely_wrong_not_at_all():
+    helpful = Share(0.72, (0.66, 0.78), 210)
+    few = {"helpful": helpful, "harmless": Share(0.38, (0.259, 0.518), 50)}
+    found = verdict("pm_accuracy_by_question", replace(GOOD, pm_accuracy_by_question=few))
+    assert found.passed
+    assert (
+        found.remark
+        == "the PM is right on fewer than 50% of harmless 0.380 [0.259, 0.518] (n = 50): too few to be sure"
+    )
+    many = {"helpful": helpful, "harmless": Share(0.38, (0.316, 0.449), 200)}
+    (reason,) = failed(replace(GOOD, pm_accuracy_by_question=many))
+    assert reason == (
+        "PM held-out accuracy harmless 0.380 [0.316, 0.449] (n = 200) lies below "
+        "gates.min_pm_accuracy_by_question = 0.5"
+    )
+
+
+TURNED = Part(0.70, (0.62, 0.77), 0.36, 0.476, 100)
+
+
+def test_a_week_that_contradicts_waits_for_a_person_unless_another_gate_refuses():
+    evidence = replace(GOOD, fresh=FreshEvidence(4, {"all": TURNED, "harmless": TURNED}))
+    (reason,) = failed(evidence)
+    assert reason == (
+        "this week's comparisons contradict the preference model of cycle 4 beyond chance: of 100 it orders 36% as "
+        "people did (at most 48%), held out 70%; of 100 harmless it orders 36% as people did (at most 48%), held out "
+        "70%: a person has to decide"
+    )
+    assert outcome(judge(GATES, evidence)) == "hold"
+    assert outcome(judge(GATES, replace(evidence, kl_nats=0.0))) == "refuse"
+    assert outcome(judge(GATES, GOOD)) == "promote"
+    reporting = GatesSection(max_kl_nats=10.0, contradicting_week="report")
+    found = verdict("fresh_agreement", evidence, reporting)
+    assert found.passed
+    assert found.remark == reason.removesuffix(": a person has to decide")
+
+
+def test_a_week_on_which_the_last_pm_fell_is_a_remark():
+    fell = Part(0.70, (0.62, 0.77), 0.52, 0.557, 1000)
+    found = verdict("fresh_agreement", replace(GOOD, fresh=FreshEvidence(4, {"all": fell})))
+    assert found.passed
+    assert found.remark is not None
+    assert "worse than its own" in found.remark
+
+
+def test_what_says_nothing_is_not_stored_with_a_verdict():
+    assert Verdict("kl", False, "why").to_json() == {"gate": "kl", "passed": False, "reason": "why"}
+    assert Verdict("kl", True, "why", "but").to_json()["remark"] == "but"

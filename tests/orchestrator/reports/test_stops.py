@@ -13,7 +13,8 @@ from db import tables as t
 from flows.running import _how_to_go_on
 from models.policy.results import PPOResult, RaisedAlarm, WatchResult
 from orchestrator.config import parse_config
-from orchestrator.judging.gates import Evidence, judge
+from orchestrator.judging.agreement import Part
+from orchestrator.judging.gates import Evidence, FreshEvidence, Gain, LiveEvidence, Share, judge
 from orchestrator.reports.stops import (
     GATE_ADVICE,
     WIRE_ADVICE,
@@ -153,7 +154,8 @@ def test_a_refusal_says_whether_people_compare_the_snapshot():
     reasons = [{"gate": "kl", "passed": False, "reason": "KL out of bounds"}]
     far, same = (t.Decision(reasons=reasons, evidence={"kl_nats": kl}) for kl in (60.0, 0.0))
     assert _refusal(far, "no policy was live yet", "sha256:ab").kept == (
-        "no policy was live yet; the refused snapshot `sha256:ab` is put before people beside the initial policy."
+        "no policy was live yet; the refused snapshot `sha256:ab` is put before people beside the initial policy "
+        "and what was live."
     )
     assert _refusal(same, "no policy was live yet", "sha256:ab").kept == (
         "no policy was live yet; the refused snapshot `sha256:ab` has the initial policy's weights, so that raters are "
@@ -172,5 +174,13 @@ def test_every_wire_and_every_gate_has_an_advice():
     gates = parse_config(
         {"initial_policy": {"path": "x"}, "gates": {"max_duplicate_share": 0.5, "max_refusal_share": 0.5}}
     ).gates
-    verdicts = judge(gates, Evidence(None, None, 0, 0.0, (0.0, 0.0), 1.0))
+    part = Part(0.7, (0.6, 0.8), 0.3, 0.4, 100)
+    evidence = Evidence(
+        None, None, 0, 0.0, (0.0, 0.0), 1.0,
+        pm_accuracy_by_question={"helpful": Share(0.7, (0.6, 0.8), 100)},
+        score_gain_by_question={"helpful": Gain(0.1, (0.0, 0.2), 100)},
+        live=LiveEvidence(1, "sha256:ab", is_initial=False),
+        fresh=FreshEvidence(1, {"all": part}),
+    )  # fmt: skip
+    verdicts = judge(gates, evidence)
     assert {verdict.gate for verdict in verdicts} == set(GATE_ADVICE)
