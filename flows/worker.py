@@ -20,6 +20,8 @@ from prefect.workers.process import ProcessWorker
 from flows.engine import WORKER_PID
 from flows.healing import crash_stale_runs
 from flows.register import ensure_pool
+from orchestrator.errors import OrchestratorError
+from orchestrator.instance.identity import own_prefect
 
 LIMITS = {"cpu": 8, "gpu": 1}
 """Runs at a time. On the cpu pool most of them wait for the gpu pool."""
@@ -27,6 +29,7 @@ LIMITS = {"cpu": 8, "gpu": 1}
 
 async def serve(pool: str, name: str, limit: int) -> None:
     """Serve the pool until cancelled; first end what a predecessor left behind."""
+    await asyncio.to_thread(own_prefect)
     async with get_client() as client:
         await ensure_pool(client, pool)
         for run_name in await crash_stale_runs(client, pool, name):
@@ -57,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(until_signalled())
     except asyncio.CancelledError:
         print("worker stopped", flush=True)
+    except OrchestratorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     return 0
 
 

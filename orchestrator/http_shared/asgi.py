@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -18,7 +17,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import ApiError, ConfigError
+from orchestrator.errors import ApiError
+from orchestrator.http_shared.addresses import bound, in_url
 
 
 def error_body(status: int, code: str, message: str) -> dict[str, Any]:
@@ -144,21 +144,10 @@ def serve(app: FastAPI, host: str, port: int, name: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # It would write a line for every reply.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    # A restart on the same port must not wait for the old connections' TIME_WAIT to pass.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"Can't listen on {host} port {port}: {error.strerror}. Choose another --port, or 0 for a free one."
-        ) from None
+    listener = bound(host, port)
     # Backlog: hundreds of raters may connect in the same instant.
     listener.listen(2048)
-    bound = listener.getsockname()[1]
-    print(f"{name} listens on http://{f'[{host}]' if ':' in host else host}:{bound}", flush=True)
+    print(f"{name} listens on http://{in_url(host)}:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=5
     )

@@ -1,4 +1,4 @@
-"""Ports of the loopback interface for servers of our own."""
+"""Ports for servers of our own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import secrets
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.errors import ConfigError
+from orchestrator.http_shared.addresses import HIGHEST_PORT, bound
 
 LOWEST = 20_000
 TRIES = 100
@@ -33,18 +37,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback interface now; False for 0."""
-    if port == 0:
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this port now; False for 0 and for what is no port."""
+    if not 0 < port <= HIGHEST_PORT:
         return False
-    with socket.socket() as probe:
+    try:
         # As Postgres does, so that a connection in TIME_WAIT does not make the port look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+        bound(host, port).close()
+    except ConfigError:
+        return False
     return True
+
+
+def port_in(url: object) -> int:
+    """The port that a URL names; 0 where it names none, or one that can't be."""
+    try:
+        return urlsplit(str(url)).port or 0
+    except ValueError:
+        return 0
 
 
 _reserved: list[socket.socket] = []

@@ -85,9 +85,9 @@ class FlowRunState:
 class PrefectApi:
     """One Prefect server, by the URL that ends in `/api`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        self._client = httpx.Client(base_url=self.url, timeout=timeout_s)
 
     @property
     def ui_url(self) -> str:
@@ -165,6 +165,23 @@ class PrefectApi:
         )
         for entry in found.json():
             yield entry["message"]
+
+    def variable(self, name: str) -> Any:
+        """The value of a Prefect variable; None where there is none of the name."""
+        found = self._request("GET", f"/variables/name/{name}", expected=(200, 404))
+        return None if found.status_code == 404 else found.json()["value"]
+
+    def set_variable(self, name: str, value: Any) -> None:
+        """Create the variable, or replace its value."""
+        body = {"name": name, "value": value}
+        if self._request("POST", "/variables/", json=body, expected=(201, 409)).status_code == 409:
+            self._request("PATCH", f"/variables/name/{name}", json=body, expected=(204,))
+
+    def server_home(self) -> str | None:
+        """`PREFECT_HOME` of the server, a folder of its machine; None where it tells none."""
+        settings: dict[str, Any] = self._request("GET", "/admin/settings").json()
+        home: str | None = settings.get("home")
+        return home
 
     def _request(
         self, method: str, path: str, json: dict[str, Any] | None = None, expected: tuple[int, ...] = (200,)

@@ -16,17 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 from sqlalchemy.exc import OperationalError
 
 from db.migrate import upgrade
 from orchestrator import running_instance
 from orchestrator.database import no_answer
-from orchestrator.errors import ServiceUnavailable
-from orchestrator.instance.ports import free_port, is_free
+from orchestrator.errors import ConfigError, ServiceUnavailable
+from orchestrator.http_shared.addresses import bound, reachable
+from orchestrator.instance.identity import prefect_at
+from orchestrator.instance.ports import free_port, is_free, port_in
 from orchestrator.instance.postgres import EmbeddedPostgres
-from orchestrator.instance.prefect_api import prefect_environment
+from orchestrator.instance.prefect_api import PrefectApi, prefect_environment
 from orchestrator.instance.processes import Child, Supervisor
 from orchestrator.running_instance import InstanceFile
 from orchestrator.settings import PROJECT_ROOT, normalised_database_url
@@ -41,7 +42,8 @@ class Instance:
 
     Ports left at 0 are chosen free and remembered for the next start. A second instance on the same home is refused.
     A service that ends by itself is started again. `config` becomes the default of the `cycle` deployment, and its
-    schedule is set; without it the form asks for one.
+    schedule is set; without it both stay as they are. `claim` takes over a Prefect server that the home has and that
+    another database claimed.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Instance:
         host: str = "127.0.0.1",
         workers: bool = True,
         config: Path | None = None,
+        claim: bool = False,
         database_url: str | None = None,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self.home = home.expanduser().absolute()
         self.host = host
         self.config = config
+        self._claim = claim
         self._ports = {"feedback": feedback_port, "policy": policy_port, "prefect": prefect_port}
         self._with_workers = workers
         self._given_database_url = normalised_database_url(database_url) if database_url else None
@@ -74,21 +78,17 @@ class Instance:
     @property
     def prefect_api_url(self) -> str:
         """URL of Prefect's API; without `/api` it is the UI."""
-        return f"http://{self._reachable_host}:{self._ports['prefect']}/api"
+        return f"http://{reachable(self.host)}:{self._ports['prefect']}/api"
 
     @property
     def feedback_url(self) -> str:
         """Base URL of the feedback app."""
-        return f"http://{self._reachable_host}:{self._ports['feedback']}"
+        return f"http://{reachable(self.host)}:{self._ports['feedback']}"
 
     @property
     def policy_url(self) -> str:
         """Base URL of the policy server."""
-        return f"http://{self._reachable_host}:{self._ports['policy']}"
-
-    @property
-    def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{reachable(self.host)}:{self._ports['policy']}"
 
     @property
     def children(self) -> dict[str, Child]:
@@ -126,6 +126,7 @@ class Instance:
 
         Raises:
             ServiceUnavailable: the home is taken, or a service does not start; nothing is left running.
+            ConfigError: a port or the host can't be had; nothing was started.
         """
         try:
             self._start()
@@ -159,6 +160,7 @@ class Instance:
             child.start()
         # 3. Pools and Prefect deployments, then the workers that serve them.
         prefect.wait_until_healthy(PREFECT_START_TIMEOUT_S)
+        self._ensure_own_child()
         self._register()
         for pool in POOLS if self._with_workers else ():
             self._add(f"worker-{pool}", _command("worker", "--pool", pool)).start()
@@ -195,10 +197,21 @@ class Instance:
 
     def _choose_ports(self) -> None:
         kept = running_instance.remembered(self.home)
+        bound(self.host, 0).close()
         for name, key in (("feedback", "feedback_url"), ("policy", "policy_url"), ("prefect", "prefect_api_url")):
             if self._ports[name] == 0:
-                port = urlsplit(str(kept.get(key, ""))).port or 0
-                self._ports[name] = port if port and is_free(port) else free_port()
+                port = port_in(kept.get(key))
+                self._ports[name] = port if is_free(port, self.host) else free_port()
+            else:
+                self._ensure_free(name)
+
+    def _ensure_free(self, name: str) -> None:
+        """Refuse a port that was asked for and can't be had; the error says whose Prefect server answers there."""
+        try:
+            bound(self.host, self._ports[name], f"--{name}-port").close()
+        except ConfigError as error:
+            found = prefect_at(self.prefect_api_url) if name == "prefect" else ""
+            raise ConfigError(f"{error} {found}".strip()) from None
 
     def _start_database(self) -> None:
         if self._given_database_url is not None:
@@ -224,8 +237,19 @@ class Instance:
     def _service(self, command: str, port: str) -> list[str]:
         return _command(command, "--host", self.host, "--port", str(self._ports[port]))
 
+    def _ensure_own_child(self) -> None:
+        """What answers must be the server that was just started, not one that took the port meanwhile."""
+        home = PrefectApi(self.prefect_api_url).server_home()
+        if home != str(self.home / "prefect"):
+            raise ServiceUnavailable(
+                f"At {self.prefect_api_url} another Prefect server answers (its PREFECT_HOME: {home or 'not told'}), "
+                "which took the port while this one started. Nothing was written there. Start again, or choose "
+                "another --prefect-port."
+            )
+
     def _register(self) -> None:
         options = ["--config", str(self.config.absolute())] if self.config is not None else []
+        options += ["--claim"] if self._claim else []
         done = subprocess.run(
             _command("register", *options),
             env=self.env(),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
 from orchestrator.errors import CycleError
-from orchestrator.instance.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,8 +61,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.inline:
         become_inline("flows.inline", args)
     from orchestrator.cycles.runs import Progress, print_to_end, start_cycle
+    from orchestrator.instance.identity import own_prefect
 
-    api = PrefectApi(api_url(settings.home))
+    api = own_prefect()
     # From here on: what happens between the start and the first look is news too.
     progress = Progress(settings.home)
     flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)

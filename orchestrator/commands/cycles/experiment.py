@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
-from orchestrator.instance.prefect_api import PrefectApi, api_url
 
-ROBUSTNESS = "robustness/gpu"
+ROBUSTNESS = "robustness/robustness"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _robustness(args: argparse.Namespace) -> int:
     """Start the experiment, here or on the gpu pool, and wait for it."""
-    settings = checked_start(args)
+    checked_start(args)
     if args.inline:
         become_inline("flows.robustness", args, ["--comparisons", args.comparisons] if args.comparisons else [])
     from orchestrator.cycles.runs import TaskProgress, flow_parameters, print_to_end
+    from orchestrator.instance.identity import own_prefect
 
-    api = PrefectApi(api_url(settings.home))
+    api = own_prefect()
     parameters = flow_parameters(args.config, args.set, fresh=args.fresh) | {"comparisons": args.comparisons}
     flow_run_id = api.start_run(ROBUSTNESS, parameters)
     print_to_end(api, flow_run_id, TaskProgress(api, flow_run_id).news, wait=not args.no_wait)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.errors import ConfigError
+from orchestrator.http_shared.addresses import port_number
 from orchestrator.settings import Settings
 
 DEFAULT_PORT = 8080
@@ -13,7 +14,7 @@ DEFAULT_PORT = 8080
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="0 takes a free one and prints it")
     parser.add_argument("--per-minute", type=int, default=3000, help="requests a minute of each rater")
     parser.add_argument("--threads", type=int, default=12, help="requests that use the database at the same time")
 

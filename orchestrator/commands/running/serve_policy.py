@@ -8,6 +8,7 @@ import os
 from typing import get_args
 
 from orchestrator.errors import ConfigError
+from orchestrator.http_shared.addresses import port_number
 from orchestrator.settings import DetectorAction, Settings, secret
 
 DEFAULT_PORT = 8001
@@ -16,7 +17,7 @@ DEFAULT_PORT = 8001
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one and prints it")
+    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="0 takes a free one and prints it")
     parser.add_argument(
         "--keys",
         choices=("required", "open"),

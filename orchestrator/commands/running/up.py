@@ -8,15 +8,26 @@ import signal
 import threading
 from pathlib import Path
 
+from orchestrator.http_shared.addresses import port_number
 from orchestrator.settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="what the weekly cycle trains; sets its schedule")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="what the weekly cycle trains; sets its schedule (default: both stay as they are)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     for name, service in (("feedback", "feedback app"), ("policy", "policy server"), ("prefect", "Prefect server")):
-        parser.add_argument(f"--{name}-port", type=int, default=0, help=f"port of the {service} (default: a free one)")
+        parser.add_argument(
+            f"--{name}-port", type=port_number, default=0, help=f"port of the {service} (default: a free one)"
+        )
+    parser.add_argument(
+        "--claim", action="store_true", help="the database is new or restored: take over the home's Prefect server"
+    )
     parser.add_argument("--no-workers", action="store_true", help="leave the work pools to workers elsewhere")
 
 
@@ -42,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         workers=not args.no_workers,
         config=args.config,
+        claim=args.claim,
         database_url=settings.database_url,
     ) as instance:
         # Whoever reads "Up." may end us at once; from the first line on that is a clean end.

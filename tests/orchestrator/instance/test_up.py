@@ -10,12 +10,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from orchestrator import cli, running_instance
-from orchestrator.errors import ServiceUnavailable
+from orchestrator.errors import ConfigError, ServiceUnavailable
+from orchestrator.http_shared.addresses import bound
 from orchestrator.instance.prefect_api import api_url
 from orchestrator.instance.up import Instance
 from orchestrator.settings import Settings
@@ -93,6 +95,47 @@ def test_a_second_instance_on_the_same_home_is_refused(instance: Instance) -> No
         Instance(instance.home).start()
     # The refused one must not have taken anything down with it.
     assert answers(f"{instance.feedback_url}/health")
+
+
+def test_a_port_where_another_instance_s_prefect_server_answers_is_refused(instance: Instance, tmp_path: Path) -> None:
+    port = urlsplit(instance.prefect_api_url).port or 0
+    with pytest.raises(ConfigError) as refused:
+        Instance(tmp_path, prefect_port=port).start()
+    said = str(refused.value)
+    assert f"Can't listen on 127.0.0.1 port {port}: Address already in use. Choose another --prefect-port" in said
+    assert "A Prefect server of instance " in said
+    assert str(instance.home / "prefect") in said
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_port_out_of_range_is_refused_before_it_is_stored(tmp_path: Path) -> None:
+    done = command(tmp_path, "up", "--prefect-port", "70000")
+    assert done.returncode == 2
+    assert "--prefect-port: found '70000'; expected a port, 1 to 65535, or 0 for a free one" in done.stderr
+    with pytest.raises(ConfigError, match="--policy-port is 70000; expected 1 to 65535"):
+        Instance(tmp_path, policy_port=70_000).start()
+    assert not (tmp_path / running_instance.FILE).exists()
+
+
+def test_a_port_out_of_range_that_was_stored_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / running_instance.FILE).write_text('{"feedback_url": "http://127.0.0.1:70000"}')
+    instance = Instance(tmp_path)
+    instance._choose_ports()
+    assert 0 < (urlsplit(instance.feedback_url).port or 0) < 65_536
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "nowhere.invalid"])
+def test_a_host_that_is_not_of_this_machine_is_called_that(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match=f"Can't listen on {re.escape(host)}: this machine has no such address"):
+        Instance(tmp_path, host=host).start()
+    # As every server of ours listens.
+    with pytest.raises(ConfigError, match="Choose another --host"):
+        bound(host, 0)
+
+
+def test_an_ipv6_host_stands_in_brackets_in_urls(tmp_path: Path) -> None:
+    assert Instance(tmp_path, host="::1", feedback_port=8080).feedback_url == "http://[::1]:8080"
+    assert Instance(tmp_path, host="::", policy_port=8081).policy_url == "http://[::1]:8081"
 
 
 def test_a_service_that_is_killed_is_started_again_at_the_same_address(instance: Instance) -> None:
