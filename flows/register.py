@@ -1,4 +1,8 @@
-"""Create the work pools, Prefect deployments and automation: `python -m flows.register`. Run again, it updates them."""
+"""Create the work pools, Prefect deployments and automation: `python -m flows.register`. Run again, it updates them.
+
+What it is not given it leaves as it is: schedule and default configuration stay until others are given, or until they
+are taken away by name. A schedule that was paused in the UI stays paused.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ import asyncio
 import copy
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow, get_client
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
@@ -23,15 +30,34 @@ from flows.cycle import cycle
 from flows.healing import ensure_automation
 from flows.notifying import ensure_notifications, wanted
 from flows.robustness import robustness
-from flows.running import GPU
 from flows.training import GPU_FLOWS
+from orchestrator.commands.running.register import configure
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.errors import ConfigError
+from orchestrator.instance.identity import own_prefect
 
 POOLS = {
     "cpu": "Orders the stages of a cycle, and runs those that need no GPU",
     "gpu": "Trains and evaluates; one run at a time per worker",
 }
+ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {"cpu": (), "gpu": (*GPU_FLOWS, robustness)}
+"""The flows beside the cycle, by the pool that runs them. Each one's Prefect deployment is named as the flow."""
+CRONS: dict[str, str] = {}
+"""Of those, by the flow's name, when they begin by themselves (UTC); their schedules are not the operator's."""
 COMMAND = "python -m flows.engine"
+TAG = "orchestrator"
+SLUG = "configuration"
+"""Of the schedule that a configuration set, beside others that the UI may have added."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person wants of the cycle's Prefect deployment."""
+
+    name: str = "weekly"
+    config_file: Path | None = None
+    """Becomes the default, and its schedule is set."""
+    no_schedule: bool = False
 
 
 async def ensure_pool(client: PrefectClient, name: str) -> None:
@@ -48,45 +74,126 @@ async def ensure_pool(client: PrefectClient, name: str) -> None:
         await client.update_work_pool(name, WorkPoolUpdate(description=POOLS[name], base_job_template=template))
 
 
-def deployment(flow: Flow[..., Any], name: str, pool: str, **options: Any) -> RunnerDeployment:
+def deployment(
+    flow: Flow[..., Any], name: str, pool: str, parameters: dict[str, Any] | None = None
+) -> RunnerDeployment:
     """A Prefect deployment of one of our flows; the worker imports it by its module."""
-    return RunnerDeployment.from_flow(
-        flow, name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH, tags=["orchestrator"], **options
+    made = RunnerDeployment.from_flow(
+        flow, name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH, tags=[TAG], parameters=parameters
     )
+    # What counts as set is sent, and what is sent as empty is erased there.
+    kept = {"schedules", "paused"} if parameters is not None else {"schedules", "paused", "parameters"}
+    made.model_fields_set.difference_update(kept)
+    return made
 
 
-def cycle_deployment(name: str, config_file: Path | None) -> RunnerDeployment:
-    """The deployment that an operator starts cycles with; with a configuration it has its schedule too."""
-    options: dict[str, Any] = {}
-    if config_file is not None:
-        config: CycleConfig = load_config(config_file)
-        options["parameters"] = {"config": str(config_file.absolute())}
-        options["schedule"] = CronSchedule(cron=config.schedule.cron, timezone=config.schedule.timezone)
-    return deployment(cycle, name, "cpu", **options)
+def cycle_deployment(choices: Choices) -> RunnerDeployment:
+    """The deployment that an operator starts cycles with."""
+    given = choices.config_file
+    return deployment(cycle, choices.name, "cpu", None if given is None else {"config": str(given.absolute())})
 
 
-async def register(name: str, config_file: Path | None) -> None:
+def schedule_of(config_file: Path) -> CronSchedule:
+    """When the configuration lets a cycle begin."""
+    config: CycleConfig = load_config(config_file)
+    return CronSchedule(cron=config.schedule.cron, timezone=config.schedule.timezone)
+
+
+async def set_schedule(client: PrefectClient, found: DeploymentResponse, schedule: CronSchedule) -> None:
+    """Set the schedule that is the configuration's; whether it is paused stays, and so do others from the UI."""
+    before = sorted(await client.read_deployment_schedules(found.id), key=lambda each: each.slug != SLUG)
+    if not before:
+        created = DeploymentScheduleCreate(schedule=schedule, active=True, slug=SLUG)
+        await client.create_deployment_schedules(found.id, [created])
+    elif before[0].schedule != schedule:
+        # Not deleted and made anew: that would take the run with it which is late because the server was down.
+        await client.update_deployment_schedule(found.id, before[0].id, schedule=schedule)
+
+
+async def remove_schedules(client: PrefectClient, found: DeploymentResponse) -> None:
+    """Let no cycle begin by itself any more."""
+    for each in await client.read_deployment_schedules(found.id):
+        await client.delete_deployment_schedule(found.id, each.id)
+
+
+async def remove_dead(client: PrefectClient, alive: set[str]) -> None:
+    """Remove Prefect deployments that earlier versions registered under other names; cycles' stay."""
+    flow_names = {flow.id: flow.name for flow in await client.read_flows()}
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    for found in await client.read_deployments(deployment_filter=ours):
+        full_name = f"{flow_names.get(found.flow_id)}/{found.name}"
+        if full_name not in alive and flow_names.get(found.flow_id) != cycle.name:
+            await client.delete_deployment(found.id)
+            print(f"removed {full_name}, which an earlier version registered", flush=True)
+
+
+async def register(choices: Choices) -> None:
     """Create or update everything; the ids of what was there stay."""
     addresses = wanted()
+    schedule = None if choices.config_file is None else schedule_of(choices.config_file)
+    others = [deployment(flow, flow.name, pool) for pool, flows in ON_POOL.items() for flow in flows]
+    items = [cycle_deployment(choices), *others]
     async with get_client() as client:
         for pool in POOLS:
             await ensure_pool(client, pool)
         await ensure_automation(client)
         if (said := await ensure_notifications(client, addresses)) is not None:
             print(f"registered: {said}", flush=True)
-    on_gpu = [deployment(flow, GPU, "gpu") for flow in (*GPU_FLOWS, robustness)]
-    for item in [cycle_deployment(name, config_file), *on_gpu]:
-        await asyncio.to_thread(item.apply)
-        print(f"registered {item.flow_name}/{item.name} on pool {item.work_pool_name}", flush=True)
+        for item in items:
+            await item.aapply()
+            print(f"registered {item.flow_name}/{item.name} on pool {item.work_pool_name}", flush=True)
+        for name, cron in CRONS.items():
+            found = await client.read_deployment_by_name(f"{name}/{name}")
+            await set_schedule(client, found, CronSchedule(cron=cron, timezone="UTC"))
+        found = await client.read_deployment_by_name(items[0].full_name)
+        if choices.no_schedule:
+            await remove_schedules(client, found)
+        elif schedule is not None:
+            await set_schedule(client, found, schedule)
+        await remove_dead(client, {item.full_name for item in items})
+        print(await schedule_in_words(client, items[0].full_name), flush=True)
+
+
+async def schedule_in_words(client: PrefectClient, full_name: str) -> str:
+    """When cycles begin by themselves now, for the person who registered."""
+    found = await client.read_deployment_by_name(full_name)
+    lines = [
+        f"{each.schedule.cron} {each.schedule.timezone or 'UTC'}"
+        + ("" if each.active and not found.paused else " (paused)")
+        if isinstance(each.schedule, CronSchedule)
+        else "as set in the Prefect UI"
+        for each in found.schedules
+    ]
+    return f"schedule of {full_name}: {', '.join(lines) or 'none; cycles begin by hand'}"
+
+
+async def remove(name: str) -> None:
+    """Remove a Prefect deployment of the cycle.
+
+    Raises:
+        ConfigError: there is none of the name.
+    """
+    async with get_client() as client:
+        try:
+            found = await client.read_deployment_by_name(f"{cycle.name}/{name}")
+        except ObjectNotFound:
+            raise ConfigError(f"There is no Prefect deployment {cycle.name}/{name}; nothing was removed.") from None
+        await client.delete_deployment(found.id)
+    print(f"removed {cycle.name}/{name}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the options and register."""
     parser = argparse.ArgumentParser(prog="orchestrator register", description="Create the Prefect deployments.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="default configuration; its schedule is set")
-    parser.add_argument("--name", default="weekly", help="name of the cycle's deployment (default: weekly)")
+    configure(parser)
     args = parser.parse_args(argv)
-    return exit_status(lambda: asyncio.run(register(args.name, args.config)))
+
+    def work() -> None:
+        own_prefect(claim=args.claim)
+        choices = Choices(args.name, args.config, args.no_schedule)
+        asyncio.run(remove(args.remove) if args.remove else register(choices))
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

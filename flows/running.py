@@ -32,8 +32,6 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Made)
 GpuFlow = Flow[P, Coroutine[Any, Any, M]]
 
-GPU = "gpu"
-"""Name of the deployments on the pool of the same name."""
 INLINE_PICTURE = re.compile(r"!\[[^\]]*\]\(data:[^)]*\)\n*")
 POLL_S = 0.3
 MAX_POLL_S = 5.0
@@ -119,7 +117,8 @@ class OnPools:
             JobFailed: the run failed, crashed or was cancelled.
         """
         started = await arun_deployment(
-            f"{gpu_flow.name}/{GPU}",
+            # As `register.py` names it: after what it does, which the UI's list of deployments shows.
+            f"{gpu_flow.name}/{gpu_flow.name}",
             parameters=_parameters(gpu_flow.fn, *args, **kwargs),
             flow_run_name=f"{self._title}, {gpu_flow.name.replace('-', ' ')}",
             timeout=0,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from flows.healing import AUTOMATION
-from flows.register import cycle_deployment
+from flows.register import TAG, schedule_of
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.instance.up import Instance
@@ -22,13 +22,15 @@ def get(instance: Instance, path: str) -> Any:
     return response.json()
 
 
+def schedules(instance: Instance, name: str = "weekly") -> list[tuple[str, str, bool]]:
+    """Cron, time zone and whether it is active, of each schedule."""
+    found = get(instance, f"/deployments/name/cycle/{name}")["schedules"]
+    return [(each["schedule"]["cron"], each["schedule"]["timezone"], each["active"]) for each in found]
+
+
 def test_the_schedule_and_its_time_zone_are_the_configuration_s(config_file: Path) -> None:
-    [schedule] = cycle_deployment("weekly", config_file).schedules or []
-    assert schedule.schedule is not None
-    assert schedule.schedule.model_dump(include={"cron", "timezone"}) == {
-        "cron": "30 5 * * 2",
-        "timezone": "Europe/Berlin",
-    }
+    schedule = schedule_of(config_file)
+    assert (schedule.cron, schedule.timezone) == ("30 5 * * 2", "Europe/Berlin")
 
 
 def test_by_default_the_cycle_is_weekly() -> None:
@@ -38,7 +40,7 @@ def test_by_default_the_cycle_is_weekly() -> None:
 def test_a_broken_configuration_is_refused_before_anything_is_registered(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("[initial_policy]\npath = 'x'\n[ppo]\nlearning_rat = 1\n")
     with pytest.raises(ConfigError, match=r"ppo\.learning_rat: unknown key"):
-        cycle_deployment("weekly", tmp_path / "broken.toml")
+        schedule_of(tmp_path / "broken.toml")
 
 
 def test_the_form_has_typed_and_described_parameters(instance: Instance) -> None:
@@ -55,28 +57,78 @@ def test_the_form_has_typed_and_described_parameters(instance: Instance) -> None
 
 def test_training_has_deployments_of_its_own_on_the_gpu_pool(instance: Instance) -> None:
     for flow in ("train-preference-model", "train-policy", "evaluate-policies", "robustness"):
-        assert get(instance, f"/deployments/name/{flow}/gpu")["work_pool_name"] == "gpu"
+        assert get(instance, f"/deployments/name/{flow}/{flow}")["work_pool_name"] == "gpu"
     assert get(instance, "/deployments/name/cycle/weekly")["work_pool_name"] == "cpu"
 
 
-def test_registering_again_keeps_what_is_there_and_sets_the_schedule(instance: Instance, config_file: Path) -> None:
+def test_what_is_registered_stays_until_it_is_taken_away(instance: Instance, config_file: Path) -> None:
     before = get(instance, "/deployments/name/cycle/weekly")["id"]
     run_command(instance.home, "register", "--config", str(config_file))
     try:
+        printed = run_command(instance.home, "register")
         after = get(instance, "/deployments/name/cycle/weekly")
         assert after["id"] == before
         assert after["parameters"] == {"config": str(config_file)}
-        [schedule] = after["schedules"]
-        assert schedule["schedule"]["timezone"] == "Europe/Berlin"
-        assert schedule["active"]
-        named = [
-            automation
-            for automation in httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
-            if automation["name"] == AUTOMATION
-        ]
-        assert len(named) == 1
+        assert schedules(instance) == [("30 5 * * 2", "Europe/Berlin", True)]
+        assert "schedule of cycle/weekly: 30 5 * * 2 Europe/Berlin" in printed
+        assert named(instance, AUTOMATION) == 1
     finally:
-        run_command(instance.home, "register")
+        printed = run_command(instance.home, "register", "--no-schedule")
+    assert schedules(instance) == []
+    assert "schedule of cycle/weekly: none; cycles begin by hand" in printed
+    assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"config": str(config_file)}
+
+
+def named(instance: Instance, name: str) -> int:
+    """How many automations have the name."""
+    found = httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
+    return sum(automation["name"] == name for automation in found)
+
+
+def test_a_schedule_paused_in_the_ui_stays_paused(instance: Instance, config_file: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.toml"
+    changed.write_text(config_file.read_text().replace("30 5 * * 2", "30 7 * * 2"))
+    run_command(instance.home, "register", "--config", str(config_file), "--name", "paused")
+    found = get(instance, "/deployments/name/cycle/paused")
+    [schedule] = found["schedules"]
+    url = f"{instance.prefect_api_url}/deployments/{found['id']}"
+    assert httpx.patch(f"{url}/schedules/{schedule['id']}", json={"active": False}).status_code == 204
+    assert httpx.post(f"{url}/pause_deployment").status_code == 200
+    printed = run_command(instance.home, "register", "--config", str(changed), "--name", "paused")
+    assert "30 7 * * 2 Europe/Berlin (paused)" in printed
+    assert schedules(instance, "paused") == [("30 7 * * 2", "Europe/Berlin", False)]
+    assert get(instance, "/deployments/name/cycle/paused")["paused"]
+    run_command(instance.home, "register", "--remove", "paused")
+    assert httpx.get(f"{instance.prefect_api_url}/deployments/name/cycle/paused").status_code == 404
+    assert "nothing was removed" in run_command(instance.home, "register", "--remove", "paused", status=2)
+
+
+def test_deployments_of_earlier_versions_do_not_stay_behind(instance: Instance) -> None:
+    flow = get(instance, "/deployments/name/train-policy/train-policy")["flow_id"]
+    created = httpx.post(
+        f"{instance.prefect_api_url}/deployments/",
+        json={"name": "gpu", "flow_id": flow, "tags": [TAG], "work_pool_name": "gpu"},
+    )
+    assert created.status_code == 201, created.text
+    assert "removed train-policy/gpu" in run_command(instance.home, "register")
+    assert httpx.get(f"{instance.prefect_api_url}/deployments/name/train-policy/gpu").status_code == 404
+
+
+def test_another_instance_s_server_is_not_written_to(instance: Instance, database_url: str, tmp_path: Path) -> None:
+    """A fresh database is another instance, unless a person says that the server is its own."""
+    env = {"DATABASE_URL": database_url, "PREFECT_API_URL": instance.prefect_api_url}
+    before = get(instance, "/deployments/name/cycle/weekly")["updated"]
+    for words in (("register", "--no-schedule"), ("register", "--remove", "weekly"), ("worker", "--pool", "cpu")):
+        printed = run_command(tmp_path, *words, status=2, **env)
+        assert "belongs to instance" in printed
+        assert str(instance.home / "prefect") in printed
+        assert "`orchestrator register --claim`" in printed
+    assert get(instance, "/deployments/name/cycle/weekly")["updated"] == before
+    try:
+        run_command(tmp_path, "register", "--claim", **env)
+        assert "belongs to instance" in run_command(instance.home, "register", status=2)
+    finally:
+        run_command(instance.home, "register", "--claim")
 
 
 def test_the_automation_crashes_a_run_without_heartbeat(instance: Instance) -> None:
