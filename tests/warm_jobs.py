@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ class WarmJobs:
     def __init__(self, address: Path) -> None:
         self._address = address
 
-    def run(self, command: list[str], *, log: Path, threads: int) -> int:
-        """Run `python -m models.jobs.<name> ARGS`; gives its exit status, or minus the signal that ended it."""
+    def run(self, command: list[str], *, log: Path, threads: int, check_wanted: Callable[[], None]) -> int:
+        """Run `python -m models.jobs.<name> ARGS`; gives its exit status, or minus the signal that ended it.
+
+        So short are these jobs that nobody ends them.
+        """
         assert command[:2] == [sys.executable, "-m"]
         assert threads == 1, "the libraries were told so when they were imported"
         asked = {"module": command[2], "arguments": command[3:], "log": str(log), "env": dict(os.environ)}

@@ -15,6 +15,8 @@ See `models/jobs/pretrain.py` for a job that uses all of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -36,6 +38,8 @@ from models.runtime.memory import keep_freed_memory
 
 PROGRESS_INTERVAL_S = 0.5
 EXIT_MISTAKE = 2
+# By the status alone a job can tell of a full disk: its log lies there too.
+EXIT_DISK_FULL = 28
 
 
 class Job:
@@ -240,7 +244,10 @@ class Job:
 
 
 def main(name: str, run: Callable[[Job], None], argv: Sequence[str] | None = None) -> None:
-    """Entry of a job module: parse, run once, and turn a JobError into one line and exit status 2."""
+    """Entry of a job module: parse, run once, and turn a JobError into one line and exit status 2.
+
+    A full disk ends in a status of its own, since the line may find no room.
+    """
     try:
         job = Job.from_args(argv)
         if job.spec.get("job", name) != name:
@@ -252,6 +259,12 @@ def main(name: str, run: Callable[[Job], None], argv: Sequence[str] | None = Non
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_DISK_FULL)
     except torch.OutOfMemoryError as error:
         print(
             f"error: out of GPU memory: {str(error).splitlines()[0]} Lower the batch setting.",

@@ -24,6 +24,8 @@ TIMEOUT_S = 60.0
 # happens again and again, so the call is repeated for long, at irregular intervals.
 BUSY_S = 300.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+PAUSED = "PAUSED"
+"""No end for Prefect; no process of ours is there, though, and by itself such a run never goes on."""
 
 
 def api_url(home: Path) -> str:
@@ -74,7 +76,7 @@ class FlowRunState:
     @property
     def ended(self) -> bool:
         """Whether the run will not go on."""
-        return self.type in ENDED
+        return self.type in (*ENDED, PAUSED)
 
     @property
     def line(self) -> str:

@@ -2,6 +2,7 @@
 
 The job's contract is in `models/runtime/job.py`. The process has its own session and log file, so that it cannot
 keep a flow's output open, and dies with the worker that started it; started again, it continues from its checkpoint.
+One that nobody wants any more is asked to end by SIGTERM, and killed where it doesn't.
 """
 
 from __future__ import annotations
@@ -13,17 +14,30 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import JobFailed, JobRefused
+from orchestrator.errors import DiskFull, JobFailed, JobRefused
+from orchestrator.instance import disks
 from orchestrator.instance.processes import LAUNCHER
 from orchestrator.settings import PROJECT_ROOT
 
 LOG_TAIL_LINES = 15
+# EXIT_DISK_FULL of models/runtime/job.py, which brings torch.
+DISK_FULL_STATUS = 28
+POLL_S = 0.2
+CHECK_S = 1.0
+"""How often it is asked whether a job is still wanted."""
+GRACE_S = 8.0
+"""For how long a job may go on after SIGTERM; nobody who cancels waits longer than 10 s."""
+
+ended: ContextVar[threading.Event | None] = ContextVar("ended", default=None)
+"""Set where a run is ended from outside its threads: the job that is run with this in its context is ended too."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,17 @@ def run_job(
     work: Path,
     device: str = "auto",
     python: str | None = None,
+    check_wanted: Callable[[], None] = lambda: None,
 ) -> JobRun:
     """Run `models.jobs.<name>` in `work` until `work/result` is there, or find it there already.
 
     `settings["threads"]`, where present, becomes the spec's thread count. Two callers with the same work directory
-    wait for each other; the second finds the first one's result.
+    wait for each other; the second finds the first one's result. `check_wanted` is called every second, and ends the
+    job by raising.
 
     Raises:
         JobFailed: the process ended without a result; the message carries the end of its log.
+        DiskFull: the process ended because the disk is full.
     """
     work.mkdir(parents=True, exist_ok=True)
     settings = dict(settings)
@@ -66,6 +83,8 @@ def run_job(
     with _locked(work / "lock"):
         if result.is_dir():
             return JobRun(result, 0.0)
+        # Whoever held the lock may have held it for long.
+        check_wanted()
         spec_file = work / "spec.json"
         spec_file.write_text(json.dumps(spec, indent=1, sort_keys=True))
         started_s = time.monotonic()
@@ -73,14 +92,15 @@ def run_job(
             [python or sys.executable, "-m", f"models.jobs.{name}", "--spec", str(spec_file), "--out", str(work)],
             log=work / "job.log",
             threads=int(spec["threads"]),
+            check_wanted=check_wanted,
         )
         seconds = time.monotonic() - started_s
         if status != 0 or not result.is_dir():
-            raise _failure(name, status, work)
+            raise _failure(name, status, work, inputs.values())
     return JobRun(result, seconds)
 
 
-def _run(command: list[str], *, log: Path, threads: int) -> int:
+def _run(command: list[str], *, log: Path, threads: int, check_wanted: Callable[[], None]) -> int:
     env = dict(os.environ)
     # The job runs wherever the flow does, a throwaway directory for one; `models` must be found from there.
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_ROOT), env.get("PYTHONPATH")]))
@@ -104,12 +124,37 @@ def _run(command: list[str], *, log: Path, threads: int) -> int:
             start_new_session=True,
         )
         try:
-            return process.wait()
+            return _wait(process, check_wanted)
         except BaseException:
             # Cancelled or interrupted: a job must not train on for nobody. It continues from its checkpoint later.
-            process.kill()
-            process.wait()
+            end(process)
             raise
+
+
+def _wait(process: subprocess.Popen[bytes], check_wanted: Callable[[], None]) -> int:
+    """The job's exit status, once it has ended; asks meanwhile whether it is wanted."""
+    stop, checked_s = ended.get(), time.monotonic()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_S)
+        if stop is not None and stop.is_set():
+            end(process)
+            return process.wait()
+        if time.monotonic() - checked_s >= CHECK_S:
+            check_wanted()
+            checked_s = time.monotonic()
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
+    """Ask a job and what it started to end, and kill them where they don't in time."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace_s)
+    # Also what outlived the job itself; the group's number is not given anew while one of them lives.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def is_running(work: Path) -> bool | None:
@@ -134,9 +179,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _failure(name: str, status: int, work: Path) -> JobFailed:
+def _failure(name: str, status: int, work: Path, inputs: Iterable[Path]) -> JobFailed | DiskFull:
     log = work / "job.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    # A full disk keeps the log from saying so.
+    if status == DISK_FULL_STATUS or disks.is_full(work) or any(disks.SIGN in line for line in lines[-LOG_TAIL_LINES:]):
+        # The largest input in float32, two moments of Adam and the result: what a training writes.
+        needed = 4 * max((disks.folder_bytes(path) for path in inputs), default=0)
+        return disks.full(work, f"what job {name} makes", needed)
     errors = [line for line in lines if line.startswith("error: ")]
     if status == 2 and errors:
         # A person's mistake: the job said it in one line.
@@ -146,10 +196,8 @@ def _failure(name: str, status: int, work: Path) -> JobFailed:
     else:
         how = f"ended with status {status}" if status else "ended with status 0 but left no result"
     tail = "\n".join(lines[-LOG_TAIL_LINES:])
-    return JobFailed(
-        f"Job {name} {how}. Run the cycle again to continue from its last checkpoint. "
-        f"The end of its log ({log}):\n{tail}"
-    )
+    told = f"The end of its log ({log}):\n{tail}" if tail.strip() else f"It wrote nothing to its log ({log})."
+    return JobFailed(f"Job {name} {how}. Run the cycle again to continue from its last checkpoint. {told}")
 
 
 def fresh_name(fingerprint: str, cycle_id: int | None) -> str:

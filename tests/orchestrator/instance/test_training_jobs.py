@@ -1,5 +1,6 @@
 """Running a job process: its failures in a person's words, its lock, its end with its parent."""
 
+import asyncio
 import json
 import os
 import select
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import JobFailed, JobRefused
+from flows.threads import in_thread
+from orchestrator.errors import CycleCancelled, DiskFull, JobFailed, JobRefused
 from orchestrator.instance import training_jobs
+from tests.paths import PROJECT_ROOT
 
 WAIT_S = 60.0
 
@@ -34,9 +37,10 @@ def job_module(monkeypatch, tmp_path):
     return install
 
 
-def run(work: Path) -> training_jobs.JobRun:
+def run(work: Path, check_wanted=lambda: None) -> training_jobs.JobRun:
+    inputs, settings = {"text": Path("/data")}, {"threads": 2, "a": 1}
     return training_jobs.run_job(
-        "probe", inputs={"text": Path("/data")}, settings={"threads": 2, "a": 1}, seed=7, work=work
+        "probe", inputs=inputs, settings=settings, seed=7, work=work, check_wanted=check_wanted
     )
 
 
@@ -130,3 +134,93 @@ def test_the_job_dies_with_the_process_that_started_it(job_module, tmp_path):
         parent.kill()
         parent.wait()
         os.close(reader)
+
+
+ASKED_TO_END = """
+    import pathlib, signal, sys
+    out = pathlib.Path(sys.argv[-1])
+    def end(*_):
+        (out / "asked").write_text("")
+        {then}
+    signal.signal(signal.SIGTERM, end)
+    (out / "begun").write_text("")
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("then", "grace_s", "signal_"), [("sys.exit(0)", 60.0, None), ("pass", 0.3, signal.SIGKILL)])
+def test_a_job_that_nobody_wants_is_asked_to_end_and_then_killed(job_module, monkeypatch, then, grace_s, signal_):
+    work = job_module(ASKED_TO_END.format(then=then))
+    monkeypatch.setattr(training_jobs, "GRACE_S", grace_s)
+    monkeypatch.setattr(training_jobs, "CHECK_S", 0.0)
+    ended = []
+    real = training_jobs.end
+    monkeypatch.setattr(training_jobs, "end", lambda process: ended.append(process) or real(process, grace_s))
+
+    def check_wanted():
+        if (work / "begun").exists():
+            raise CycleCancelled("Cycle 1 is cancelled.")
+
+    with pytest.raises(CycleCancelled):
+        run(work, check_wanted)
+    assert (work / "asked").exists()
+    assert [process.returncode for process in ended] == [-signal_ if signal_ else 0]
+
+
+def test_a_run_that_is_ended_from_outside_its_thread_ends_its_job(job_module):
+    """A thread can't be cancelled: it goes on until its job ends."""
+    work = job_module(ASKED_TO_END.format(then="sys.exit(3)"))
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(in_thread(run, work))
+        while not (work / "begun").exists():
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    # It returns when the thread has, and so when the job has.
+    asyncio.run(asyncio.wait_for(cancelled(), WAIT_S))
+    assert (work / "asked").exists()
+
+
+FULL = r"^The disk of \S+work is full: .+ of .+ GB free, and what job probe makes could not be written\. Make about "
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the disk that is always full is Linux's")
+def test_a_full_disk_that_has_no_room_for_the_log_either_is_one_line(job_module):
+    work = job_module(
+        """
+        from models.runtime.job import main
+        def run(job):
+            print("step 1")
+        main("probe", run)
+        """
+    )
+    # The module beside the one that is stood in for.
+    runtime = training_jobs.PROJECT_ROOT / "models" / "runtime"
+    runtime.symlink_to(PROJECT_ROOT / "models" / "runtime")
+    work.mkdir()
+    (work / "job.log").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=FULL) as full:
+        training_jobs.run_job("probe", inputs={}, settings={}, seed=7, work=work)
+    assert "\n" not in str(full.value)
+    assert str(full.value).endswith("1.1 GB free there, then run the cycle again; it goes on where it stopped.")
+
+
+def test_a_library_that_met_a_full_disk_is_understood_by_its_words(job_module, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    with (weights / "model.safetensors").open("wb") as file:
+        file.truncate(2 * 10**9)
+    work = job_module('raise RuntimeError("I/O error: No space left on device (os error 28)")')
+    # 4 times 2 GB: weights, two moments, the result.
+    with pytest.raises(DiskFull, match=FULL + r"8\.0 GB free there"):
+        training_jobs.run_job("probe", inputs={"policy": weights}, settings={}, seed=7, work=work)
+
+
+def test_a_job_that_wrote_nothing_is_not_quoted(job_module):
+    work = job_module("import os; os._exit(1)")
+    with pytest.raises(JobFailed, match=r"ended with status 1\..* It wrote nothing to its log \(\S+job\.log\)\.$"):
+        run(work)
