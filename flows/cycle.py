@@ -9,17 +9,21 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
 
 from flows import training
 from flows.reporting import publish_report, reported_if_stopped
-from flows.running import OnPools, Outcome, Runner, cycle_run_name
+from flows.running import OnPools, Runner, cycle_run_name
+from flows.states import as_state, say_what_is_left
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.cycles.outcomes import Outcome
+from orchestrator.cycles.presence import at_work
+from orchestrator.cycles.standing import give_up_abandoned
 from orchestrator.cycles.turn import one_at_a_time, turn_to_take
+from orchestrator.errors import CycleBlocked, CycleBusy, CycleCancelled
 
 
-@flow(name="cycle", flow_run_name=cycle_run_name)
+@flow(name="cycle", flow_run_name=cycle_run_name, on_cancellation=[say_what_is_left])
 async def cycle(config: str, overrides: list[str] = [], fresh: bool = False) -> State:  # noqa: B006
     """One cycle: freeze the comparisons, train, judge, promote. Goes on with an interrupted one where it stopped.
 
@@ -28,18 +32,33 @@ async def cycle(config: str, overrides: list[str] = [], fresh: bool = False) -> 
         overrides: Settings to change for this cycle, each as section.key=value, e.g. ppo.learning_rate=0.0001.
         fresh: Build every artifact anew, even where one like it is there already.
     """
-    outcome = await turn(load_config(Path(config), overrides), OnPools(), fresh=fresh)
-    return Completed(name=outcome.name, message=outcome.message)
+    return as_state(await turn(load_config(Path(config), overrides), OnPools(), fresh=fresh))
 
 
 async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outcome:
+    """Take one turn, where no other run is at it and no other cycle is in the way."""
+    try:
+        async with one_at_a_time(config.cycle.second_trigger, run.queued):
+            if await run.scheduled():
+                await run.tell(await run.ask(give_up_abandoned, config))
+            return await take(config, run, fresh)
+    except CycleBusy as busy:
+        return Outcome("Not started", str(busy))
+    except CycleBlocked as blocked:
+        return Outcome("Blocked", str(blocked))
+    except CycleCancelled as cancelled:
+        return Outcome("Cancelled", str(cancelled))
+
+
+async def take(config: CycleConfig, run: Runner, fresh: bool) -> Outcome:
     """Decide what there is to do, and do it."""
-    with one_at_a_time():
-        take = await run.ask(turn_to_take, config)
-        if take.skip:
-            return Outcome(f"Skipped: {take.found} of {take.wanted}", take.reason)
-        await run.ask(stages.check_named_inputs, config)
-        cycle_id = await run.ask(stages.open_cycle, config, week_zero=take.week_zero)
+    turn = await run.ask(turn_to_take, config)
+    if turn.skip:
+        return Outcome(f"Skipped: {turn.found} of {turn.wanted}", turn.reason)
+    await run.ask(stages.check_way_free, config)
+    await run.ask(stages.check_named_inputs, config)
+    cycle_id = await run.ask(stages.open_cycle, config, week_zero=turn.week_zero)
+    with at_work(cycle_id, "cycle run"):
         async with reported_if_stopped(run, cycle_id):
             return await take_stages(config, run, cycle_id, fresh)
 
@@ -77,9 +96,10 @@ async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bo
 
     before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)
     decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
-    await run.stage(stages.promote, cycle_id, decision_id)
+    refusal = await run.ask(stages.refusal, decision_id)
+    if refusal is None:
+        await run.stage(stages.promote, cycle_id, decision_id)
     await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
     await publish_report(run, cycle_id)
-    refusal = await run.ask(stages.refusal, decision_id)
     await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
     return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from flows.command_line import config_options, exit_status, printing
 from flows.cycle import turn
 from orchestrator.config import load_config
+from orchestrator.errors import CycleError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         outcome = asyncio.run(turn(load_config(args.config, args.set), printing(), fresh=args.fresh))
+        if not outcome.as_it_should:
+            raise CycleError(f"{outcome.name}. {outcome.message}")
         print(f"{outcome.name}. {outcome.message}")
 
     return exit_status(work)

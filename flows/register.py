@@ -25,6 +25,7 @@ from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from flows.cancelling import cancel_cycle
 from flows.command_line import exit_status
 from flows.cycle import cycle
 from flows.healing import ensure_automation
@@ -40,7 +41,7 @@ POOLS = {
     "cpu": "Orders the stages of a cycle, and runs those that need no GPU",
     "gpu": "Trains and evaluates; one run at a time per worker",
 }
-ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {"cpu": (), "gpu": (*GPU_FLOWS, robustness)}
+ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {"cpu": (cancel_cycle,), "gpu": (*GPU_FLOWS, robustness)}
 """The flows beside the cycle, by the pool that runs them. Each one's Prefect deployment is named as the flow."""
 CRONS: dict[str, str] = {}
 """Of those, by the flow's name, when they begin by themselves (UTC); their schedules are not the operator's."""

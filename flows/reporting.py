@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 
 from flows.running import Runner
 from orchestrator import stages
+from orchestrator.cycles.record import check_open
+from orchestrator.errors import CycleCancelled
 
 
 async def publish_report(run: Runner, cycle_id: int, failure: str | None = None) -> None:
@@ -21,12 +23,20 @@ async def reported_if_stopped(run: Runner, cycle_id: int) -> AsyncIterator[None]
     """Publish the report where an error ends the run in here, a check's refusal or a crash; then end it as it was.
 
     A run that is cancelled says nothing, and one that is killed can't.
+
+    Raises:
+        CycleCancelled: the cycle was given up, and whatever error ended the run came of that.
     """
     try:
         yield
+    except CycleCancelled:
+        raise
     except Exception as error:
         try:
+            await run.ask(check_open, cycle_id)
             await publish_report(run, cycle_id, f"{type(error).__name__}: {error}")
+        except CycleCancelled as cancelled:
+            raise cancelled from error
         except Exception as unwritten:  # What ended the run matters more, and often is the reason for this one too.
             error.add_note(f"The cycle's report could not be written: {type(unwritten).__name__}: {unwritten}")
         raise

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints
 from uuid import UUID
 
-from prefect import Flow, get_client, task
+from prefect import Flow, get_client, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.deployments import arun_deployment
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling, Running
 
 from flows.made import Made
+from flows.threads import in_thread
+from orchestrator.cycles.record import check_open
 from orchestrator.cycles.turn import artifacts_of_run
-from orchestrator.errors import JobFailed, JobRefused
+from orchestrator.errors import CycleCancelled, JobFailed, JobRefused
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,14 +37,6 @@ GpuFlow = Flow[P, Coroutine[Any, Any, M]]
 INLINE_PICTURE = re.compile(r"!\[[^\]]*\]\(data:[^)]*\)\n*")
 POLL_S = 0.3
 MAX_POLL_S = 5.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cycle's run ended, in words for the operator; it becomes the state of the flow run."""
-
-    name: str
-    message: str
 
 
 class Runner(Protocol):
@@ -56,6 +50,15 @@ class Runner(Protocol):
 
     async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
         """Run a flow of `training.py` where the GPU is; returns what it made."""
+
+    async def scheduled(self) -> bool:
+        """Whether the schedule started this run, and not a person."""
+
+    async def queued(self, message: str | None) -> None:
+        """Say that this run waits for the end of another; None once it has waited."""
+
+    async def tell(self, line: str | None) -> None:
+        """Say something by the way; nothing where there is nothing to say."""
 
     async def announce(self, title: str) -> None:
         """Say which cycle this is, once that is known."""
@@ -72,17 +75,37 @@ class InProcess:
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something quick that is no stage."""
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await in_thread(function, *args, **kwargs)
 
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage in a thread."""
         self._say(function.__name__)  # type: ignore[attr-defined]
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await in_thread(function, *args, **kwargs)
 
     async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
-        """Run the flow's function."""
+        """Run the flow's function.
+
+        Raises:
+            CycleCancelled: the cycle was given up meanwhile.
+        """
         self._say(gpu_flow.fn.__name__)
-        return await gpu_flow.fn(*args, **kwargs)
+        made: M | State = await gpu_flow.fn(*args, **kwargs)
+        if isinstance(made, State):
+            raise CycleCancelled(made.message or "")
+        return made
+
+    async def scheduled(self) -> bool:
+        """Nobody schedules this process for us."""
+        return False
+
+    async def queued(self, message: str | None) -> None:
+        """Print it."""
+        await self.tell(message)
+
+    async def tell(self, line: str | None) -> None:
+        """Print it."""
+        if line is not None:
+            self._say(line)
 
     async def announce(self, title: str) -> None:
         """Print the title."""
@@ -101,13 +124,17 @@ class OnPools:
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something quick that is no stage."""
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await in_thread(function, *args, **kwargs)
 
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage as a task, so that the UI shows where the cycle is."""
         name: str = function.__name__  # type: ignore[attr-defined]
-        named = _stage.with_options(name=name, task_run_name=name)
-        result: T = await named(functools.partial(function, *args, **kwargs))
+        # Prefect's types know of no state from a task that is awaited.
+        named: Any = _stage.with_options(name=name, task_run_name=name)
+        state: State = await named(functools.partial(function, *args, **kwargs), return_state=True)
+        if state.is_cancelled():
+            raise CycleCancelled(state.message or "")
+        result: T = await state.aresult()
         return result
 
     async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
@@ -115,11 +142,13 @@ class OnPools:
 
         Raises:
             JobFailed: the run failed, crashed or was cancelled.
+            CycleCancelled: the cycle was given up meanwhile.
         """
+        parameters = inspect.signature(gpu_flow.fn).bind(*args, **kwargs).arguments
         started = await arun_deployment(
             # As `register.py` names it: after what it does, which the UI's list of deployments shows.
             f"{gpu_flow.name}/{gpu_flow.name}",
-            parameters=_parameters(gpu_flow.fn, *args, **kwargs),
+            parameters=dict(parameters),
             flow_run_name=f"{self._title}, {gpu_flow.name.replace('-', ' ')}",
             timeout=0,
         )
@@ -129,12 +158,31 @@ class OnPools:
             # This run is being ended; what it started must not train on for nobody.
             await cancel(started.id)
             raise
+        if state.type is StateType.CANCELLED:
+            # Where the cycle was given up that is the reason; else somebody cancelled this run alone.
+            await in_thread(check_open, parameters["cycle_id"])
         if state.type is not StateType.COMPLETED:
             raise JobFailed(
                 f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. {_how_to_go_on(state)}"
             )
         made: type[M] = get_type_hints(gpu_flow.fn)["return"]
         return made.by_stage(await asyncio.to_thread(artifacts_of_run, str(started.id)))
+
+    async def scheduled(self) -> bool:
+        """Whether Prefect's scheduler made this run."""
+        async with get_client() as client:
+            return bool((await client.read_flow_run(UUID(flow_run.id))).auto_scheduled)
+
+    async def queued(self, message: str | None) -> None:
+        """Give the run's state a word of its own while it waits."""
+        state: State[None] = Running() if message is None else Running(name="Queued", message=message)
+        async with get_client() as client:
+            await client.set_flow_run_state(UUID(flow_run.id), state, force=True)
+
+    async def tell(self, line: str | None) -> None:
+        """Write it into the run's log."""
+        if line is not None:
+            get_run_logger().warning(line)
 
     async def announce(self, title: str) -> None:
         """Name the flow run after its cycle."""
@@ -148,19 +196,17 @@ class OnPools:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-async def _stage(call: Callable[[], T]) -> T:
-    return await asyncio.to_thread(call)
+async def _stage(call: Callable[[], Any]) -> Any:
+    try:
+        return await in_thread(call)
+    except CycleCancelled as cancelled:
+        return Cancelled(message=str(cancelled))
 
 
 def cycle_run_name() -> str:
     """Name of a cycle's flow run until its number is known: the configuration and the time."""
     config = str(flow_run.parameters.get("config", ""))
     return f"{Path(config).stem or 'cycle'}, {datetime.now().astimezone():%a %d %b %H:%M}"
-
-
-def _parameters(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _how_to_go_on(state: State) -> str:

@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from prefect import flow
-
 from flows.made import Evaluated, PreferenceModels, TrainedPolicy, WrittenPrompts
+from flows.states import gpu_flow
+from flows.threads import in_thread
 from orchestrator import stages
 from orchestrator.settings import Settings
 
 
-@flow(name="train-preference-model")
+@gpu_flow("train-preference-model")
 async def train_preference_model(
     cycle_id: int, comparison_set_id: int, initial_id: int, fresh: bool = False
 ) -> PreferenceModels:
@@ -24,30 +24,30 @@ async def train_preference_model(
 
     Before that the last one is asked what it makes of this week's comparisons.
     """
-    config = await asyncio.to_thread(stages.cycle_config, cycle_id)
-    await asyncio.to_thread(stages.check_fresh_agreement, cycle_id, comparison_set_id, fresh=fresh)
+    config = await in_thread(stages.cycle_config, cycle_id)
+    await in_thread(stages.check_fresh_agreement, cycle_id, comparison_set_id, fresh=fresh)
     pmp_id = watcher_id = None
     if config.pmp.files:
-        pmp_id = await asyncio.to_thread(stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh)
-    model_id = await asyncio.to_thread(
+        pmp_id = await in_thread(stages.pretrain_preference_model, cycle_id, initial_id, fresh=fresh)
+    model_id = await in_thread(
         stages.train_preference_model, cycle_id, comparison_set_id, initial_id, pmp_id, fresh=fresh
     )
-    await asyncio.to_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
+    await in_thread(stages.check_preference_model, cycle_id, model_id, fresh=fresh)
     if config.preference_model.twin != "off":
-        watcher_id = await asyncio.to_thread(
+        watcher_id = await in_thread(
             stages.train_watcher, cycle_id, comparison_set_id, initial_id, model_id, pmp_id, fresh=fresh
         )
     return PreferenceModels(model_id, watcher_id)
 
 
-@flow(name="write-prompts")
+@gpu_flow("write-prompts")
 async def write_prompts(cycle_id: int, initial_id: int, prompt_set_id: int, fresh: bool = False) -> WrittenPrompts:
     """Let the initial policy write more training prompts after people's."""
-    written = await asyncio.to_thread(stages.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+    written = await in_thread(stages.write_prompts, cycle_id, initial_id, prompt_set_id, fresh=fresh)
     return WrittenPrompts(written)
 
 
-@flow(name="train-policy")
+@gpu_flow("train-policy")
 async def train_policy(
     cycle_id: int,
     initial_id: int,
@@ -68,7 +68,7 @@ async def train_policy(
     return TrainedPolicy(snapshot_id)
 
 
-@flow(name="evaluate-policies")
+@gpu_flow("evaluate-policies")
 async def evaluate_policies(
     cycle_id: int,
     initial_id: int,
@@ -87,11 +87,11 @@ async def evaluate_policies(
     """
     policies = Policies(cycle_id, initial_id, preference_model_id, prompt_set_id, watcher_id)
     initial = policies.score_initial(best_of, fresh and not policies.several_at_once)
-    live_id = await asyncio.to_thread(stages.live_to_score, cycle_id, initial_id, snapshot_id)
+    live_id = await in_thread(stages.live_to_score, cycle_id, initial_id, snapshot_id)
     live = [policies.score(live_id, fresh=fresh)] if live_id is not None else []
     *_, evaluation_id = await asyncio.gather(*initial, *live, policies.score(snapshot_id, fresh=fresh))
     if fit_detector:
-        await asyncio.to_thread(stages.fit_ood_detector, cycle_id, initial_id, prompt_set_id, fresh=fresh)
+        await in_thread(stages.fit_ood_detector, cycle_id, initial_id, prompt_set_id, fresh=fresh)
     return Evaluated(evaluation_id)
 
 
@@ -110,7 +110,7 @@ class Policies:
     async def train(self, fresh: bool) -> int:
         """Train the snapshot."""
         async with self._free:
-            return await asyncio.to_thread(
+            return await in_thread(
                 stages.train_policy,
                 self.cycle_id,
                 self.initial_id,
@@ -123,7 +123,7 @@ class Policies:
     async def score(self, policy_id: int, best_of: int = 1, *, fresh: bool) -> int:
         """Score a policy, or the best of n of its replies."""
         async with self._free:
-            return await asyncio.to_thread(
+            return await in_thread(
                 stages.evaluate_policy,
                 self.cycle_id,
                 policy_id,

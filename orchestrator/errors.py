@@ -7,6 +7,10 @@ OrchestratorError
 ├── JobFailed           a training job ended without a result
 │   └── JobRefused      it said in a line why it can't do what it was asked
 ├── CycleError          the cycle cannot begin or go on
+│   ├── CycleBlocked    an open cycle with another configuration is in its way
+│   ├── CycleBusy       another run of the cycle is in progress
+│   └── CycleCancelled  it was given up while it was at work
+├── DiskFull            a disk has no room for what was to be written
 └── ServiceUnavailable  Postgres, the Prefect server or the policy server does not answer
 """
 
@@ -41,6 +45,22 @@ class JobRefused(JobFailed):
 
 class CycleError(OrchestratorError):
     """The cycle cannot begin or go on."""
+
+
+class CycleBlocked(CycleError):
+    """An open cycle with another configuration is in the way; names it and what frees the way."""
+
+
+class CycleBusy(CycleError):
+    """Another run of the cycle is in progress; says which."""
+
+
+class CycleCancelled(CycleError):
+    """The cycle is not open any more: nothing of it is written. Says who gave it up, and why."""
+
+
+class DiskFull(OrchestratorError):
+    """A disk has no room for what was to be written; names it, what is free, and about how much is needed."""
 
 
 class ServiceUnavailable(OrchestratorError):

@@ -35,6 +35,19 @@ class CycleSection(Section):
         raised="cycles are rarer, and each learns from more",
         at_least=0,
     )
+    second_trigger: Literal["refuse", "queue"] = key(
+        "refuse",
+        "What becomes of a run that is started while another is in progress: refused, or queued until that one ends.",
+    )
+    abandon_after_hours: float | None = key(
+        None,
+        "When a scheduled run gives up an open cycle with another configuration: nothing works on it, nobody is asked "
+        "to approve, and nothing came of it for so long. 24, or half the schedule's period where that is shorter, "
+        "where not given; 0: never.",
+        unit="hours",
+        raised="a stopped cycle keeps the next one waiting for longer",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,14 +9,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.config import CycleConfig, parse_config, values_of
 from orchestrator.database import database
-from orchestrator.errors import CycleError
-from orchestrator.settings import code_revision
+from orchestrator.errors import CycleBlocked, CycleCancelled, CycleError
+from orchestrator.settings import code_revision, flow_run_id
+from orchestrator.store.acts import Actor, record_act
+
+CANCEL_ACT = "cancel_cycle"
+ABOUT_TRIGGERS = frozenset({"cycle.second_trigger", "cycle.abandon_after_hours"})
+"""Keys that say what a run does about other runs: with other values it is the same cycle."""
 
 
 class Fresh(NamedTuple):
@@ -68,46 +74,96 @@ def fresh_comparisons(config: CycleConfig) -> Fresh:
 def open_cycle(config: CycleConfig, *, week_zero: bool = False) -> int:
     """Open the next cycle, or go on with the open one where its configuration is the same. Returns its id.
 
-    `week_zero` opens cycle 0, which trains nothing and puts the initial policy before people.
+    `week_zero` opens cycle 0, which trains nothing and puts the initial policy before people. The Prefect run that
+    takes the cycle up, where this is one, is written down with it.
 
     Raises:
-        CycleError: a cycle with another configuration is open.
+        CycleBlocked: a cycle with another configuration is open.
     """
     with database() as session:
-        current = _open_cycle(session)
+        current = open_cycle_of(session)
         if current is not None:
             if (other := _other_cycle(current, config)) is not None:
-                raise CycleError(
-                    f"{other.said}, and only one cycle can be open at a time. Run it with its own configuration to "
-                    f"finish it, or give it up with `orchestrator cycle cancel {other.number}`."
-                )
+                raise _blocked(other)
+            _take_up(session, current.id)
             return current.id
         newest = session.execute(select(func.max(t.Cycle.number))).scalar_one()
         number = 0 if week_zero and newest is None else max(1, (newest or 0) + 1)
         cycle = t.Cycle(number=number, name=config.name, config=stored(config), code_revision=code_revision())
         session.add(cycle)
         session.flush()
+        _take_up(session, cycle.id)
         return cycle.id
+
+
+def way_out(number: int) -> str:
+    """How a person gives a cycle up, in a terminal and in the Prefect UI."""
+    return f"give it up with `orchestrator cycle cancel {number}` (in the Prefect UI: `cancel-cycle`, cycle {number})"
+
+
+def open_cycle_row(session: Session, cycle_id: int) -> t.Cycle:
+    """The row of a cycle that is open, and stays so until the caller's transaction ends.
+
+    Whoever writes something of a cycle asks for it first: then either what they write is there before the cycle is
+    cancelled, or it is not written. Several may hold it at once; `cancel_cycle` waits for them.
+
+    Raises:
+        CycleCancelled: it is not open.
+    """
+    # `populate_existing`: a row that the session has read before would be answered from memory.
+    cycle = session.execute(
+        select(t.Cycle)
+        .where(t.Cycle.id == cycle_id)
+        .with_for_update(read=True)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if cycle is None:
+        raise CycleError(f"There is no cycle with id {cycle_id}.")
+    if cycle.state != "open":
+        raise CycleCancelled(_ended_line(cycle))
+    return cycle
+
+
+def check_open(cycle_id: int) -> None:
+    """Refuse to go on with a cycle that has ended.
+
+    Raises:
+        CycleCancelled: it is not open.
+    """
+    with database() as session:
+        cycle = session.get_one(t.Cycle, cycle_id)
+        if cycle.state != "open":
+            raise CycleCancelled(_ended_line(cycle))
+
+
+def check_way_free(config: CycleConfig) -> None:
+    """Refuse a configuration in whose way an open cycle stands.
+
+    Raises:
+        CycleBlocked: a cycle with another configuration is open.
+    """
+    if (other := in_the_way(config)) is not None:
+        raise _blocked(other)
 
 
 def open_cycle_id() -> int | None:
     """The open cycle, where there is one."""
     with database() as session:
-        current = _open_cycle(session)
+        current = open_cycle_of(session)
         return current.id if current is not None else None
 
 
 def in_the_way(config: CycleConfig) -> OtherCycle | None:
     """The open cycle where it has another configuration, so that one with this can't be opened."""
     with database() as session:
-        current = _open_cycle(session)
+        current = open_cycle_of(session)
         return _other_cycle(current, config) if current is not None else None
 
 
 def coming_number() -> int:
     """The number of the open cycle, or that of the next."""
     with database() as session:
-        current = _open_cycle(session)
+        current = open_cycle_of(session)
         if current is not None:
             return current.number
         return (session.execute(select(func.max(t.Cycle.number))).scalar_one() or 0) + 1
@@ -133,9 +189,15 @@ def cycle_config(cycle_id: int) -> CycleConfig:
 
 
 def close_cycle(cycle_id: int, state: str, note: str | None = None) -> None:
-    """End a cycle as `promoted`, `refused`, `failed` or `cancelled`; closing it again changes nothing."""
+    """End a cycle as `promoted`, `refused` or `failed`; ending it in the same way again changes nothing.
+
+    Raises:
+        CycleCancelled: it was cancelled meanwhile.
+    """
     with database() as session:
         cycle = session.get_one(t.Cycle, cycle_id, with_for_update=True)
+        if cycle.state == "cancelled":
+            raise CycleCancelled(_ended_line(cycle))
         if cycle.state != "open":
             return
         cycle.state = state
@@ -143,23 +205,51 @@ def close_cycle(cycle_id: int, state: str, note: str | None = None) -> None:
         cycle.ended_at = datetime.now(UTC)
 
 
-def cancel_cycle(number: int) -> None:
-    """Give up an open cycle. What it froze stays frozen, and goes into the next comparison set as an earlier week.
+def cancel_cycle(number: int, actor: Actor, note: str | None = None) -> int:
+    """Give up an open cycle: from now on nothing of it is written. Returns its id.
+
+    What it froze stays frozen, and goes into the next comparison set as an earlier week. Stages that are at work are
+    closed here, since they may not write that they ended; `cancelling.py` ends their processes.
 
     Raises:
         CycleError: no such cycle, or it is not open.
     """
     with database() as session:
-        cycle = session.execute(select(t.Cycle).where(t.Cycle.number == number)).scalar_one_or_none()
+        cycle = session.execute(select(t.Cycle).where(t.Cycle.number == number).with_for_update()).scalar_one_or_none()
         if cycle is None or cycle.state != "open":
             found = "does not exist" if cycle is None else f"is {cycle.state}"
             raise CycleError(f"Cycle {number} {found}; only an open cycle can be cancelled.")
-        cycle.state = "cancelled"
-        cycle.ended_at = datetime.now(UTC)
+        now = datetime.now(UTC)
+        cycle.state, cycle.ended_at = "cancelled", now
+        by = "Given up by itself" if actor.via == "program" else f"Cancelled by {actor.said}"
+        cycle.note = f"{by}: {note}" if note else f"{by}."
+        running = update(t.Stage).where(t.Stage.cycle_id == cycle.id, t.Stage.state == "running")
+        session.execute(running.values(state="failed", error="the cycle was cancelled", ended_at=now))
+        record_act(session, actor, CANCEL_ACT, f"cycle {number}", reason=note)
+        return cycle.id
 
 
-def _open_cycle(session: Session) -> t.Cycle | None:
+def open_cycle_of(session: Session) -> t.Cycle | None:
+    """The row of the open cycle, where there is one."""
     return session.execute(select(t.Cycle).where(t.Cycle.state == "open")).scalar_one_or_none()
+
+
+def _blocked(other: OtherCycle) -> CycleBlocked:
+    return CycleBlocked(
+        f"{other.said}, and only one cycle can be open at a time. Run it with its own configuration to finish it, or "
+        f"{way_out(other.number)}."
+    )
+
+
+def _take_up(session: Session, cycle_id: int) -> None:
+    run_id = flow_run_id()
+    if run_id is not None:
+        row = insert(t.CycleRun).values(cycle_id=cycle_id, flow_run_id=run_id)
+        session.execute(row.on_conflict_do_nothing())
+
+
+def _ended_line(cycle: t.Cycle) -> str:
+    return f"Cycle {cycle.number} is {cycle.state}, and nothing of it goes on. {cycle.note or ''}".strip()
 
 
 def _other_cycle(current: t.Cycle, config: CycleConfig) -> OtherCycle | None:
@@ -177,7 +267,7 @@ def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -
     keys = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)
-        if left == right:
+        if left == right or prefix + key in ABOUT_TRIGGERS:
             continue
         if isinstance(left, dict) and isinstance(right, dict):
             keys += _differences(left, right, f"{prefix}{key}.")

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import select
 
 from db import tables as t
+from orchestrator.cycles.outcomes import ended_as_it_should
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, FlowRunState, PrefectApi
@@ -43,7 +44,7 @@ def print_to_end(api: PrefectApi, flow_run_id: str, news: News, *, wait: bool) -
     """Print where the run is to be seen, and, where asked to wait, what happens until its end.
 
     Raises:
-        CycleError: the run ended otherwise than completed.
+        CycleError: the run ended otherwise than it should.
     """
     print(f"Flow run: {api.ui_url}/runs/flow-run/{flow_run_id}", flush=True)
     if not wait:
@@ -52,7 +53,7 @@ def print_to_end(api: PrefectApi, flow_run_id: str, news: News, *, wait: bool) -
     state = follow(
         api, flow_run_id, news, lambda line: print(f"{time.monotonic() - started_s:7.1f} s  {line}", flush=True)
     )
-    if state.type != "COMPLETED":
+    if not ended_as_it_should(state.type, state.name):
         raise CycleError(f"The run ended as {state.line}")
     print(state.line)
 

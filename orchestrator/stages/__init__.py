@@ -7,6 +7,7 @@ follow each other is in `flows/cycle.py`; what runs one of them is in `orchestra
 
 from orchestrator.cycles.record import (
     anything_live,
+    check_way_free,
     close_cycle,
     cycle_config,
     cycle_number,
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022
     "fresh_comparisons",
     "anything_live",
     "open_cycle_id",
+    "check_way_free",
     "open_cycle",
     "cycle_config",
     "cycle_number",

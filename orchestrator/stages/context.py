@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from sqlalchemy import Engine, func, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine, transaction
 from orchestrator.config import CycleConfig, parse_config
-from orchestrator.errors import CycleError
+from orchestrator.cycles.presence import at_work
+from orchestrator.cycles.record import check_open, open_cycle_row
+from orchestrator.errors import CycleCancelled, CycleError, ServiceUnavailable
+from orchestrator.instance.disks import as_disk_full
 from orchestrator.instance.training_jobs import fresh_name, run_job
 from orchestrator.settings import Settings, code_revision, flow_run_id
 from orchestrator.store import ledger
@@ -35,10 +39,14 @@ class StageContext:
 
     As a context manager it writes the row as running, and at the end whether the stage was done, found or failed. An
     experiment's stages have no row: what they make is found again by its fingerprint all the same.
+
+    A stage of a cycle writes only while the cycle is open; every transaction of it makes sure of that. `after_end` is
+    for the few that measure or tell something of a cycle that may be over.
     """
 
-    def __init__(self, occasion: Occasion, name: str) -> None:
+    def __init__(self, occasion: Occasion, name: str, *, after_end: bool = False) -> None:
         self.cycle_id: int | None = None if isinstance(occasion, CycleConfig) else occasion
+        self._only_while_open = self.cycle_id is not None and not after_end
         self.name = name
         self.settings = Settings.from_env()
         self.engine: Engine = make_engine(self.settings.require_database_url())
@@ -51,39 +59,53 @@ class StageContext:
         self._fingerprint: str | None = None
         self._built = False
         self._stage_id: int | None = None
+        self._exits = ExitStack()
 
     def __enter__(self) -> Self:
+        self._exits.callback(self.engine.dispose)
         if self.cycle_id is None:
             return self
+        try:
+            self._begin(self.cycle_id)
+        except BaseException:
+            self._exits.close()
+            raise
+        return self
+
+    def _begin(self, cycle_id: int) -> None:
+        # Seen at work before it is asked whether the cycle is open: who cancels closes it first, and then looks.
+        self._exits.enter_context(at_work(cycle_id, self.name))
         with self.session() as session:
-            cycle = session.get(t.Cycle, self.cycle_id)
+            cycle = session.get(t.Cycle, cycle_id)
             if cycle is None:
-                raise CycleError(f"There is no cycle with id {self.cycle_id}.")
+                raise CycleError(f"There is no cycle with id {cycle_id}.")
             self.config = parse_config(cycle.config, f"the configuration of cycle {cycle.number}")
-            stage = t.Stage(cycle_id=self.cycle_id, name=self.name, flow_run_id=flow_run_id())
+            stage = t.Stage(cycle_id=cycle_id, name=self.name, flow_run_id=flow_run_id())
             session.add(stage)
             session.flush()
             self._stage_id = stage.id
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if self._stage_id is None:
-                return
-            with self.session() as session:
-                stage = session.get_one(t.Stage, self._stage_id)
-                stage.ended_at = datetime.now(UTC)
-                stage.artifact_id = self._artifact_id
-                stage.fingerprint = self._fingerprint or stage.fingerprint
-                stage.job_seconds = self.job_seconds
-                if error is not None:
-                    stage.state = "failed"
-                    stage.error = f"{type(error).__name__}: {error}"[:4000]
-                else:
-                    stage.state = "done" if self._built or self._artifact_id is None else "found"
-                    self._close_killed_attempts(session)
-        finally:
-            self.engine.dispose()
+        with self._exits:
+            told = as_disk_full(error, self.settings.home) or error
+            if self._stage_id is not None and not isinstance(error, CycleCancelled):
+                self._end(self._stage_id, told)
+            if told is not error and told is not None:
+                raise told from None
+
+    def _end(self, stage_id: int, error: BaseException | None) -> None:
+        with self.session() as session:
+            stage = session.get_one(t.Stage, stage_id)
+            stage.ended_at = datetime.now(UTC)
+            stage.artifact_id = self._artifact_id
+            stage.fingerprint = self._fingerprint or stage.fingerprint
+            stage.job_seconds = self.job_seconds
+            if error is not None:
+                stage.state = "failed"
+                stage.error = f"{type(error).__name__}: {error}"[:4000]
+            else:
+                stage.state = "done" if self._built or self._artifact_id is None else "found"
+                self._close_killed_attempts(session)
 
     def _close_killed_attempts(self, session: Session) -> None:
         """A process that was killed could not say so; this attempt, which ended well, says it for the earlier ones."""
@@ -96,9 +118,26 @@ class StageContext:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction: committed at the end, rolled back on an error."""
+        """A transaction: committed at the end, rolled back on an error.
+
+        Raises:
+            CycleCancelled: the stage's cycle is not open any more.
+        """
         with transaction(self.engine) as session:
+            if self._only_while_open and self.cycle_id is not None:
+                open_cycle_row(session, self.cycle_id)
             yield session
+
+    def check_wanted(self) -> None:
+        """Ask, while a job is at work, whether anybody still wants what it makes.
+
+        Raises:
+            CycleCancelled: the stage's cycle is not open any more.
+        """
+        if self._only_while_open and self.cycle_id is not None:
+            # A database that is started again meanwhile is no reason to end a job of hours.
+            with suppress(ServiceUnavailable, OperationalError):
+                check_open(self.cycle_id)
 
     def artifact(self, artifact_id: int) -> t.Artifact:
         """The row of an artifact."""
@@ -207,6 +246,7 @@ def run_job_stage(
         work=work,
         device=context.settings.device,
         python=context.settings.python,
+        check_wanted=context.check_wanted,
     )
     context.job_seconds += run.seconds
     results = json.loads((run.result / "results.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ def write_report(cycle_id: int, failure: str | None = None) -> tuple[int, str]:
 
     `failure` is the error, as "Type: message", that ended the run whose report this is.
     """
-    with StageContext(cycle_id, "write_report") as context:
+    with StageContext(cycle_id, "write_report", after_end=True) as context:
         numbers = cycle_numbers(cycle_id, failure)
         # The stage that writes this is running too, and would be shown so for ever.
         over = tuple(stage for stage in numbers.stages if stage.state != "running")

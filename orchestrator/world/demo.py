@@ -21,6 +21,7 @@ from models.runtime.results import result_from_json
 from orchestrator import database
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles import record
+from orchestrator.cycles.outcomes import ended_as_it_should
 from orchestrator.cycles.runs import Progress, follow, start_cycle
 from orchestrator.errors import CycleError
 from orchestrator.instance.prefect_api import FlowRunState, PrefectApi
@@ -208,7 +209,7 @@ class Demo:
         for attempt in range(1, MAX_STARTS + 1):
             flow_run_id = start_cycle(self.api, self.cycle_file, [])
             state = follow(self.api, flow_run_id, Progress(self.home).news, self.console.say)
-            if state.type == "COMPLETED":
+            if ended_as_it_should(state.type, state.name):
                 self.console.say(state.line)
                 return True
             if record.in_the_way(self.cycle_config) is not None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
-from orchestrator.errors import CycleError
+from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from orchestrator.instance.prefect_api import PrefectApi
     from orchestrator.reports.numbers import CycleNumbers
 
 WATCH_POLL_S = 0.5
@@ -44,8 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--mistakes", action="store_true", help="the texts of what its preference model is most surely wrong about"
     )
-    cancel = actions.add_parser("cancel", help="give up an open cycle")
+    cancel = actions.add_parser("cancel", help="give up an open cycle, and end what works on it")
     cancel.add_argument("number", type=int)
+    cancel.add_argument("--note", metavar="WHY", help="why, in a sentence; it stands on the record")
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -231,8 +233,20 @@ def _show_mistakes(cycle_id: int, numbers: CycleNumbers, *, as_json: bool) -> in
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from orchestrator.cycles.record import cancel_cycle
+    from orchestrator.cycles.cancelling import give_up
+    from orchestrator.store.acts import machine_user, reason_of
 
-    cancel_cycle(args.number)
-    print(f"Cycle {args.number} is cancelled. Its comparisons go into the next comparison set.")
+    note = reason_of(args.note) if args.note is not None else None
+    give_up(args.number, machine_user(), note, _prefect(), lambda line: print(line, flush=True))
     return 0
+
+
+def _prefect() -> PrefectApi | None:
+    """The Prefect server, where there is one; a cycle may have been run without."""
+    from orchestrator.instance.identity import own_prefect
+
+    try:
+        return own_prefect()
+    except ServiceUnavailable as error:
+        print(f"note: {error} What is at work will notice by itself that its cycle is cancelled.", flush=True)
+        return None

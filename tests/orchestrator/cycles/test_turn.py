@@ -17,9 +17,10 @@ from db import tables as t
 from db.session import make_engine
 from flows.cycle import turn
 from flows.reporting import reported_if_stopped
-from flows.running import InProcess, Outcome
+from flows.running import InProcess
 from orchestrator.cli import main
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.cycles.outcomes import Outcome
 from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.data.pair_set import SHIPPED
 from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed

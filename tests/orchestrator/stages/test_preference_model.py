@@ -132,6 +132,7 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
 ) -> None:
     from orchestrator.cycles.record import cancel_cycle
     from orchestrator.errors import CycleError
+    from orchestrator.store.acts import machine_user
 
     # 1. The harmless source's labels are turned round; the helpful one's are not.
     bring_in(engine, tmp_path / "kind.jsonl", hh_records(HELPFUL, range(80)), "helpful")
@@ -149,7 +150,7 @@ def test_labels_turned_round_stop_the_cycle_and_a_twin_watches_the_next(
     assert evaluation.numbers["ci"][1] > 0.5
 
     # 2. Without that source, and with a right one in its place, the loop goes on; a twin is trained beside.
-    cancel_cycle(1)
+    cancel_cycle(1, machine_user())
     bring_in(engine, tmp_path / "right.jsonl", hh_records(HARMLESS, range(300, 380)), "harmless")
     twins = (*options, "comparisons.sources=['kind', 'right']", "preference_model.twin=holdout")
     cycle_id = train(load_config(world, list(twins)))

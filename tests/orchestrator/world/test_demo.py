@@ -13,6 +13,7 @@ import pytest
 from orchestrator.config import CycleConfig, load_config
 from orchestrator.cycles import record as cycles
 from orchestrator.errors import ConfigError, CycleError
+from orchestrator.store.acts import machine_user
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.demo import WEEK_ZERO, collecting_phase, judging_phase, make_room, phases, training_phase
 from orchestrator.world.report import BestOf, Entry, Report, table, write
@@ -141,7 +142,7 @@ def test_the_demo_waits_until_the_operator_ends_a_cycle_of_another_configuration
 
     def cancel(line: str) -> None:
         said.append(line)
-        cycles.cancel_cycle(1)
+        cycles.cancel_cycle(1, machine_user())
 
     make_room(own, home, cancel, waits=True)
     [line] = said
