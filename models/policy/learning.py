@@ -26,6 +26,7 @@ from models.policy.ppo import (
     k3_kl,
     policy_losses,
     scheduled_learning_rate,
+    token_moves,
     token_rewards,
     value_losses,
     whiten,
@@ -35,6 +36,7 @@ from models.policy.rollout import Rollout, RolloutCollector
 from models.policy.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, VALUE_HEAD_RATE, PPOSettings
 from models.runtime.job import Job
 
+CLIPPED, MOVED = "policy/clipfrac_avg", "watch/ratio_error"
 Minibatches = Callable[[int, int, int], Iterator[list[int]]]
 """Rows of each minibatch, from iteration, epoch and the number of replies."""
 
@@ -124,13 +126,17 @@ class PolicyLearner:
                 steps.append(step)
         explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
         means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        learned = means | {
-            "val/ratio_first": steps[0]["val/ratio"],
-            "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
-            "val/explained_variance": float(explained),
-            "lr": rate,
-            "kl_coef": self.kl_coef,
-        }
+        learned = (
+            means
+            | _watched(steps)
+            | {
+                "val/ratio_first": steps[0]["val/ratio"],
+                "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
+                "val/explained_variance": float(explained),
+                "lr": rate,
+                "kl_coef": self.kl_coef,
+            }
+        )
         if settings.kl_target_nats is not None and not warming:
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef,
@@ -172,7 +178,7 @@ class PolicyLearner:
         """
         settings = self.settings
         count = sum(len(chunk.targets) for chunk in chunks)
-        sums = torch.zeros(6, device=self.job.device)
+        sums = torch.zeros(7, device=self.job.device)
         self.optimiser.zero_grad(set_to_none=True)
         for chunk in chunks:
             with torch.set_grad_enabled(not warming):
@@ -191,6 +197,7 @@ class PolicyLearner:
                 clipped = clipped_tokens(logps, then.logps, then.advantages, settings.clip_ratio)
                 approximate_kl = 0.5 * (change**2).sum() / count
                 ratio = change.exp().sum() / count
+                moved = token_moves(logps, then.logps).sum() / count
                 sums += torch.stack(
                     [
                         policy_loss,
@@ -199,6 +206,7 @@ class PolicyLearner:
                         clipped.sum() / count,
                         ratio,
                         entropies.sum() / count,
+                        moved,
                     ]
                 )
         if not bool(torch.isfinite(sums).all()):
@@ -207,19 +215,34 @@ class PolicyLearner:
         own = self.critic.own_trunk
         policy, head = (list(model.parameters()) for model in (self.policy.model, self.critic.head))
         norm = torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)
+        norms = [norm]
         if own:
-            torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM)
+            norms.append(torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM))
+        # Before the step: it would turn every weight into NaN, and the next rollout with them.
+        if not all(bool(torch.isfinite(each)) for each in norms):
+            return None
         self.optimiser.step()
         self.optimiser_steps += 1
         names = (
             "loss/policy_avg",
             "loss/value_avg",
             "policy/approxkl_avg",
-            "policy/clipfrac_avg",
+            CLIPPED,
             "val/ratio",
             "policy/entropy_avg",
+            MOVED,
         )
         return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+
+
+def _watched(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the wires on learning look at: means over the steps after the first, before which nothing has moved.
+
+    With it they could not exceed a half where a rollout is learned from in two steps.
+    """
+    later = steps[1:] or steps
+    moved, clipped = (math.fsum(step[name] for step in later) / len(later) for name in (MOVED, CLIPPED))
+    return {MOVED: moved, "watch/clip_fraction": clipped}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class WatchSettings(Checked):
 
     impossible_kl_errors: float = setting(
         4.0,
-        "How far a KL may lie below 0, where no KL can be, in one rollout or over ten.",
+        "How far a KL may lie below 0, where no KL can be, in one rollout or over ten; and below what chance allows "
+        "however rare the replies with a large KL are.",
         unit="standard errors",
         raised=_WIRE,
         at_least=0,
@@ -112,7 +113,7 @@ class WatchSettings(Checked):
     )
     max_clip_fraction: float = setting(
         0.8,
-        "Share of tokens whose gradient was clipped away, mean over a rollout's steps.",
+        "Share of tokens whose gradient was clipped away, mean over a rollout's steps after the first.",
         unit="share",
         raised=_WIRE,
         at_least=0,
@@ -120,14 +121,16 @@ class WatchSettings(Checked):
     )
     max_ratio_error: float = setting(
         1.0,
-        "|mean ratio − 1| over a rollout's steps; it is about 0 where learning moves the policy little.",
-        unit="ratio of probabilities",
+        "How far learning moved the log-prob of a token, up or down: mean over a rollout's tokens, of which each "
+        "counts for at most 5, and over its steps after the first. At 1 the probability moved by a factor of 2.7.",
+        unit="nats per token",
         raised=_WIRE,
         at_least=0,
     )
     patience: int = setting(
         2,
-        "Rollouts in a row that must be beyond a wire; an impossible KL and broken numbers need one.",
+        "Rollouts, or rounds of learning, in a row that must be beyond a wire; an impossible KL, a first ratio that is "
+        "not 1 and broken numbers need one.",
         unit="rollouts",
         raised="fewer false alarms, and a lost run goes on longer",
         at_least=1,

@@ -129,7 +129,7 @@ class PolicyTraining:
             with self.stopwatch.phase("learn"):
                 learned = self.learner.learn(iteration, rollout, first_chunks)
             if learned is None:
-                self.stopped = f"the loss was not finite in iteration {iteration + 1}"
+                self.stopped = f"the loss or its gradient was not finite in iteration {iteration + 1}"
             else:
                 self.stopped = self.monitor.learning(learned, iteration)
             self.job.log(

@@ -80,6 +80,18 @@ def impossible_below(errors: float, replies: int) -> float:
     return max(errors, student_quantile(1 - chance, replies - 1))
 
 
+@cache
+def unlikely_sum_nats(errors: float) -> float:
+    """How far below 0 the sum of replies' log-ratios lies with the chance of a normal mean `errors` below 0 at most.
+
+    Replies of pi have E[pi_0/pi] = 1, and so has the product over any number of them: by Markov's inequality the sum of
+    log pi/pi_0 is below -s with a chance of at most exp(-s), however it is distributed. A standard error knows nothing
+    of what was not drawn: where one reply in a hundred carries the KL, a rollout without it lies below 0 with hardly
+    any spread. At 4: 10.36 nats; over 64 replies a mean of -0.162, over ten such rollouts of -0.0162.
+    """
+    return -math.log(NormalDist().cdf(-errors))
+
+
 @dataclass(frozen=True)
 class Alarm:
     """A wire that a rollout is beyond, and what was found, in words."""
@@ -95,6 +107,7 @@ class Watch:
         self.settings = settings
         self.start: RolloutSignals | None = None
         self.in_a_row: dict[str, int] = {}
+        self.learning_in_a_row: dict[str, int] = {}
         self.alarms: list[RaisedAlarm] = []
         self.stopped_by: str | None = None
         self._recent_kls: list[list[float]] = []
@@ -102,7 +115,7 @@ class Watch:
     @property
     def calm(self) -> bool:
         """Whether no wire is beyond its bound at the moment: the weights that wrote the last rollout are good."""
-        return not self.in_a_row
+        return not self.in_a_row and not self.learning_in_a_row
 
     def rollout(self, signals: RolloutSignals, iteration: int, *, last: bool = False) -> str | None:
         """Why training must stop after this rollout, or None. `iteration` counts from 0.
@@ -114,30 +127,14 @@ class Watch:
         if self.start is None:
             self.start = signals
         alarms = [*self._kl_alarms(signals), *self._collapse_alarms(signals), *self._twin_alarms(signals)]
-        self.in_a_row = {alarm.wire: self.in_a_row.get(alarm.wire, 0) + 1 for alarm in alarms}
-        for alarm in alarms:
-            self.alarms.append(RaisedAlarm(iteration + 1, alarm.wire, alarm.found))
-        for alarm in alarms:
-            needed = 1 if last or alarm.wire in AT_ONCE else self.settings.patience
-            if self.in_a_row[alarm.wire] >= needed:
-                return self._reason(alarm, iteration)
-        return None
+        self.in_a_row = self._counted(alarms, self.in_a_row, iteration)
+        return self._lasting(alarms, self.in_a_row, iteration, last)
 
     def learning(self, learned: dict[str, float], iteration: int) -> str | None:
         """Why training must stop after learning from a rollout, or None; the steps taken are then given up."""
-        settings = self.settings
-        first, ratio = learned["val/ratio_first"], learned["val/ratio"]
-        clipped = learned["policy/clipfrac_avg"]
-        if settings.max_first_ratio_error and abs(first - 1) > settings.max_first_ratio_error:
-            found = f"the first minibatch's ratio was {first:.4g}, expected 1 within {settings.max_first_ratio_error:g}"
-            return self._stop(Alarm("first_ratio", found), iteration)
-        if settings.max_ratio_error and abs(ratio - 1) > settings.max_ratio_error:
-            found = f"the mean ratio was {ratio:.3g}, further from 1 than max_ratio_error {settings.max_ratio_error:g}"
-            return self._stop(Alarm("ratio", found), iteration)
-        if settings.max_clip_fraction and clipped > settings.max_clip_fraction:
-            found = f"{clipped:.0%} of tokens were clipped, above max_clip_fraction {settings.max_clip_fraction:g}"
-            return self._stop(Alarm("clip_fraction", found), iteration)
-        return None
+        alarms = self._learning_alarms(learned)
+        self.learning_in_a_row = self._counted(alarms, self.learning_in_a_row, iteration)
+        return self._lasting(alarms, self.learning_in_a_row, iteration)
 
     def metrics(self, signals: RolloutSignals) -> dict[str, float]:
         """A rollout's line in metrics.jsonl, relative to the start where that says more."""
@@ -149,7 +146,7 @@ class Watch:
             "watch/repeated_ngrams": signals.repeated_ngrams,
             "watch/duplicates": signals.duplicates,
             "watch/stock_reply": signals.stock_reply,
-            "watch/wires_beyond": float(len(self.in_a_row)),
+            "watch/wires_beyond": float(len(self.in_a_row) + len(self.learning_in_a_row)),
         }
         if signals.score_watcher is not None:
             numbers["watch/score_watcher"] = signals.score_watcher
@@ -162,6 +159,7 @@ class Watch:
         return {
             "start": None if self.start is None else dataclasses.asdict(self.start),
             "in_a_row": self.in_a_row,
+            "learning_in_a_row": self.learning_in_a_row,
             "alarms": [dataclasses.asdict(alarm) for alarm in self.alarms],
             "stopped_by": self.stopped_by,
             "recent_kls": self._recent_kls,
@@ -172,6 +170,8 @@ class Watch:
         self.start = None if state["start"] is None else RolloutSignals(**state["start"])
         self.in_a_row, self.alarms = state["in_a_row"], [RaisedAlarm(**alarm) for alarm in state["alarms"]]
         self.stopped_by, self._recent_kls = state["stopped_by"], state["recent_kls"]
+        # A checkpoint of before learning had patience has none.
+        self.learning_in_a_row = state.get("learning_in_a_row", {})
 
     # The wires
 
@@ -190,13 +190,14 @@ class Watch:
             return found
         bound = f"impossible_kl_errors {settings.impossible_kl_errors:g}"
         needed = impossible_below(settings.impossible_kl_errors, signals.replies)
-        if kl < -max(KL_ROUNDING_NATS, needed * signals.kl_error):
+        by_chance = unlikely_sum_nats(settings.impossible_kl_errors) / signals.replies
+        if kl < -max(KL_ROUNDING_NATS, by_chance, needed * signals.kl_error):
             found.append(Alarm("impossible_kl", f"KL {kl:.3g} ± {signals.kl_error:.2g} nats is below 0 by {bound}"))
         self._recent_kls = [*self._recent_kls, [kl, signals.kl_error**2]][-DRIFT_ROLLOUTS:]
         if len(self._recent_kls) == DRIFT_ROLLOUTS:
             mean = math.fsum(kl for kl, _ in self._recent_kls) / DRIFT_ROLLOUTS
             error = math.sqrt(math.fsum(square for _, square in self._recent_kls)) / DRIFT_ROLLOUTS
-            if mean < -max(KL_ROUNDING_NATS, settings.impossible_kl_errors * error):
+            if mean < -max(KL_ROUNDING_NATS, by_chance / DRIFT_ROLLOUTS, settings.impossible_kl_errors * error):
                 text = f"KL {mean:.3g} ± {error:.2g} nats over {DRIFT_ROLLOUTS} rollouts is below 0 by {bound}"
                 found.append(Alarm("kl_drift", text))
         return found
@@ -234,6 +235,37 @@ class Watch:
         text = f"the training PM's gain exceeds the watcher's by {gap:.3g} ± {error:.2g}"
         return [Alarm("twin_gap", f"{text}, above max_twin_gap {settings.max_twin_gap:g}")]
 
+    def _learning_alarms(self, learned: dict[str, float]) -> list[Alarm]:
+        settings, found = self.settings, []
+        first, moved, clipped = (
+            learned[name] for name in ("val/ratio_first", "watch/ratio_error", "watch/clip_fraction")
+        )
+        if settings.max_first_ratio_error and abs(first - 1) > settings.max_first_ratio_error:
+            text = f"the first minibatch's ratio was {first:.4g}, expected 1 within {settings.max_first_ratio_error:g}"
+            found.append(Alarm("first_ratio", text))
+        if settings.max_ratio_error and moved > settings.max_ratio_error:
+            text = f"log-probs moved by {moved:.3g} nats a token, above max_ratio_error {settings.max_ratio_error:g}"
+            found.append(Alarm("ratio", text))
+        if settings.max_clip_fraction and clipped > settings.max_clip_fraction:
+            text = f"{clipped:.0%} of tokens were clipped, above max_clip_fraction {settings.max_clip_fraction:g}"
+            found.append(Alarm("clip_fraction", text))
+        return found
+
+    def _counted(self, alarms: Sequence[Alarm], before: dict[str, int], iteration: int) -> dict[str, int]:
+        """How often in a row each of these wires has been beyond its bound now; the alarms are kept."""
+        self.alarms += [RaisedAlarm(iteration + 1, alarm.wire, alarm.found) for alarm in alarms]
+        return {alarm.wire: before.get(alarm.wire, 0) + 1 for alarm in alarms}
+
+    def _lasting(
+        self, alarms: Sequence[Alarm], in_a_row: dict[str, int], iteration: int, last: bool = False
+    ) -> str | None:
+        """Why training must stop: the first alarm that has lasted for long enough."""
+        for alarm in alarms:
+            needed = 1 if last or alarm.wire in AT_ONCE else self.settings.patience
+            if in_a_row[alarm.wire] >= needed:
+                return self._reason(alarm, iteration)
+        return None
+
     def _stop(self, alarm: Alarm, iteration: int) -> str:
         self.alarms.append(RaisedAlarm(iteration + 1, alarm.wire, alarm.found))
         return self._reason(alarm, iteration)
@@ -243,8 +275,8 @@ class Watch:
         return f"{alarm.found} (iteration {iteration + 1})"
 
 
-AT_ONCE = ("start_kl", "impossible_kl", "kl_drift")
-"""Wires that ask for no patience: they are tested against their own noise, and waiting cannot heal them."""
+AT_ONCE = ("start_kl", "impossible_kl", "kl_drift", "first_ratio")
+"""Wires that ask for no patience: exact, or tested against their own noise, and waiting cannot heal them."""
 
 
 def twin_gap(signals: RolloutSignals, start: RolloutSignals) -> float:

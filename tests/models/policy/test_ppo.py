@@ -16,6 +16,7 @@ from models.policy.ppo import (
     policy_losses,
     reply_kl,
     scheduled_learning_rate,
+    token_moves,
     token_rewards,
     value_losses,
     whiten,
@@ -137,6 +138,12 @@ def test_policy_loss_of_four_tokens_by_hand():
     losses = policy_losses(logps, torch.zeros(4), advantages, 0.2)
     assert torch.allclose(losses, torch.tensor([-1.2, -0.5, 1.5, 0.8]), atol=ROUNDING)
     assert clipped_tokens(logps, torch.zeros(4), advantages, 0.2).tolist() == [True, False, False, True]
+
+
+def test_moves_of_tokens_by_hand():
+    # Ratios 2 and 1/2 are moves of log 2; one of 3,000 is log 3000 = 8.006 and counts for 5.
+    moves = token_moves(torch.tensor([2.0, 0.5, 3000.0, 1.0]).log(), torch.zeros(4))
+    assert moves.tolist() == pytest.approx([0.693147, 0.693147, 5.0, 0.0], abs=ROUNDING)
 
 
 def test_policy_gradient_raises_the_probability_of_good_tokens():

@@ -18,6 +18,7 @@ from models.policy.watch import (
     rollout_signals,
     twin_gap,
     twin_gap_error,
+    unlikely_sum_nats,
 )
 from models.sampling.engine import Completion
 
@@ -36,7 +37,7 @@ START = RolloutSignals(
     score_watcher=2.0,
     score_difference_variance=0.64,
 )
-LEARNED = {"val/ratio_first": 1.0, "val/ratio": 1.01, "policy/clipfrac_avg": 0.1}
+LEARNED = {"val/ratio_first": 1.0, "watch/ratio_error": 0.1, "watch/clip_fraction": 0.1}
 
 
 def watch(**settings):
@@ -110,8 +111,37 @@ def test_small_rollouts_get_the_bound_of_students_distribution():
 
 
 def test_rounding_is_not_an_impossible_kl():
-    assert watch().rollout(replace(START, kl_nats=-9e-4, kl_error=1e-6), 1) is None
-    assert watch().rollout(replace(START, kl_nats=-2e-3, kl_error=1e-6), 1) is not None
+    # So many replies that chance alone allows 10.36 / 100,000 = 1e-4 nats.
+    many = replace(START, kl_error=1e-6, replies=100_000)
+    assert watch().rollout(replace(many, kl_nats=-9e-4), 1) is None
+    assert watch().rollout(replace(many, kl_nats=-2e-3), 1) is not None
+
+
+def test_a_kl_that_few_replies_carry_is_not_impossible_where_none_of_them_was_drawn():
+    """One reply in a hundred is e^4 times likelier than in the reference, each other one a hair less likely.
+
+    The KL is 0.01 * 4 - 0.99 * 0.0099 = 0.03 nats. A rollout of 64 holds none of those replies in 0.99^64 = 53 % of
+    cases, and its mean lies 0.0099 below 0 without any spread: hundreds of standard errors.
+    """
+    rare, generator = 0.01, random.Random(0)
+    others = math.log((1 - rare) / (1 - rare * math.exp(-4)))
+    assert others == pytest.approx(-0.00987, abs=1e-5)
+    quiet, without = Watch(WatchSettings(max_start_kl_nats=0)), 0
+    for iteration in range(1000):
+        kls = [4.0 if generator.random() < rare else others for _ in range(64)]
+        kl, error = mean_and_error(kls)
+        without += kl < 0 and error < 1e-9
+        assert quiet.rollout(replace(START, kl_nats=kl, kl_error=error), iteration) is None
+    assert without > 400
+
+
+def test_the_chance_bound_by_hand():
+    # A normal variable lies 4 below its mean with a chance of 3.167e-5, and exp(-10.36) is just that.
+    assert unlikely_sum_nats(4.0) == pytest.approx(10.36, abs=0.001)
+    assert math.exp(-unlikely_sum_nats(4.0)) == pytest.approx(3.167e-5, abs=1e-8)
+    # 64 replies: 10.36 / 64 = 0.1619 nats of their mean, far beyond its error either way.
+    assert watch().rollout(replace(START, kl_nats=-0.161, kl_error=1e-4), 1) is None
+    assert watch().rollout(replace(START, kl_nats=-0.163, kl_error=1e-4), 1) is not None
 
 
 def test_a_small_bias_is_found_over_ten_rollouts():
@@ -252,18 +282,35 @@ def test_twin_gap_stops_beyond_its_noise():
 # Learning
 
 
+@pytest.mark.parametrize("ratio", [1.02, 0.98])
+def test_a_first_ratio_that_is_not_one_stops_at_once(ratio):
+    disagrees = LEARNED | {"val/ratio_first": ratio}
+    assert "(iteration 3)" in watch().learning(disagrees, 2)
+    assert watch(max_first_ratio_error=0).learning(disagrees, 2) is None
+
+
 @pytest.mark.parametrize(
-    ("beyond", "off"),
+    ("wire", "beyond", "within", "off"),
     [
-        ({"val/ratio_first": 1.02}, "max_first_ratio_error"),
-        ({"val/ratio_first": 0.98}, "max_first_ratio_error"),
-        ({"val/ratio": 2.1}, "max_ratio_error"),
-        ({"policy/clipfrac_avg": 0.81}, "max_clip_fraction"),
+        ("ratio", {"watch/ratio_error": 1.1}, {"watch/ratio_error": 0.9}, "max_ratio_error"),
+        ("clip_fraction", {"watch/clip_fraction": 0.81}, {"watch/clip_fraction": 0.79}, "max_clip_fraction"),
     ],
 )
-def test_learning_that_explodes_is_given_up_at_once(beyond, off):
-    assert "(iteration 3)" in watch().learning(LEARNED | beyond, 2)
-    assert watch(**{off: 0}).learning(LEARNED | beyond, 2) is None
+def test_learning_that_explodes_stops_when_it_lasts(wire, beyond, within, off):
+    found = watch()
+    assert found.learning(LEARNED | beyond, 1) is None
+    # The weights that it left are no good ones, however calm the rollout that they write.
+    assert found.rollout(START, 2) is None
+    assert not found.calm
+    assert found.learning(LEARNED | within, 2) is None
+    assert found.calm
+    assert found.learning(LEARNED | beyond, 3) is None
+    assert off in found.learning(LEARNED | beyond, 4)
+    assert (found.stopped_by, [alarm.iteration for alarm in found.alarms]) == (wire, [2, 4, 5])
+    assert found.metrics(START)["watch/wires_beyond"] == 1.0
+    assert watch(patience=1).learning(LEARNED | beyond, 1) is not None
+    silent = watch(**{off: 0})
+    assert [silent.learning(LEARNED | beyond, i) for i in range(1, 4)] == [None] * 3
 
 
 def test_metrics_are_relative_to_the_start():
@@ -286,14 +333,16 @@ def test_metrics_are_relative_to_the_start():
 def test_a_restored_watch_goes_on_as_if_nothing_had_happened():
     collapsed = replace(START, kl_nats=-0.1, kl_error=0.1, entropy=0.1)
     whole, broken = watch(), watch()
-    broken.rollout(collapsed, 1)
-    whole.rollout(collapsed, 1)
+    for each in (whole, broken):
+        each.rollout(collapsed, 1)
+        each.learning(LEARNED | {"watch/ratio_error": 3.0}, 1)
     again = Watch(WatchSettings())
     again.restore(broken.state)
     tripped = again.rollout(collapsed, 2)
     assert tripped is not None
     assert tripped == whole.rollout(collapsed, 2)
     assert again.state == whole.state
+    assert again.learning_in_a_row == {"ratio": 1}
 
 
 @pytest.mark.parametrize(
