@@ -11,16 +11,17 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import training
+from flows.ending import end_cycle, seen_at_work
 from flows.reporting import publish_report, reported_if_stopped
 from flows.running import OnPools, Runner, cycle_run_name
 from flows.states import as_state, say_what_is_left
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.cycles.outcomes import Outcome
-from orchestrator.cycles.presence import at_work
+from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.standing import give_up_abandoned
 from orchestrator.cycles.turn import one_at_a_time, turn_to_take
 from orchestrator.errors import CycleBlocked, CycleBusy, CycleCancelled
+from orchestrator.stages.promotion import Decided
 
 
 @flow(name="cycle", flow_run_name=cycle_run_name, on_cancellation=[say_what_is_left])
@@ -58,9 +59,8 @@ async def take(config: CycleConfig, run: Runner, fresh: bool) -> Outcome:
     await run.ask(stages.check_way_free, config)
     await run.ask(stages.check_named_inputs, config)
     cycle_id = await run.ask(stages.open_cycle, config, week_zero=turn.week_zero)
-    with at_work(cycle_id, "cycle run"):
-        async with reported_if_stopped(run, cycle_id):
-            return await take_stages(config, run, cycle_id, fresh)
+    async with seen_at_work(run, cycle_id, "cycle run"), reported_if_stopped(run, cycle_id):
+        return await take_stages(config, run, cycle_id, fresh)
 
 
 async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bool) -> Outcome:
@@ -96,10 +96,7 @@ async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bo
 
     before_id, after_id = await run.ask(stages.evaluations_of, cycle_id, initial_id, snapshot_id)
     decision_id = await run.stage(stages.decide_promotion, cycle_id, snapshot_id, after_id, before_id)
-    refusal = await run.ask(stages.refusal, decision_id)
-    if refusal is None:
-        await run.stage(stages.promote, cycle_id, decision_id)
-    await run.stage(stages.put_before_people, cycle_id, snapshot_id, initial_id)
-    await publish_report(run, cycle_id)
-    await run.ask(stages.close_cycle, cycle_id, "refused" if refusal else "promoted", refusal)
-    return Outcome("Refused" if refusal else "Promoted", refusal or f"Cycle {number}: a new policy answers raters.")
+    if decision_id is None:
+        await publish_report(run, cycle_id)  # Whoever decides reads it.
+        return Outcome(WAITING, await run.ask(stages.what_waits, cycle_id))
+    return await end_cycle(run, cycle_id, Decided(decision_id, snapshot_id, initial_id))

@@ -28,6 +28,7 @@ from prefect.workers.process import ProcessWorker
 from flows.cancelling import cancel_cycle
 from flows.command_line import exit_status
 from flows.cycle import cycle
+from flows.deciding import BY_HAND, EXPIRY_CRON, expire_approvals
 from flows.healing import ensure_automation
 from flows.notifying import ensure_notifications, wanted
 from flows.robustness import robustness
@@ -41,9 +42,12 @@ POOLS = {
     "cpu": "Orders the stages of a cycle, and runs those that need no GPU",
     "gpu": "Trains and evaluates; one run at a time per worker",
 }
-ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {"cpu": (cancel_cycle,), "gpu": (*GPU_FLOWS, robustness)}
+ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {
+    "cpu": (cancel_cycle, *BY_HAND, expire_approvals),
+    "gpu": (*GPU_FLOWS, robustness),
+}
 """The flows beside the cycle, by the pool that runs them. Each one's Prefect deployment is named as the flow."""
-CRONS: dict[str, str] = {}
+CRONS: dict[str, str] = {expire_approvals.name: EXPIRY_CRON}
 """Of those, by the flow's name, when they begin by themselves (UTC); their schedules are not the operator's."""
 COMMAND = "python -m flows.engine"
 TAG = "orchestrator"

@@ -30,7 +30,10 @@ GROUPS = {
         "key": ("running.key", "API keys, by which programs reach the policy server"),
     },
     "The loop: cycles, and what came of them": {
+        "live": ("cycles.live", "what is live and why, and where the loop is"),
         "cycle": ("cycles.cycle", "run, list and show cycles"),
+        "roll-back": ("cycles.roll_back", "go back to the policy that was live before"),
+        "promote": ("cycles.promote", "put any snapshot live by hand"),
         "experiment": ("cycles.experiment", "questions to the data beside the cycles: robustness"),
         "elo": ("cycles.elo", "where every contestant that raters compared stands"),
         "evaluate-pm": ("cycles.evaluate_pm", "a preference model on pairs of published benchmarks"),
@@ -41,6 +44,7 @@ GROUPS = {
         "verify": ("cycles.verify", "check every artifact against its digest"),
     },
     "The people: raters, their work, and who answers them": {
+        "operator": ("people.operator", "people at the desk, by name, and what they did"),
         "rater": ("people.rater", "add raters and list them"),
         "invite": ("people.invite", "links by which people become raters"),
         "study": ("people.study", "studies on Prolific and MTurk whose people are sent here"),

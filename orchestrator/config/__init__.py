@@ -6,6 +6,7 @@ Where things run is in `orchestrator/settings.py` and never here. A relative pat
 
 from orchestrator.config.base import Section, told, values_of
 from orchestrator.config.cycle import (
+    ApprovalSection,
     CycleConfig,
     CycleSection,
     EvaluationSection,
@@ -27,8 +28,8 @@ from orchestrator.config.preference import (
 from orchestrator.config.reading import load_config, parse_config
 
 __all__ = [
-    "ComparisonsSection", "CycleConfig", "CycleSection", "DistillSection", "EvaluationSection", "GatesSection",
-    "InitialPolicySection", "OodSection", "OrientationSection", "PMPSection", "PPOSection", "PreferenceModelSection",
-    "PretrainSection", "PromptsSection", "ReferenceSection", "ScheduleSection", "Section", "ServingSection",
-    "SkillSection", "load_config", "parse_config", "told", "values_of",
+    "ApprovalSection", "ComparisonsSection", "CycleConfig", "CycleSection", "DistillSection", "EvaluationSection",
+    "GatesSection", "InitialPolicySection", "OodSection", "OrientationSection", "PMPSection", "PPOSection",
+    "PreferenceModelSection", "PretrainSection", "PromptsSection", "ReferenceSection", "ScheduleSection", "Section",
+    "ServingSection", "SkillSection", "load_config", "parse_config", "told", "values_of",
 ]  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import zoneinfo
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from typing import Literal, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from models.detectors.settings import OodSettings
@@ -169,6 +170,22 @@ class OodSection(OodSettings, Threads):
             raise ValueError("detector 'exposure' learns from examples; give examples_file, or take another detector")
 
 
+class ApprovalSection(Section):
+    """Whether a person has the last word on a promotion. A snapshot that a gate refuses is not asked about."""
+
+    required: bool = key(
+        False, "Whether a snapshot that passed every gate waits until a person says promote or refuse."
+    )
+    timeout_hours: float = key(
+        48.0,
+        "Then it is refused, because nobody decided; where `required`, shorter than the time between two cycles of the "
+        "schedule.",
+        unit="hours",
+        raised="people have longer to decide, and the live policy stays as long",
+        above=0,
+    )
+
+
 class ServingSection(Section):
     """How live policies answer raters. Equal for every contestant."""
 
@@ -234,6 +251,12 @@ class ScheduleSection(Section):
             ) from None
         return name
 
+    def period(self) -> timedelta:
+        """The shortest time between two cycles, of the next hundred; a change to summer time shortens it by an hour."""
+        begins = CronSim(self.cron, datetime(2025, 1, 1, tzinfo=zoneinfo.ZoneInfo(self.timezone)))
+        times = [time.astimezone(UTC) for time in itertools.islice(begins, 100)]
+        return min(later - earlier for earlier, later in itertools.pairwise(times))
+
 
 class CycleConfig(Section):
     """Everything a cycle is told."""
@@ -264,5 +287,22 @@ class CycleConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     gates: GatesSection = GatesSection()
     ood: OodSection | None = key(None, "Where given, each cycle fits a detector.")
+    approval: ApprovalSection = key(ApprovalSection(), "Who has the last word on a promotion.", new=True)
     serving: ServingSection = ServingSection()
     schedule: ScheduleSection = ScheduleSection()
+
+    @model_validator(mode="after")
+    def _decided_before_the_next_cycle(self) -> Self:
+        period_h = self.schedule.period() / timedelta(hours=1)
+        if self.approval.required and self.approval.timeout_hours >= period_h:
+            raise ValueError(
+                f"approval.timeout_hours: found {self.approval.timeout_hours:g}; expected less than the {period_h:g} "
+                f'hours between two cycles (schedule.cron = "{self.schedule.cron}"), or the next cycle would find this '
+                "one waiting. Lower it, or let cycles begin less often"
+            )
+        return self
+
+    def approval_timeout(self) -> timedelta:
+        """How long a promotion waits for a person; where others than the configuration ask, half a period at most."""
+        wanted, period = timedelta(hours=self.approval.timeout_hours), self.schedule.period()
+        return wanted if wanted < period else period / 2

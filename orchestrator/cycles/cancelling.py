@@ -14,6 +14,7 @@ from sqlalchemy import select
 from db import tables as t
 from orchestrator.cycles.presence import who_is_at_work
 from orchestrator.cycles.record import cancel_cycle
+from orchestrator.cycles.telling import publish_live
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, PrefectApi
@@ -41,6 +42,7 @@ def give_up(number: int, actor: Actor, note: str | None, api: PrefectApi | None,
     for line in went_live(cycle_id):
         say(line)
     _Ending(cycle_id, api, say).wait(number)
+    publish_live()
     say("Nothing works on it any more. Its comparisons go into the next comparison set.")
 
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,52 @@ class PrefectApi:
             expected=(200, 201),
         )
 
+    def set_state(self, flow_run_id: str, type_: str, name: str, message: str) -> None:
+        """Put a run into a state, whatever it was in."""
+        self._request(
+            "POST",
+            f"/flow_runs/{flow_run_id}/set_state",
+            json={"state": {"type": type_, "name": name, "message": message}, "force": True},
+            expected=(200, 201),
+        )
+
     def flow_runs(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
         """Flow runs that a filter of Prefect's API selects, newest first."""
         runs: list[dict[str, Any]] = self._request(
             "POST", "/flow_runs/filter", json={**filters, "sort": "START_TIME_DESC"}
         ).json()
         return runs
+
+    def next_scheduled(self, flow: str = "cycle") -> datetime | None:
+        """When the flow's next scheduled run begins; None where no schedule says so."""
+        runs = self._request(
+            "POST",
+            "/flow_runs/filter",
+            json={
+                "flows": {"name": {"any_": [flow]}},
+                "flow_runs": {
+                    "state": {"type": {"any_": ["SCHEDULED"]}},
+                    "expected_start_time": {"after_": datetime.now(UTC).isoformat()},
+                },
+                "sort": "EXPECTED_START_TIME_ASC",
+                "limit": 1,
+            },
+        ).json()
+        return datetime.fromisoformat(runs[0]["expected_start_time"]) if runs else None
+
+    def artifact(self, key: str) -> str | None:
+        """The newest version of an artifact's text; None where there is none."""
+        found = self._request("GET", f"/artifacts/{key}/latest", expected=(200, 404))
+        return str(found.json()["data"]) if found.status_code == 200 else None
+
+    def add_artifact(self, key: str, markdown: str, description: str) -> None:
+        """Add a version of a text that the UI shows under Artifacts."""
+        self._request(
+            "POST",
+            "/artifacts/",
+            json={"key": key, "type": "markdown", "data": markdown, "description": description},
+            expected=(200, 201),
+        )
 
     def task_runs(self, flow_run_id: str) -> list[dict[str, Any]]:
         """Everything Prefect tells about the tasks of a flow run, in the order in which they began."""

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from models.policy.results import PPOResult
+from orchestrator.store.acts import said_of
 
 REPORT = "write_report"
 DOCS = "docs/guides/when-it-stops.md, “Which tripwire stopped PPO, and what now?”"
@@ -171,19 +172,34 @@ def kept_iterations(training: PPOResult) -> int:
 
 
 def _refusal(decision: t.Decision, live: str, snapshot: str | None) -> Stop:
-    failed = [reason for reason in decision.reasons if not reason["passed"]]
-    gates = " and ".join(f"`{reason['gate']}`" for reason in failed)
     if decision.evidence["kl_nats"] == 0:
         paired = "has the initial policy's weights, so that raters are not asked to compare the two"
     else:
         paired = "is put before people beside the initial policy and what was live"
+    by, found, advice = _refused_by_a_person(decision) if decision.approval_id else _refused_by_gates(decision)
     return Stop(
         stage="decide_promotion",
-        by=f"the gate{'s' if len(failed) > 1 else ''} {gates}",
-        found="; ".join(reason["reason"] for reason in failed),
+        by=by,
+        found=found,
         kept=f"{live}; the refused snapshot `{snapshot}` {paired}.",
-        next=" ".join(f"`{reason['gate']}`: {GATE_ADVICE[reason['gate']]}" for reason in failed),
+        next=advice,
     )
+
+
+def _refused_by_gates(decision: t.Decision) -> tuple[str, str, str]:
+    failed = [reason for reason in decision.reasons if not reason["passed"]]
+    gates = " and ".join(f"`{reason['gate']}`" for reason in failed)
+    return (
+        f"the gate{'s' if len(failed) > 1 else ''} {gates}",
+        "; ".join(reason["reason"] for reason in failed),
+        " ".join(f"`{reason['gate']}`: {GATE_ADVICE[reason['gate']]}" for reason in failed),
+    )
+
+
+def _refused_by_a_person(decision: t.Decision) -> tuple[str, str, str]:
+    """Who refused it, why, and how it goes live all the same; of what nobody decided, that nobody did."""
+    again = "`orchestrator promote DIGEST --reason TEXT` puts the snapshot live all the same."
+    return said_of(decision.decided_by, decision.identity), decision.note or "", again
 
 
 def _stage_stop(cycle: t.Cycle, stage: str, error: str, live: str, snapshot: str | None) -> Stop:

@@ -1,4 +1,4 @@
-"""The policy server's routes: chat completions of every held snapshot, and the admin's load, promote and unload.
+"""The policy server's routes: chat completions of every held snapshot, and the admin's load, refresh and unload.
 
 Read next: `completion.py`, a request from its first to its last token, and `server.py`, what the routes work with.
 """
@@ -102,6 +102,7 @@ def _add_state(app: FastAPI, server: PolicyServer) -> None:
         return {
             "status": "ok" if live is not None else "waiting",
             "live": live.digest if live is not None else None,
+            "deployment": snapshots.deployment.to_json() if snapshots.deployment is not None else None,
             "message": snapshots.trouble,
             "replies": server.replies,
             "snapshots": [
@@ -171,12 +172,13 @@ def _add_admin(app: FastAPI, server: PolicyServer) -> None:
         snapshot = await snapshots.load(await snapshots.digest_of(name.digest))
         return {"digest": snapshot.digest}
 
-    @app.post("/admin/promote", dependencies=only_admin)
-    async def promote(name: SnapshotName) -> dict[str, str]:
-        """Let policy-live mean this snapshot for requests that begin from now on."""
-        digest = await snapshots.digest_of(name.digest)
-        await snapshots.promote(digest)
-        return {"digest": digest}
+    @app.post("/admin/refresh", dependencies=only_admin)
+    async def refresh() -> dict[str, str | None]:
+        """Ask the database now what is live and paired, as every few seconds anyway."""
+        await snapshots.refresh()
+        if snapshots.trouble and snapshots.behind:
+            raise ApiError(503, "not_followed", f"What the database says is live can't be served: {snapshots.trouble}")
+        return {"live": snapshots.live.digest if snapshots.live is not None else None}
 
     @app.post("/admin/unload", dependencies=only_admin)
     async def unload(name: SnapshotName) -> dict[str, str]:

@@ -32,7 +32,8 @@ from orchestrator.serving.engines import Engines, OutsideEngine
 from orchestrator.serving.names import full_digest
 from orchestrator.serving.scorers import Scorers
 from orchestrator.store.artifacts import ArtifactStore
-from orchestrator.store.deployments import POLICIES, LiveDeployment, live_deployment
+from orchestrator.store.deployments import POLICIES
+from orchestrator.store.live import Live, live_now
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class SnapshotLimits:
 
 
 class Snapshots:
-    """Loads, promotes and lets go of snapshots."""
+    """Loads, makes live and lets go of snapshots."""
 
     def __init__(self, database: Engine, store: ArtifactStore, limits: SnapshotLimits) -> None:
         self._database = database
@@ -97,7 +98,12 @@ class Snapshots:
         self._loading: dict[str, asyncio.Task[Snapshot]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._live: Snapshot | None = None
-        self._seen_deployment_id: int | None = None
+        self.deployment: Live | None = None
+        """How what is live came to be so, as the database says it."""
+        self.behind = False
+        """Whether the database says that something else is live than what `policy-live` means here."""
+        self._looks = self._followed = 0
+        """How often the database was asked, and which of these looks was followed last."""
         # One at a time: two big models loading together may not fit where one does.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.swaps = 0
@@ -147,14 +153,6 @@ class Snapshots:
         # A request that is cancelled while it waits must not stop the loading for the others.
         return await asyncio.shield(loading)
 
-    async def promote(self, digest: str) -> None:
-        """Let `policy-live` mean this snapshot; running requests finish on the weights they began with."""
-        snapshot = await self.load(digest)
-        if snapshot is not self._live:
-            logger.info("%s is %s from now on", LIVE, digest)
-            self.swaps += 1
-        self._live = snapshot
-
     def unload(self, digest: str) -> None:
         """Let go of a snapshot once its requests are done; refused for what raters may be given."""
         snapshot = self._held.get(digest)
@@ -188,25 +186,38 @@ class Snapshots:
 
     async def refresh(self) -> None:
         """Ask the database once what is live and paired, and load it. Trouble is remembered, not raised."""
+        self._looks += 1
+        look = self._looks
         try:
             live, wanted = await asyncio.to_thread(self._read)
             self._wanted = wanted.policies
-            # A deployment that was here before changes nothing: an admin may have promoted another snapshot since.
-            if live is not None and live.id != self._seen_deployment_id:
-                await self.promote(live.digest)
-                self._seen_deployment_id = live.id
+            if live is not None:
+                await self._follow_live(live, look)
             for digest in sorted(self._wanted):
                 await self.load(digest)
             await self.scorers.keep(wanted.preference_models)
             trouble = None if self._live is not None else "no policy is live"
         except SQLAlchemyError as error:
-            trouble = f"the database does not answer: {str(error).splitlines()[0]}"
+            trouble, self.behind = f"the database does not answer: {str(error).splitlines()[0]}", True
         except ApiError as error:
             trouble = error.message
         if trouble != self.trouble:
             if trouble:
                 logger.warning("%s", trouble)
             self.trouble = trouble
+
+    async def _follow_live(self, live: Live, look: int) -> None:
+        """Let `policy-live` mean what a look at the database found; running requests finish on what they began with."""
+        self.behind = self._live is None or self._live.digest != live.digest
+        snapshot = await self.load(live.digest)
+        if look < self._followed:
+            # It took long to load, and a later look has been followed meanwhile.
+            return
+        self._followed = look
+        if snapshot is not self._live:
+            logger.info("%s is %s from now on", LIVE, live.digest)
+            self.swaps += 1
+        self._live, self.deployment, self.behind = snapshot, live, False
 
     async def close(self) -> None:
         """Start no more loading."""
@@ -265,9 +276,9 @@ class Snapshots:
         engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
         return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
 
-    def _read(self) -> tuple[LiveDeployment | None, Served]:
+    def _read(self) -> tuple[Live | None, Served]:
         with transaction(self._database) as session:
-            return live_deployment(session), served(session)
+            return live_now(session), served(session)
 
 
 def _collect() -> None:

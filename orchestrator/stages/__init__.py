@@ -29,7 +29,15 @@ from orchestrator.stages.preference_model import (
     train_preference_model,
     train_watcher,
 )
-from orchestrator.stages.promotion import decide_promotion, deploy_initial_policy, promote, put_before_people, refusal
+from orchestrator.stages.promotion import (
+    decide_promotion,
+    deploy_initial_policy,
+    promote,
+    put_before_people,
+    refusal,
+    what_waits,
+    what_was_decided,
+)
 from orchestrator.stages.prompts import build_prompts, write_prompts
 from orchestrator.stages.report import write_report
 
@@ -61,6 +69,8 @@ __all__ = [  # noqa: RUF022
     "evaluations_of",
     "fit_ood_detector",
     "decide_promotion",
+    "what_waits",
+    "what_was_decided",
     "refusal",
     "promote",
     "put_before_people",

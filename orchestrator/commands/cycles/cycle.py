@@ -1,4 +1,4 @@
-"""`orchestrator cycle`: run a cycle, watch its PPO, list cycles, show one, give one up."""
+"""`orchestrator cycle`: run a cycle, watch its PPO, list cycles, show one, decide about one, give one up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.cycles import decide
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.settings import Settings
@@ -45,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--mistakes", action="store_true", help="the texts of what its preference model is most surely wrong about"
     )
+    decide.configure(actions.add_parser("decide", help="promote or refuse the snapshot of a cycle that waits"))
     cancel = actions.add_parser("cancel", help="give up an open cycle, and end what works on it")
     cancel.add_argument("number", type=int)
     cancel.add_argument("--note", metavar="WHY", help="why, in a sentence; it stands on the record")
@@ -54,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    actions = {"run": _run, "watch": _watch, "list": _list, "show": _show, "cancel": _cancel}
+    actions = {"run": _run, "watch": _watch, "list": _list, "show": _show, "decide": decide.run, "cancel": _cancel}
     return actions[args.action](args)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.session import make_engine
 from flows.cycle import turn
+from flows.deciding import finish
 from flows.reporting import reported_if_stopped
 from flows.running import InProcess
 from orchestrator.cli import main
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.cycles import deciding
 from orchestrator.cycles.outcomes import Outcome
 from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.data.pair_set import SHIPPED
 from orchestrator.errors import ArtifactError, ConfigError, CycleError, JobFailed
 from orchestrator.reports.cycle import cycle_numbers
 from orchestrator.stages import context as stage_module
+from orchestrator.store import approvals
+from orchestrator.store.acts import Actor
 from orchestrator.store.artifacts import ArtifactStore
 from tests.models.tiny_folders import write_llama, write_qwen2
 
@@ -390,3 +395,54 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
     # What stopped it on the way is over: the last report tells of the gates alone.
     assert {stop.stage for stop in numbers.stops} <= {"decide_promotion"}
     assert states["freeze_comparisons"] == ["done", "found"]
+
+
+@pytest.mark.parametrize("how", ["promote", pytest.param("expired", marks=pytest.mark.slow)])
+def test_a_cycle_that_asks_a_person_waits_and_then_ends_as_decided(instance, tmp_path, capsys, how):
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
+    bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
+    open_gates = {"min_pm_accuracy": 0.0, "min_score_gain": -1e3, "min_gain_over_live": -1e3, "max_kl_nats": 1e9}
+    config = configuration(
+        write_llama(tmp_path / "model", template=None), gates=open_gates, approval={"required": True}
+    )
+
+    for _ in range(2):  # The next run of the cycle waits as well, and repeats nothing.
+        outcome = take_turn(config)
+        assert outcome.name == "Waiting for approval"
+        assert "the configuration wants a person's word" in outcome.message
+        assert "`orchestrator cycle decide 1 promote|refuse --reason TEXT`" in outcome.message
+    (approval,) = rows(instance, t.Approval)
+    assert {reason["gate"] for reason in approval.reasons} >= {"pm_accuracy", "kl", "score_gain"}
+    (deployment,) = rows(instance, t.Deployment)
+    assert main(["live"]) == 0
+    assert "Waits for a decision: cycle 1, snapshot " in capsys.readouterr().out
+
+    said: list[str] = []
+    if how == "promote":
+        deciding.take_decision(1, "promote", Actor("Ada", "claimed", "prefect"), "shorter answers")
+        with pytest.raises(CycleError, match=r"decided already: Ada \(as typed into a form\) promoted it"):
+            deciding.take_decision(1, "refuse", Actor("Bob", "proven", "desk"), "no")
+    else:
+        monday = approval.expires_at
+        assert approval.expires_at - approval.created_at < timedelta(hours=49)
+        with deciding.database() as session:
+            assert len(approvals.expire(session, monday)) == 1
+    (cycle_id,) = deciding.to_finish()
+    outcome = asyncio.run(finish(InProcess(said.append), cycle_id))
+
+    (cycle,) = rows(instance, t.Cycle)
+    after = rows(instance, t.Deployment)
+    if how == "promote":
+        assert (outcome.name, cycle.state) == ("Promoted", "promoted")
+        assert [one.ended_at is None for one in after] == [False, True]
+        assert after[1].preference_model_id is not None
+        main(["live"])
+        printed = capsys.readouterr().out
+        assert "Why: approved: shorter answers\nDecided by: Ada (as typed into a form)\n" in printed
+    else:
+        assert (outcome.name, cycle.state) == ("Refused", "refused")
+        assert outcome.message.startswith("Promotion refused: nobody decided until ")
+        assert [one.id for one in after] == [deployment.id]
+        assert "**Stopped** at `decide_promotion` by nobody, in time: nobody decided until " in said[-1]
+    assert asyncio.run(finish(InProcess(said.append), cycle_id)).name == outcome.name
+    assert deciding.to_finish() == []

@@ -31,7 +31,7 @@ TABLE: list[tuple[str, str, dict[str, Any] | None, tuple[int, ...]]] = [
     ("GET", "/v1/models", None, PROGRAMS),
     ("POST", "/v1/chat/completions", CHAT, PROGRAMS),
     ("POST", "/admin/load", {"digest": "live"}, ADMINS),
-    ("POST", "/admin/promote", {"digest": "live"}, ADMINS),
+    ("POST", "/admin/refresh", None, ADMINS),
     # The live one stays.
     ("POST", "/admin/unload", {"digest": "live"}, (401, 401, 401, 401, 401, 409)),
 ]

@@ -34,7 +34,7 @@ from tests.orchestrator.serving.tiny_policies import (
 Database = Callable[[], Session]
 
 
-def test_swap_under_load_fails_and_mixes_nothing(served: Served, policies: Policies) -> None:
+def test_swap_under_load_fails_and_mixes_nothing(served: Served, policies: Policies, database: Database) -> None:
     first, second = policies.digests[:2]
     seeds = range(6)
     expected = {
@@ -62,7 +62,8 @@ def test_swap_under_load_fails_and_mixes_nothing(served: Served, policies: Polic
         thread.start()
     for turn in range(6):
         before = seen.total()
-        assert served.admin("promote", (second, first)[turn % 2]).status_code == 200
+        put_live(database, (second, first)[turn % 2])
+        assert served.refresh().json() == {"live": (second, first)[turn % 2]}
         _wait_until(lambda before=before: seen.total() >= before + 16 or bool(problems))
     stop.set()
     for thread in threads:
@@ -71,7 +72,9 @@ def test_swap_under_load_fails_and_mixes_nothing(served: Served, policies: Polic
     assert min(seen[first], seen[second]) >= 20
 
 
-def test_a_running_request_ends_on_the_weights_it_began_with(serve: Serve, policies: Policies, live: str) -> None:
+def test_a_running_request_ends_on_the_weights_it_began_with(
+    serve: Serve, policies: Policies, live: str, database: Database
+) -> None:
     second = policies.digests[1]
     # A seed whose reply is long: random weights end a reply at any time.
     replies = (policies.completion(live, HELLO, SamplingParams(CONTEXT - 60, seed=seed)) for seed in range(100))
@@ -87,7 +90,8 @@ def test_a_running_request_ends_on_the_weights_it_began_with(serve: Serve, polic
             first = next(lines)
             with httpx.Client(base_url=served.url, timeout=30) as other:
                 admin = {"X-Admin-Token": ADMIN_TOKEN}
-                assert other.post("/admin/promote", json={"digest": second}, headers=admin).status_code == 200
+                put_live(database, second)
+                assert other.post("/admin/refresh", headers=admin).json() == {"live": second}
                 after = other.post(
                     "/v1/chat/completions", json={"model": "policy-live", "messages": HELLO, "max_tokens": 3}
                 )
@@ -107,7 +111,7 @@ def test_old_weights_are_freed_once_drained(serve: Serve, policies: Policies, li
         assert served.chat().status_code == 200
         old = weakref.ref(served.app.state.server.snapshots.live.engine.model)
         put_live(database, second)
-        assert served.admin("promote", second).status_code == 200
+        assert served.refresh().status_code == 200
         _wait_until(lambda: old() is None)
         assert [one["digest"] for one in served.health()["snapshots"]] == [second]
 
@@ -126,13 +130,9 @@ def test_the_database_says_what_is_held(serve: Serve, policies: Policies, databa
                 session, "model_comparison", policy(session, ids[second]).id, policy(session, ids[third]).id
             )
         served.wait_for(lambda health: len(health["snapshots"]) == 3)
-        # An admin's word holds until the database has news.
-        served.admin("promote", second)
-        assert served.health()["live"] == second
         with database() as session, session.begin():
             end_pairing(session, pairing.id)
-        health = served.wait_for(lambda health: len(health["snapshots"]) == 2)
-        assert {one["digest"] for one in health["snapshots"]} == {first, second}
+        served.wait_for(lambda health: [one["digest"] for one in health["snapshots"]] == [first])
         put_live(database, third)
         health = served.wait_for(lambda health: [one["digest"] for one in health["snapshots"]] == [third])
         assert health["live"] == third
@@ -140,8 +140,8 @@ def test_the_database_says_what_is_held(serve: Serve, policies: Policies, databa
         served.wait_for(lambda health: health["live"] == third)
 
 
-def test_only_the_admin_loads_and_promotes(served: Served, policies: Policies, live: str) -> None:
-    for action in ("load", "promote", "unload"):
+def test_only_the_admin_loads_and_unloads(served: Served, policies: Policies, live: str) -> None:
+    for action in ("load", "unload"):
         for headers in ({}, {"X-Admin-Token": ""}, {"X-Admin-Token": "guess"}, {"X-Admin-Token": "gu\xe9ss"}):
             body = json.dumps({"digest": policies.digests[1]})
             refused = served.client.post(
@@ -179,9 +179,14 @@ def test_a_tampered_snapshot_is_refused_and_the_live_one_stays(
     with serve() as served:
         served.app.state.server.snapshots._store = store
         served.wait_for(lambda health: health["live"] == live)
-        refused = served.admin("promote", second)
+        refused = served.admin("load", second)
         assert code_of(refused) == (503, "snapshot_unusable")
         assert second in refused.json()["error"]["message"]
+        assert "model.safetensors" in refused.json()["error"]["message"]
+        # Also where the database says that it is live: whoever wrote that is told.
+        put_live(database, second)
+        refused = served.refresh()
+        assert code_of(refused) == (503, "not_followed")
         assert "model.safetensors" in refused.json()["error"]["message"]
         assert served.chat().json()["system_fingerprint"] == live
 

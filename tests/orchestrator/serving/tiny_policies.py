@@ -107,6 +107,10 @@ class Served:
         """An admin call with the right token."""
         return self.client.post(f"/admin/{action}", json={"digest": digest}, headers={"X-Admin-Token": ADMIN_TOKEN})
 
+    def refresh(self) -> httpx.Response:
+        """Let the server ask the database at once."""
+        return self.client.post("/admin/refresh", headers={"X-Admin-Token": ADMIN_TOKEN})
+
     def chat(self, model: str = "policy-live", content: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one message; 12 tokens where nothing else is said."""
         body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 12, **fields}

@@ -1,0 +1,70 @@
+"""Prefect's standing artifact `live`: what is live and where the loop is, as everybody else words it too.
+
+It shows what our tables say and is never read back; without a Prefect server nothing is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.cycles.outcomes import Outcome
+from orchestrator.cycles.presence import who_is_at_work
+from orchestrator.database import database
+from orchestrator.errors import OrchestratorError
+from orchestrator.instance.prefect_api import PrefectApi, api_url
+from orchestrator.settings import Settings
+from orchestrator.store.live import LoopState, loop_state, to_markdown
+
+KEY = "live"
+
+
+def end_waiting_runs(cycle_id: int, outcome: Outcome) -> None:
+    """Let the runs that ended as waiting say how their cycle ended, where a Prefect server shows them."""
+    with database() as session:
+        run_ids = session.scalars(select(t.CycleRun.flow_run_id).where(t.CycleRun.cycle_id == cycle_id)).all()
+    try:
+        api = PrefectApi(api_url(Settings.from_env().home))
+        for run_id in run_ids:
+            if api.state(run_id).type == "PAUSED":
+                api.set_state(run_id, outcome.type, outcome.name, outcome.message)
+    except OrchestratorError:
+        # Whether a run is still called waiting decides nothing.
+        return
+
+
+def loop_now(session: Session, next_slot: datetime | None = None) -> LoopState:
+    """Where the loop is now, and what works on it."""
+    state = loop_state(session, next_slot)
+    if state.open_cycle is None:
+        return state
+    working = tuple(who_is_at_work(session, state.open_cycle.id))
+    return replace(state, open_cycle=replace(state.open_cycle, at_work=working))
+
+
+def publish_live() -> bool:
+    """Bring the artifact up to date; False where no Prefect server is there to show it.
+
+    What ends a cycle must not fail because nobody can be told.
+    """
+    try:
+        settings = Settings.from_env()
+        return publish_at(PrefectApi(api_url(settings.home)), settings.feedback_url)
+    except OrchestratorError:
+        return False
+
+
+def publish_at(api: PrefectApi, feedback_url: str | None = None) -> bool:
+    """The same on a given server. A version that says the same as the last is not added."""
+    next_slot = api.next_scheduled()
+    with database() as session:
+        state = loop_now(session, next_slot)
+    links = {"The desk": f"{feedback_url}/desk/live"} if feedback_url else {}
+    markdown = to_markdown(state, links)
+    if api.artifact(KEY) != markdown:
+        api.add_artifact(KEY, markdown, "What is live, and where the loop is")
+    return True

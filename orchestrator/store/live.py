@@ -1,0 +1,292 @@
+"""What is live and where the loop is, for everybody who tells it: command, desk, `/health`, Prefect's artifact `live`.
+
+Rows only; when the next cycle begins is Prefect's to know, and is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, aliased
+
+from db import tables as t
+from orchestrator.store.acts import said_of
+from orchestrator.store.approvals import NOBODY_DECIDED, Waiting, decision_said, waiting
+
+PUT_LIVE = {"roll_back": "rolled back", "by_hand": "put live by hand"}
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a deployment put before people, and how it came to that."""
+
+    deployment_id: int
+    digest: str
+    kind: str
+    """Of the artifact: `initial_policy` or `snapshot`."""
+    cycle: int | None
+    """The number of the cycle that made it live first."""
+    since: datetime
+    until: datetime | None
+    decision: str
+    """`initial`, `cycle`, `roll_back` or `by_hand`."""
+    why: str
+    decided_by: str
+    identity: str
+    via: str
+    preference_model: str | None
+    """Digest of the one that it was trained against; None for an initial policy."""
+    share: float = 1.0
+    """Of the requests that `policy-live` answers."""
+
+    @property
+    def name(self) -> str:
+        """What it is in a few words."""
+        what = "initial policy" if self.kind == "initial_policy" else "snapshot"
+        return f"{self.digest[:19]} ({what}{'' if self.cycle is None else f', cycle {self.cycle}'})"
+
+    @property
+    def decided(self) -> str:
+        """Who decided it, and how their name is known."""
+        return said_of(self.decided_by, self.identity)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, times as text."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class OpenCycle:
+    """The cycle that is open, and how far it is."""
+
+    id: int
+    number: int
+    name: str
+    since: datetime
+    stage: str | None
+    """The stage that began last."""
+    stopped: str | None
+    """Why that stage failed; None while nothing is known to be wrong."""
+    at_work: tuple[str, ...] | None = None
+    """The runs and stages that work on it now; None where that was not asked."""
+
+
+@dataclass(frozen=True)
+class EndedCycle:
+    """The cycle that ended last."""
+
+    number: int
+    state: str
+    ended_at: datetime
+    why: str | None
+    decision: str | None
+    """Who decided about it, and what."""
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What is live, which cycle is open, what waits for a person, and how the last cycle ended."""
+
+    live: Live | None
+    open_cycle: OpenCycle | None
+    waiting: Waiting | None
+    last: EndedCycle | None
+    next_slot: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON has it."""
+        return {
+            "live": self.live.to_json() if self.live else None,
+            "open_cycle": _json(self.open_cycle),
+            "waiting": _json(self.waiting),
+            "last_cycle": _json(self.last),
+            "next_slot": _plain(self.next_slot),
+        }
+
+
+def loop_state(session: Session, next_slot: datetime | None = None) -> LoopState:
+    """Where the loop is now."""
+    found = waiting(session)
+    return LoopState(live_now(session), _open_cycle(session), found[0] if found else None, _last(session), next_slot)
+
+
+def live_now(session: Session) -> Live | None:
+    """What is live; None before the first deployment."""
+    found = deployments(session, 1)
+    return found[0] if found and found[0].until is None else None
+
+
+def deployments(session: Session, limit: int) -> list[Live]:
+    """What was live, the newest first, what is live among it."""
+    policy, model = aliased(t.Artifact), aliased(t.Artifact)
+    rows = session.execute(
+        select(t.Deployment, t.Decision, policy.digest, policy.kind, t.Cycle.number, model.digest)
+        .join(t.Decision, t.Decision.id == t.Deployment.decision_id)
+        .join(policy, policy.id == t.Deployment.snapshot_id)
+        .outerjoin(t.Cycle, t.Cycle.id == t.Deployment.cycle_id)
+        .outerjoin(model, model.id == t.Deployment.preference_model_id)
+        .order_by(t.Deployment.id.desc())
+        .limit(limit)
+    )
+    return [
+        Live(
+            deployment.id,
+            digest,
+            kind,
+            number,
+            deployment.started_at,
+            deployment.ended_at,
+            decision.kind,
+            _why(decision),
+            decision.decided_by,
+            decision.identity,
+            decision.via,
+            preference_model,
+        )
+        for deployment, decision, digest, kind, number, preference_model in rows
+    ]
+
+
+def _why(decision: t.Decision) -> str:
+    if decision.kind in PUT_LIVE:
+        return f"{PUT_LIVE[decision.kind]}: {decision.note}"
+    if decision.note:
+        return f"approved: {decision.note}"
+    if decision.kind == "initial":
+        return "nothing was live before"
+    return "; ".join(reason["reason"] for reason in decision.reasons) or "every gate passed"
+
+
+def _open_cycle(session: Session) -> OpenCycle | None:
+    cycle = session.scalars(select(t.Cycle).where(t.Cycle.state == "open")).one_or_none()
+    if cycle is None:
+        return None
+    # The report is written after what stopped the run.
+    newest = session.scalars(
+        select(t.Stage)
+        .where(t.Stage.cycle_id == cycle.id, t.Stage.name != "write_report")
+        .order_by(t.Stage.id.desc())
+        .limit(1)
+    ).first()
+    stopped = newest.error if newest is not None and newest.state == "failed" else None
+    return OpenCycle(
+        cycle.id, cycle.number, cycle.name, cycle.started_at, newest.name if newest else None, _first_line(stopped)
+    )
+
+
+def _last(session: Session) -> EndedCycle | None:
+    cycle = session.scalars(
+        select(t.Cycle).where(t.Cycle.state != "open").order_by(t.Cycle.number.desc()).limit(1)
+    ).first()
+    if cycle is None or cycle.ended_at is None:
+        return None
+    decision = session.scalars(
+        select(t.Decision).where(t.Decision.cycle_id == cycle.id).order_by(t.Decision.id.desc()).limit(1)
+    ).first()
+    decided = decision_said(decision) if decision is not None else None
+    return EndedCycle(cycle.number, cycle.state, cycle.ended_at, cycle.note, decided)
+
+
+def live_said(state: LoopState) -> list[tuple[str, str]]:
+    """What is live, as headings and sentences."""
+    live = state.live
+    if live is None:
+        return [("Live", "nothing yet: the first run of a cycle puts the initial policy before people")]
+    model = "none: nothing was trained yet" if live.kind == "initial_policy" else "not recorded"
+    return [
+        ("Live", f"{live.name}, {live.share:.0%} of requests"),
+        ("Since", at(live.since)),
+        ("Why", live.why),
+        ("Decided by", live.decided),
+        ("Preference model", live.preference_model[:19] if live.preference_model else model),
+    ]
+
+
+def loop_said(state: LoopState) -> list[tuple[str, str]]:
+    """Where the loop is, as headings and sentences, the way on among them."""
+    lines = []
+    if state.waiting is not None:
+        lines.append(("Waits for a decision", waiting_said(state.waiting)))
+    elif state.open_cycle is not None:
+        lines.append(("Open cycle", _open_said(state.open_cycle)))
+    else:
+        lines.append(("Open cycle", "none"))
+    if state.last is not None:
+        why = f": {state.last.why}" if state.last.why else ""
+        lines.append(
+            ("Last cycle", f"cycle {state.last.number} ended {state.last.state} at {at(state.last.ended_at)}{why}")
+        )
+        if state.last.decision is not None:
+            lines.append(("Decided", state.last.decision))
+    if state.next_slot is not None:
+        lines.append(("Next cycle", at(state.next_slot)))
+    return lines
+
+
+def waiting_said(one: Waiting) -> str:
+    """What waits for a decision, and until when."""
+    return f"cycle {one.cycle}, snapshot {one.digest[:19]}, until {at(one.expires_at)}; {one.why}"
+
+
+def how_to_decide(one: Waiting) -> str:
+    """The three ways to decide."""
+    return (
+        "Decide with the Prefect deployment `decide-promotion`, at the desk under Live, or by `orchestrator cycle "
+        f"decide {one.cycle} promote|refuse --reason TEXT`. Afterwards it is refused: {NOBODY_DECIDED}."
+    )
+
+
+def _open_said(cycle: OpenCycle) -> str:
+    begun = f"cycle {cycle.number} ({cycle.name}), open since {at(cycle.since)}"
+    if cycle.at_work:
+        return f"{begun}; at work: {', '.join(cycle.at_work)}"
+    where = f"at {cycle.stage or 'its beginning'}"
+    if cycle.stopped is not None:
+        where = f"stopped {where}: {cycle.stopped.rstrip('.')}"
+    elif cycle.at_work is not None:
+        where = f"{where}, and nothing works on it"
+    else:
+        return f"{begun}, {where}"
+    return (
+        f"{begun}, {where}. No other cycle begins before it ends: run it again with its configuration, or give it up "
+        f"with the Prefect deployment `cancel-cycle` or `orchestrator cycle cancel {cycle.number}`"
+    )
+
+
+def at(time: datetime) -> str:
+    """A time as people read it; all of them are UTC."""
+    return f"{time:%a %Y-%m-%d %H:%M} UTC"
+
+
+def to_text(state: LoopState) -> str:
+    """Everything as lines for a terminal."""
+    lines = [f"{heading}: {said}" for heading, said in [*live_said(state), *loop_said(state)]]
+    if state.waiting is not None:
+        lines.append(how_to_decide(state.waiting))
+    return "\n".join(lines)
+
+
+def to_markdown(state: LoopState, links: dict[str, str] | None = None) -> str:
+    """Everything as Prefect's artifact shows it; `links` are addresses by what they are called."""
+    rows = [f"- **{heading}**: {said}" for heading, said in [*live_said(state), *loop_said(state)]]
+    if state.waiting is not None:
+        rows += ["", how_to_decide(state.waiting)]
+    elif state.live is not None:
+        rows += ["", "To go back to what was live before: the Prefect deployment `roll-back`."]
+    rows += ["", *(f"[{name}]({url})" for name, url in (links or {}).items())]
+    return "\n".join(rows).rstrip() + "\n"
+
+
+def _first_line(text: str | None) -> str | None:
+    return text.strip().splitlines()[0][:300] if text and text.strip() else None
+
+
+def _json(found: Any) -> dict[str, Any] | None:
+    return None if found is None else {key: _plain(value) for key, value in asdict(found).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value

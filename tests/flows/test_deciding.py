@@ -1,0 +1,86 @@
+"""Deciding, going back and telling what is live through a real Prefect server: forms, states, the standing artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from orchestrator.instance.prefect_api import PrefectApi
+from orchestrator.instance.up import Instance
+from tests.flows.tiny_cycle import Orchestrator, begin
+from tests.waiting import wait_for
+
+ANY_SNAPSHOT = (
+    "min_pm_accuracy=0.0", "min_score_gain=-1000.0", "min_gain_over_live=-1000.0", "min_gain_by_question=-1000.0",
+    "max_kl_nats=1000.0", "contradicting_week=report",
+)  # fmt: skip
+
+
+def start(api: PrefectApi, flow: str, **parameters: Any) -> Any:
+    """Run a deployment of a flow to its end; its last state."""
+    flow_run_id = api.start_run(f"{flow}/{flow}", parameters)
+    wait_for(f"{flow} to end", lambda: api.state(flow_run_id).ended, 120)
+    return api.state(flow_run_id)
+
+
+def test_a_cycle_waits_and_is_decided_by_a_form_and_taken_back_by_another(
+    instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
+) -> None:
+    number = begin(orchestrator, config_file, tmp_path, 61)
+    api = PrefectApi(instance.prefect_api_url)
+    before = json.loads(orchestrator("live", "--json"))["live"]
+    options = ["--set", "seed=61", "--set", "approval.required=true", "--set", "ppo.learning_rate=0.001"]
+    options += [word for gate in ANY_SNAPSHOT for word in ("--set", f"gates.{gate}")]
+    printed = orchestrator("cycle", "run", "--config", str(config_file), *options)
+    assert "Waiting for approval: It waits for a decision: " in printed
+    assert f"Waits for a decision**: cycle {number}, snapshot " in (api.artifact("live") or "")
+
+    state = start(api, "decide-promotion", cycle=number, decision="promote", reason="shorter", name="Ada Lovelace")
+    assert (state.type, state.name) == ("COMPLETED", "Promoted")
+    [waited] = [run for run in api.flow_runs({"limit": 50}) if run["name"].startswith(f"cycle {number}: tiny")
+                and run["name"].count(",") == 0]  # fmt: skip
+    assert waited["state_name"] == "Promoted"
+    late = start(api, "decide-promotion", cycle=number, decision="refuse", reason="no", name="Bob")
+    assert late.type == "FAILED"
+    assert "decided already: Ada Lovelace (as typed into a form) promoted it" in late.message
+    live = json.loads(orchestrator("live", "--json"))["live"]
+    assert (live["cycle"], live["why"], live["identity"]) == (number, "approved: shorter", "claimed")
+    assert "Why**: approved: shorter" in (api.artifact("live") or "")
+    health = httpx.get(f"{instance.policy_url}/health").json()
+    assert (health["live"], health["deployment"]["decided_by"]) == (live["digest"], "Ada Lovelace")
+
+    state = start(api, "roll-back", reason="it shouts", name="Ada Lovelace")
+    assert (state.type, state.name) == ("COMPLETED", "Rolled back")
+    health = httpx.get(f"{instance.policy_url}/health").json()
+    assert (health["live"], health["deployment"]["why"]) == (before["digest"], "rolled back: it shouts")
+    assert "Why**: rolled back: it shouts" in (api.artifact("live") or "")
+    assert orchestrator("promote", live["digest"][:20], "--reason", "not so bad") == (
+        f"Policy {live['digest'][:19]} is live.\n"
+    )
+    assert httpx.get(f"{instance.policy_url}/health").json()["live"] == live["digest"]
+    assert "put live by hand: not so bad" in (api.artifact("live") or "")
+    assert f"Policy {before['digest'][:19]} is live." in orchestrator("roll-back", "--reason", "as it was")
+
+
+def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Instance) -> None:
+    schema = httpx.get(f"{instance.prefect_api_url}/deployments/name/decide-promotion/decide-promotion").json()[
+        "parameter_openapi_schema"
+    ]
+    fields = schema["properties"]
+    assert sorted(fields, key=lambda name: fields[name]["position"]) == ["cycle", "decision", "reason", "name"]
+    assert fields["decision"]["enum"] == ["promote", "refuse"]
+    assert fields["cycle"]["type"] == "integer"
+    assert all(field["description"] for field in fields.values())
+    assert sorted(schema["required"]) == sorted(fields)
+    assert fields["reason"]["minLength"] == fields["name"]["minLength"] == 1
+
+
+def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance: Instance) -> None:
+    expiry = httpx.get(f"{instance.prefect_api_url}/deployments/name/expire-approvals/expire-approvals").json()
+    assert [schedule["schedule"]["cron"] for schedule in expiry["schedules"]] == ["*/10 * * * *"]
+    assert expiry["work_pool_name"] == "cpu"
+    state = start(PrefectApi(instance.prefect_api_url), "expire-approvals")
+    assert (state.type, state.message) == ("COMPLETED", "Refused because nobody decided: none.")
