@@ -224,7 +224,7 @@ def cancel_cycle(number: int, actor: Actor, note: str | None = None) -> int:
         by = "Given up by itself" if actor.via == "program" else f"Cancelled by {actor.said}"
         cycle.note = f"{by}: {note}" if note else f"{by}."
         running = update(t.Stage).where(t.Stage.cycle_id == cycle.id, t.Stage.state == "running")
-        session.execute(running.values(state="failed", error="the cycle was cancelled", ended_at=now))
+        session.execute(running.values(state="failed", error=f"{CycleCancelled.__name__}: {cycle.note}", ended_at=now))
         record_act(session, actor, CANCEL_ACT, f"cycle {number}", reason=note)
         return cycle.id
 

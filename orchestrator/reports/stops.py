@@ -28,6 +28,8 @@ CHECKS = {
     "ArtifactError": "the check of the artifacts",
     "ImportFileError": "the check of a file",
     "JobRefused": "the job's check of what it was given",
+    "DiskFull": "a full disk",
+    "CycleCancelled": "whoever gave the cycle up",
 }
 # Stages that exist to check say which check it is.
 CHECKING_STAGES = {"check_preference_model": "the check of signs", "check_data": "the check of the data"}

@@ -108,7 +108,8 @@ def test_a_stage_that_is_at_work_ends_without_effect(config: CycleConfig, engine
     assert (found["artifacts"], found["evaluations"]) == (1, 0)
     with Session(engine) as session:
         stage = session.scalars(select(t.Stage)).one()
-        assert (stage.state, stage.error, stage.artifact_id) == ("failed", "the cycle was cancelled", None)
+        said = "CycleCancelled: Cancelled by Anna (as typed into a form)."
+        assert (stage.state, stage.error, stage.artifact_id) == ("failed", said, None)
         assert stage.ended_at is not None
 
 

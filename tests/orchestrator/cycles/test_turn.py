@@ -278,6 +278,9 @@ def test_a_tripped_wire_and_a_refusal_tell_what_is_kept_and_what_to_do(instance,
     said: list[str] = []
 
     assert take_turn(config, said).name == "Refused"
+    # What did not promote is not called so.
+    assert "promote" not in said
+    assert "promote" not in {stage.name for stage in rows(instance, t.Stage)}
 
     (snapshot,) = [artifact for artifact in rows(instance, t.Artifact) if artifact.kind == "snapshot"]
     told = said[-1].splitlines()
