@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class WarmJobs:
     def __init__(self, address: Path) -> None:
         self._address = address
 
-    def run(self, command: list[str], *, log: Path, threads: int, check_wanted: Callable[[], None]) -> int:
+    def run(self, command: list[str], *, log: Path, threads: int, check_wanted: object = None) -> int:
         """Run `python -m models.jobs.<name> ARGS`; gives its exit status, or minus the signal that ended it.
 
         So short are these jobs that nobody ends them.
