@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 
 from flows import training
 from flows.ending import end_cycle, seen_at_work
-from flows.reporting import publish_report, reported_if_stopped
+from flows.reporting import publish_report, report_anew, reported_if_stopped
 from flows.running import OnPools, Runner, cycle_run_name
 from flows.states import as_state, say_what_is_left
 from orchestrator import stages
@@ -75,7 +75,7 @@ async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bo
 
     # What people said of earlier snapshots since: their reports, and the evidence of this cycle, get it.
     for earlier_id in await run.stage(stages.measure_elo, cycle_id):
-        await publish_report(run, earlier_id)
+        await report_anew(run, earlier_id)
     comparison_set_id = await run.stage(stages.freeze_comparisons, cycle_id, fresh=fresh)
     await run.stage(stages.check_data, cycle_id, comparison_set_id, fresh=fresh)
     models = await run.on_gpu(training.train_preference_model, cycle_id, comparison_set_id, initial_id, fresh=fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,12 +11,26 @@ from orchestrator import stages
 from orchestrator.cycles.record import check_open
 from orchestrator.errors import CycleCancelled
 
+logger = logging.getLogger(__name__)
+
 
 async def publish_report(run: Runner, cycle_id: int, failure: str | None = None) -> None:
     """Write the report of what is known of the cycle and show it. `failure` is the error that ended its run."""
     number = await run.ask(stages.cycle_number, cycle_id)
     _, markdown = await run.stage(stages.write_report, cycle_id, failure)
     await run.report(f"cycle {number}", markdown)
+
+
+async def report_anew(run: Runner, cycle_id: int) -> None:
+    """Write the report of an earlier cycle once more, with what people said since, and show it.
+
+    Where that can't be done any more, because texts of it were erased, say, the report stays as it was: the cycle that
+    runs now does not need it.
+    """
+    try:
+        await publish_report(run, cycle_id)
+    except Exception as error:  # Results of any age, files of any store: none of it may end this cycle.
+        logger.warning("The report of an earlier cycle stays as it was: %s", error)
 
 
 @asynccontextmanager
