@@ -13,12 +13,16 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from flows.cycle import turn
+from flows.deciding import finish
 from flows.running import InProcess
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.cycles.deciding import take_decision
+from orchestrator.cycles.outcomes import WAITING
 from orchestrator.data.importing import ImportRequest, import_file
 from orchestrator.reports.cycle import cycle_numbers
 from orchestrator.stages.elo import newest_elo
 from orchestrator.stages.fresh_agreement import last_model
+from orchestrator.store.acts import Actor
 from tests.db.rows import add_comparison, add_cycle
 from tests.models.tiny_folders import write_llama
 from tests.running import add_artifact
@@ -107,7 +111,14 @@ def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     # 3. The second week's labels are turned round.
     bring_in(engine, tmp_path / "two.jsonl", range(100, 160), turned=True)
     said.clear()
-    second = take_turn(config, said)
+    assert asyncio.run(turn(config, InProcess(said.append))).name == WAITING
+    waiting = newest(t.Approval)
+    assert waiting.why.startswith("this week's comparisons contradict the preference model of cycle 1 beyond chance")
+    # Somebody looks at the week, and refuses.
+    take_decision(2, "refuse", Actor("Ada", "machine", "command"), "one rater turned the labels round")
+    asyncio.run(finish(InProcess(said.append), waiting.cycle_id))
+    second = newest(t.Decision)
+    assert (second.decision, second.decided_by) == ("refuse", "Ada")
     verdict = gate(second, "fresh_agreement")
     assert verdict is not None
     assert (verdict["passed"], verdict["holds"]) == (False, True)
