@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 async def publish_report(run: Runner, cycle_id: int, failure: str | None = None) -> None:
     """Write the report of what is known of the cycle and show it. `failure` is the error that ended its run."""
     number = await run.ask(stages.cycle_number, cycle_id)
-    _, markdown = await run.stage(stages.write_report, cycle_id, failure)
-    await run.report(f"cycle {number}", markdown)
+    report = await run.stage(stages.write_report, cycle_id, failure)
+    await run.report(f"cycle {number}", report.first_screen, report.text)
 
 
 async def report_anew(run: Runner, cycle_id: int) -> None:

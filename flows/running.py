@@ -63,8 +63,8 @@ class Runner(Protocol):
     async def announce(self, title: str) -> None:
         """Say which cycle this is, once that is known."""
 
-    async def report(self, of: str, markdown: str) -> None:
-        """Show the report of a cycle ("cycle 3") or an experiment."""
+    async def report(self, of: str, markdown: str, text: str | None = None) -> None:
+        """Show the report of a cycle ("cycle 3") or an experiment; `text` is what a terminal shows in its place."""
 
 
 class InProcess:
@@ -111,9 +111,9 @@ class InProcess:
         """Print the title."""
         self._say(title)
 
-    async def report(self, of: str, markdown: str) -> None:
+    async def report(self, of: str, markdown: str, text: str | None = None) -> None:
         """Print the report without its pictures, which lie in its artifact."""
-        self._say(INLINE_PICTURE.sub("", markdown))
+        self._say(INLINE_PICTURE.sub("", text or markdown))
 
 
 class OnPools:
@@ -190,8 +190,8 @@ class OnPools:
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run.id), name=title)
 
-    async def report(self, of: str, markdown: str) -> None:
-        """Keep the report as an artifact in the Prefect UI."""
+    async def report(self, of: str, markdown: str, text: str | None = None) -> None:
+        """Keep the report as an artifact in the Prefect UI; one written again is a new version under the same key."""
         await acreate_markdown_artifact(markdown, key=of.replace(" ", "-"), description=f"Report of {of}")
 
 

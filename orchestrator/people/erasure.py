@@ -8,6 +8,7 @@ is blanked. Weights that were trained on the texts stay; `withdrawal.touched` li
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,8 +31,13 @@ TOMBSTONE = "[erased]"
 MARK = "erased.json"
 """In an artifact that was written anew: how much of it is gone."""
 
-WITH_TEXT = ("comparison_set", "prompt_set", "evaluation", "reference_set")
+TEXTS_BEGIN, TEXTS_END = "<!-- texts -->", "<!-- end of texts -->"
+"""Around what people wrote, and replies to it, in a page of an artifact."""
+
+WITH_TEXT = ("comparison_set", "prompt_set", "evaluation", "reference_set", "report")
 """Kinds of artifacts that hold what people wrote, or replies to it."""
+
+_TEXTS = re.compile(f"{re.escape(TEXTS_BEGIN)}.*?{re.escape(TEXTS_END)}", re.DOTALL)
 
 # Dialogues that are the rater's own, and replies that the rater wrote in those of others.
 _OWN = "select id from dialogues where rater_id = :rater_id"
@@ -186,6 +192,8 @@ def _rewrite(engine: Engine, store: ArtifactStore, digest: str, place: str, eras
                 shutil.copyfile(file, target)
         if not any(counts.values()):
             return
+        for page in copy.glob("*.html"):
+            page.write_text(_TEXTS.sub(TOMBSTONE, page.read_text(encoding="utf-8")), encoding="utf-8")
         erased = {"comparisons": counts["comparison"], "records": counts["record"]}
         earlier = copy / MARK
         if earlier.exists():

@@ -15,6 +15,7 @@ from db import tables as t
 from models.policy.results import Evaluation, PPOResult
 from models.preference.results import OrderedPairs, PreferenceModelResults
 from models.runtime.results import result_from_json
+from orchestrator.cycles.cost import stage_times
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
 from orchestrator.database import database
@@ -24,12 +25,12 @@ from orchestrator.judging.gates import LiveEvidence, Verdict
 from orchestrator.judging.kl_law import curve_law
 from orchestrator.reports.detectors import FittedDetector
 from orchestrator.reports.distillation import course_of
-from orchestrator.reports.numbers import CycleNumbers, ListedSnapshot, StageTime
+from orchestrator.reports.numbers import CycleNumbers, ListedSnapshot
 from orchestrator.reports.stops import stops_of
+from orchestrator.reports.weeks import weeks_until
 from orchestrator.store import ledger
 from orchestrator.store.ledger import snapshots_of
 
-FIRST_STAGE = "prepare_initial_policy"
 R = TypeVar("R")
 
 
@@ -58,6 +59,7 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         cycle=cycle.number,
         name=cycle.name,
         artifact_ids={kind: artifact.id for kind, artifact in artifacts.items()},
+        digests={kind: artifact.digest for kind, artifact in artifacts.items()},
         comparison_set=_results(ComparisonSetResults, artifacts.get("comparison_set")),
         data_check=_results(DataCheckResults, artifacts.get("data_check")),
         distillation=course_of(initial.results) if initial else None,
@@ -78,21 +80,12 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         detector=_detector(detector) if detector else None,
         elo=_measured(session, EloNumbers, cycle_id, "elo", snapshot),
         stops=tuple(stops_of(session, cycle_id, training, snapshot.digest if snapshot else None, failure)),
+        waits=_waits(session, cycle_id) if decision is None else None,
         decision=decision.decision if decision else None,
         reasons=_verdicts(decision),
+        weeks=weeks_until(session, cycle.number),
         stages=tuple(stage_times(session, cycle_id)),
     )
-
-
-def stage_times(session: Session, cycle_id: int) -> list[StageTime]:
-    """The cycle's stages in the order in which they began; those that ran side by side count the same seconds each."""
-    times: list[StageTime] = []
-    run = 0
-    for stage in session.scalars(select(t.Stage).where(t.Stage.cycle_id == cycle_id).order_by(t.Stage.id)):
-        run += stage.name == FIRST_STAGE
-        seconds = (stage.ended_at - stage.started_at).total_seconds() if stage.ended_at else None
-        times.append(StageTime(stage.name, stage.state, run, seconds, stage.job_seconds))
-    return times
 
 
 def newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
@@ -130,6 +123,11 @@ def _on_the_way(session: Session, run: t.Artifact | None) -> tuple[ListedSnapsho
         result_from_json(ListedSnapshot, kept.results | {"digest": kept.digest}, where=f"the results of {kept.id}")
         for kept in snapshots_of(session, run.id)
     )
+
+
+def _waits(session: Session, cycle_id: int) -> str | None:
+    query = select(t.Approval.why).where(t.Approval.cycle_id == cycle_id).order_by(t.Approval.id.desc())
+    return session.scalars(query.limit(1)).first()
 
 
 def _verdicts(decision: t.Decision | None) -> tuple[Verdict, ...]:

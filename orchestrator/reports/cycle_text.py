@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from models.policy.results import Evaluation
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
+from orchestrator.cycles.cost import StageTime
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
 from orchestrator.judging.elo import EloAgainstLive, EloNumbers
@@ -13,11 +15,13 @@ from orchestrator.judging.gates import LiveEvidence
 from orchestrator.reports.detectors import detector_rows
 from orchestrator.reports.distillation import distillation_rows
 from orchestrator.reports.kl_law import best_of_rows, law_rows
-from orchestrator.reports.numbers import CycleNumbers, StageTime
+from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.pictures.style import Picture
 from orchestrator.reports.preference_models import matrix_lines, scaling_rows
+from orchestrator.reports.remarks import remarks
 from orchestrator.reports.stops import stop_lines
-from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
+from orchestrator.reports.verdict import verdict
+from orchestrator.reports.watching import collapse_rows, watch_rows
 from orchestrator.reports.wording import interval, number, with_interval
 
 Row = tuple[str, str]
@@ -30,37 +34,52 @@ def to_markdown(numbers: CycleNumbers, pictures: Sequence[tuple[Picture, str]] =
     lines = [f"# Cycle {numbers.cycle}: {numbers.name}", ""]
     decision = {"promote": "**Promoted**", "refuse": "**Refused**", None: "No snapshot was decided on"}
     lines += [decision[numbers.decision] + (f": `{numbers.snapshot}`" if numbers.snapshot else ""), ""]
-    for verdict in numbers.reasons:
-        lines.append(f"- {'passed' if verdict.passed else '**failed**'}: {verdict.reason}")
-    lines += [f"- remark: {verdict.remark}" for verdict in numbers.reasons if verdict.remark is not None]
-    after, before = numbers.evaluation, numbers.initial_evaluation
-    if after is not None and before is not None:
-        lines += [f"- remark: {remark}" for remark in collapse_remarks(after, before)]
+    lines += [verdict(numbers), ""]
+    for reason in numbers.reasons:
+        lines.append(f"- {'passed' if reason.passed else '**failed**'}: {reason.reason}")
+    lines += [f"- remark: {remark}" for remark in remarks(numbers)]
     lines += ["", *stop_lines(numbers.stops)]
-    lines += ["| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in _rows(numbers)]
+    for section in sections(numbers):
+        lines += [f"## {section.title}", "", "| figure | value |", "|---|---|"]
+        lines += [*(f"| {name} | {value} |" for name, value in section.rows), ""]
     for picture, place in pictures:
         lines += ["", picture.caption, "", f"![{picture.caption}]({place})"]
     lines += matrix_lines(numbers.mix_matrix)
     lines += _mistakes(numbers)
-    lines += _times(numbers.stages)
+    lines += times(numbers.stages)
     return "\n".join(lines) + "\n"
 
 
-def _rows(numbers: CycleNumbers) -> list[Row]:
-    return [
-        *distillation_rows(numbers.distillation),
-        *_comparisons(numbers.comparison_set),
-        *_data_check(numbers.data_check),
-        *_preference_model(numbers),
-        *_watch(numbers),
-        *_policy(numbers),
-        *detector_rows(numbers.detector),
-        *_elo(numbers.elo),
+class Section(NamedTuple):
+    """Rows of the report that belong together; docs/reference/report.md explains them under the same title."""
+
+    title: str
+    rows: list[Row]
+
+
+COMPARISONS, MODEL, PPO, JUDGED = "The comparisons", "The preference model", "PPO", "The snapshot, judged"
+
+
+def sections(numbers: CycleNumbers) -> list[Section]:
+    """The rows by section; a section for which the cycle has no numbers is left out."""
+    found = [
+        Section(
+            COMPARISONS,
+            [
+                *distillation_rows(numbers.distillation),
+                *_comparisons(numbers.comparison_set),
+                *_data_check(numbers.data_check),
+            ],
+        ),
+        Section(MODEL, _preference_model(numbers)),
+        Section(PPO, _ppo(numbers)),
+        Section(JUDGED, [*_judged(numbers), *detector_rows(numbers.detector), *_elo(numbers)]),
     ]
+    return [section for section in found if section.rows]
 
 
-def _times(stages: Sequence[StageTime]) -> list[str]:
+def times(stages: Sequence[StageTime]) -> list[str]:
+    """The table of the stages, which is in no artifact."""
     if not stages:
         return []
     lines = ["", "## Time", "", "| stage | state | seconds | of which the job |", "|---|---|---|---|"]
@@ -111,9 +130,13 @@ def _held_out(found: HeldOutReport) -> list[Row]:
         accuracy += f" (n = {found.n} from {found.dialogues} dialogues)"
     rows = [("PM held-out accuracy", accuracy)]
     # A single question or tranche says what the overall figure says.
-    for groups, least in ((found.by_source, 1), (found.by_question, 2), (found.by_tranche, 2)):
+    for groups, least, word in (
+        (found.by_question, 2, ""),
+        (found.by_source, 1, "source "),
+        (found.by_tranche, 2, "tranche "),
+    ):
         if len(groups) >= least:
-            rows += [(f"… {name}", _accuracy(part)) for name, part in sorted(groups.items())]
+            rows += [(f"… {word}{name}", _accuracy(part)) for name, part in sorted(groups.items())]
     calibration = found.calibration
     if calibration is not None and calibration.n:
         rows.append(("PM calibration", _calibration(calibration)))
@@ -128,25 +151,27 @@ def _accuracy(found: Accuracy) -> str:
     return f"{with_interval(found.accuracy, found.ci)} (n = {found.n})"
 
 
-def _watch(numbers: CycleNumbers) -> list[Row]:
+def _ppo(numbers: CycleNumbers) -> list[Row]:
+    """How PPO went, what it kept on its way, and how score and KL went together."""
     training = numbers.training
-    return watch_rows(training, _offsets(numbers)) if training is not None else []
+    rows = watch_rows(training, _offsets(numbers)) if training is not None else []
+    for kept in numbers.snapshots:
+        what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
+        rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
+    return rows + law_rows(training.curve if training is not None else ())
 
 
-def _policy(numbers: CycleNumbers) -> list[Row]:
-    """What the new policy is worth on held-out prompts, and how score and KL went together."""
+def _judged(numbers: CycleNumbers) -> list[Row]:
+    """What the new policy is worth on held-out prompts."""
     rows: list[Row] = []
-    after, best, training = numbers.evaluation, numbers.best_of_n, numbers.training
+    after, best = numbers.evaluation, numbers.best_of_n
     if after is not None:
         rows += _evaluation(after, numbers.initial_evaluation, numbers.preference_model)
         rows += _live(numbers.live)
     if best is not None:
         rows.append((f"Best of {best.best_of} of the initial policy", f"PM score {number(best.pm_score)}"))
         rows += best_of_rows(best)
-    for kept in numbers.snapshots:
-        what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
-        rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
-    return rows + law_rows(training.curve if training is not None else ())
+    return rows
 
 
 def _evaluation(found: Evaluation, initial: Evaluation | None, model: PreferenceModelResults | None) -> list[Row]:
@@ -170,9 +195,11 @@ def _live(found: LiveEvidence | None) -> list[Row]:
     return [("PM score over the live policy", with_interval(found.gain.gain, found.gain.ci, "+.3f"))]
 
 
-def _elo(found: EloNumbers | None) -> list[Row]:
+def _elo(numbers: CycleNumbers) -> list[Row]:
+    found = numbers.elo
     if found is None:
-        return [("Elo against the initial policy", NOT_JUDGED)]
+        # Of a cycle without a snapshot there is nothing to compare.
+        return [("Elo against the initial policy", NOT_JUDGED)] if numbers.snapshot is not None else []
     rows = [("Elo against the initial policy", _elo_said(found))]
     live = found.against_live
     return rows if live is None else [*rows, ("… against the policy that was live before", _elo_said(live))]

@@ -17,6 +17,7 @@ from db import tables as t
 from models.preference.results import Mistake
 from models.runtime.results import IF_MEASURED
 from orchestrator.data.comparison_records import records
+from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
 Messages = list[dict[str, Any]]
@@ -44,9 +45,8 @@ def with_texts(
     ).first()
     if digest is None:
         return [ShownMistake(**vars(mistake)) for mistake in mistakes]
-    # An erasure wrote the set anew elsewhere; the newest of its places holds what is left.
-    moved = select(t.ErasedArtifact.rewritten_digest).where(t.ErasedArtifact.digest == digest)
-    place = session.scalars(moved.order_by(t.ErasedArtifact.id.desc()).limit(1)).first() or digest
+    # An erasure wrote the set anew elsewhere, with what is left.
+    place = ledger.place_of(session, digest)
     texts = {
         record["id"]: (record["prompt"], record["better"], record["worse"])
         for record in records(store.fetch(place), ids={mistake.id for mistake in mistakes})

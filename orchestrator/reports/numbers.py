@@ -13,6 +13,7 @@ from models.initial_policy.results import DistillationCourse
 from models.policy.results import Evaluation, PPOResult
 from models.preference.results import OrderedPairs, PreferenceModelResults
 from models.runtime.results import result_to_json
+from orchestrator.cycles.cost import StageTime
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
 from orchestrator.judging.elo import EloNumbers
@@ -21,18 +22,7 @@ from orchestrator.judging.gates import LiveEvidence, Verdict
 from orchestrator.judging.kl_law import CurveLaw, NoCurveLaw
 from orchestrator.reports.detectors import FittedDetector
 from orchestrator.reports.stops import Stop
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """One attempt at a stage: its state, its seconds on the clock, and how many of them its job ran."""
-
-    stage: str
-    state: str
-    run: int
-    """Which run of the cycle, from 1; one that was started again takes its stages from the first one on."""
-    seconds: float | None = None
-    job_seconds: float | None = None
+from orchestrator.reports.weeks import Week
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,8 @@ class CycleNumbers:
     name: str
     artifact_ids: Mapping[str, int] = field(default_factory=dict)
     """By kind."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """The same artifacts'."""
     comparison_set: ComparisonSetResults | None = None
     data_check: DataCheckResults | None = None
     distillation: DistillationCourse | None = None
@@ -79,8 +71,12 @@ class CycleNumbers:
     elo: EloNumbers | None = None
     """From people's comparisons alone."""
     stops: tuple[Stop, ...] = ()
+    waits: str | None = None
+    """Why a person is asked, while nobody has decided."""
     decision: str | None = None
     reasons: tuple[Verdict, ...] = ()
+    weeks: tuple[Week, ...] = ()
+    """The cycles up to this one that decided on a snapshot, oldest first."""
     stages: tuple[StageTime, ...] = ()
     """In the order in which they began."""
 

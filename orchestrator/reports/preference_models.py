@@ -35,9 +35,16 @@ def scaling_rows(found: Scaling | None) -> list[tuple[str, str]]:
     return rows
 
 
+def matrix_rows(matrix: MixMatrix | None) -> list[tuple[str, str, str]]:
+    """What a model was trained on, and its accuracy on helpful and on harmless comparisons; empty without any."""
+    if matrix is None or not any(cell for row in matrix.rows.values() for cell in row.values()):
+        return []
+    return [(name, _cell(row["helpful"]), _cell(row["harmless"])) for name, row in matrix.rows.items()]
+
+
 def matrix_lines(matrix: MixMatrix | None) -> list[str]:
     """The 2×2 matrix and the row of the mix as a Markdown table."""
-    if matrix is None or not any(cell for row in matrix.rows.values() for cell in row.values()):
+    if matrix is None or not matrix_rows(matrix):
         return []
     lines = [
         "",
@@ -46,8 +53,7 @@ def matrix_lines(matrix: MixMatrix | None) -> list[str]:
         "| trained on | helpful | harmless |",
         "|---|---|---|",
     ]
-    for name, row in matrix.rows.items():
-        lines.append(f"| {name} | {_cell(row['helpful'])} | {_cell(row['harmless'])} |")
+    lines += [f"| {' | '.join(row)} |" for row in matrix_rows(matrix)]
     if matrix.left_out:
         lines += ["", f"Not used for this: {left_out_line(matrix.left_out)}."]
     return lines

@@ -190,9 +190,13 @@ def build(
     write: Write,
     *,
     fresh: bool = False,
+    whole: bool = True,
 ) -> int:
-    """The artifact with this kind, settings and inputs: found in the ledger, or written now and published."""
-    fingerprint, _, found_id = _sought(context, kind, settings, inputs, fresh)
+    """The artifact with this kind, settings and inputs: found in the ledger, or written now and published.
+
+    `whole` says whether an input of which text was erased is refused.
+    """
+    fingerprint, _, found_id = _sought(context, kind, settings, inputs, fresh, whole=whole)
     if found_id is not None:
         return found_id
     work = work_directory(context, fingerprint, fresh)
@@ -206,15 +210,16 @@ def build(
 
 
 def _sought(
-    context: StageContext, kind: str, settings: dict[str, Any], inputs: dict[str, int], fresh: bool
+    context: StageContext, kind: str, settings: dict[str, Any], inputs: dict[str, int], fresh: bool, whole: bool = True
 ) -> tuple[str, dict[str, str], int | None]:
     """Fingerprint of what is to be made, its inputs' digests by role, and its id where the ledger has it already."""
     with context.session() as session:
-        digests = _digests(session, inputs)
+        digests = _digests(session, inputs, whole)
         fingerprint = ledger.fingerprint(kind, settings, digests)
         found = None if fresh else ledger.find(session, fingerprint)
         if found is not None:
-            ledger.check_whole(session, [found])
+            if whole:
+                ledger.check_whole(session, [found])
             context.built(found.id, fingerprint, found=True)
     return fingerprint, digests, found.id if found is not None else None
 
@@ -255,10 +260,11 @@ def run_job_stage(
     return artifact_id
 
 
-def _digests(session: Session, inputs: dict[str, int]) -> dict[str, str]:
-    """The digest of the input in each role; ArtifactError where text of one was erased."""
+def _digests(session: Session, inputs: dict[str, int], whole: bool) -> dict[str, str]:
+    """The digest of the input in each role; ArtifactError where text of one was erased and all must be `whole`."""
     artifacts = {role: session.get_one(t.Artifact, id_) for role, id_ in inputs.items()}
-    ledger.check_whole(session, list(artifacts.values()))
+    if whole:
+        ledger.check_whole(session, list(artifacts.values()))
     return {role: artifact.digest for role, artifact in artifacts.items()}
 
 

@@ -137,6 +137,12 @@ def not_reproducible(session: Session, digests: list[str]) -> str | None:
     return f"not reproducible: {number} comparisons erased" if number else "not reproducible: texts were erased"
 
 
+def place_of(session: Session, digest: str) -> str:
+    """Where the files of an artifact lie: under its digest, or, where text of it was erased, under the newest one."""
+    moved = select(t.ErasedArtifact.rewritten_digest).where(t.ErasedArtifact.digest == digest)
+    return session.scalars(moved.order_by(t.ErasedArtifact.id.desc()).limit(1)).first() or digest
+
+
 def check_whole(session: Session, artifacts: list[t.Artifact]) -> None:
     """Refuse artifacts of which text was erased.
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -19,6 +20,7 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import error_body
 from orchestrator.http_shared.limits import RateLimit
 from orchestrator.people.raters import RaterIdentity
+from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.pair_sampling import PairSampling, Sampler, StoreUnavailable
 from orchestrator.web.policy_client import PolicyReplies
 
@@ -47,6 +49,10 @@ class FeedbackConfig:
     """Attempts to sign in from one address."""
     policy_key: str | None = None
     """API key for the policy server."""
+    artifact_url: str | None = None
+    """The artifact store, in which the desk finds reports; None where there is none."""
+    cache: Path | None = None
+    """Where what is fetched from a store elsewhere is kept."""
     secret_of: Callable[[str], str | None] = settings.secret
     """Finds the API key of an outside endpoint by the name of its environment variable."""
 
@@ -57,6 +63,7 @@ class Feedback:
     def __init__(self, config: FeedbackConfig) -> None:
         self.config = config
         self.engine = make_engine(config.database_url, pool_size=config.threads, max_overflow=2)
+        self.store = _store_of(config)
         self.policy = PolicyReplies(config.policy_url, config.policy_key)
         self._requests = RateLimit(config.requests_per_minute)
         self._sign_ins = RateLimit(config.sign_ins_per_minute)
@@ -109,6 +116,12 @@ class Feedback:
         except (OperationalError, InterfaceError) as error:
             reason = str(error.orig).strip().partition("\n")[0]
             raise StoreUnavailable(reason) from error
+
+
+def _store_of(config: FeedbackConfig) -> ArtifactStore | None:
+    if config.artifact_url is None or config.cache is None:
+        return None
+    return ArtifactStore(config.artifact_url, config.cache)
 
 
 async def server_sent_events(sampling: PairSampling) -> AsyncIterator[str]:

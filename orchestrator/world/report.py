@@ -14,11 +14,10 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.preference.results import ModelSummary
 from models.runtime.results import result_from_json
+from orchestrator.cycles.cost import StageTime, stage_times
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
-from orchestrator.reports.cycle import stage_times
-from orchestrator.reports.numbers import StageTime
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore

@@ -196,6 +196,7 @@ def _pictures(cycle_id: int) -> Path | None:
 
     from db import tables as t
     from orchestrator.database import database
+    from orchestrator.store import ledger
     from orchestrator.store.artifacts import ArtifactStore
 
     with database() as session:
@@ -206,11 +207,12 @@ def _pictures(cycle_id: int) -> Path | None:
             .order_by(t.Stage.id.desc())
             .limit(1)
         ).first()
+        place = ledger.place_of(session, digest) if digest is not None else None
     settings = Settings.from_env()
     store = ArtifactStore(settings.artifact_url, settings.home / "cache")
-    if digest is None or not store.exists(digest):
+    if place is None or not store.exists(place):
         return None
-    folder = store.fetch(digest)
+    folder = store.fetch(place)
     return folder if any(folder.glob("*.png")) else None
 
 

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         requests_per_minute=args.per_minute,
         admin_token=settings.admin_token,
+        artifact_url=settings.artifact_url,
+        cache=settings.home / "cache",
         policy_key=None if settings.admin_token is None else service_key(settings.admin_token),
     )
     serve(create_app(config), args.host, args.port, "feedback app")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from models.preference.results import HeldOutReport
 from orchestrator.reports.numbers import CycleNumbers
-from orchestrator.reports.pictures import distillation, kl_law, ppo_course
+from orchestrator.reports.pictures import distillation, kl_law, ppo_course, weeks
 from orchestrator.reports.pictures.preference_model import (
     ACCURACY_BY_GROUP,
     Scores,
@@ -90,6 +90,7 @@ def _scaling(drawable: Drawable) -> Figure | None:
 
 
 PICTURES: dict[str, tuple[str, Draw]] = {
+    "weeks": (weeks.CAPTION, lambda drawable: weeks.weeks_so_far(drawable.numbers.weeks)),
     "distillation_kl": (distillation.CAPTION, _distillation),
     "reliability": ("Preference model: does a score gap win as often as it says?", _of_held_out(reliability)),
     "accuracy_by_group": (ACCURACY_BY_GROUP, _of_held_out(accuracy_by_group)),

@@ -31,5 +31,5 @@ def distillation_kl(found: DistillationCourse) -> Figure:
     axes.plot(*zip(*seen, strict=True), "o", color=VERMILION, markersize=3.5, label="texts in training")
     axes.set_ylim(bottom=0)
     title = f"Distillation: KL {found.held_out_kl_before:.3g} to {found.held_out_kl_after:.3g}"
-    finish(axes, title, "tokens of text", "KL from the prompted teacher, nats", legend="upper right")
+    finish(axes, title, "tokens of text", "KL from the prompted teacher, nats", legend="above")
     return figure

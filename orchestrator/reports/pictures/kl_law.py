@@ -34,7 +34,7 @@ def kl_law(curve: Sequence[CurvePoint], best_of: Evaluation | None, after: Evalu
     figure, [axes] = new_figure(height=3.9)
     title = draw_curve(axes, curve)
     _draw_held_out(axes, best_of, after)
-    finish(axes, title, "√KL to the initial policy, √nat per reply", "PM score", legend="best")
+    finish(axes, title, "√KL to the initial policy, √nat per reply", "PM score", legend="above")
     return figure
 
 

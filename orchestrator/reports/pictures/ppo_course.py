@@ -54,7 +54,7 @@ def ppo_course(training: PPOResult) -> Figure | None:
     samples = [point.samples for point in curve]
     xlabel = "replies learned from"
     title = _draw_scores(panels[0], samples, curve, training.fixed_kl_coef)
-    finish(panels[0], title, xlabel, "PM score", legend="best")
+    finish(panels[0], title, xlabel, "PM score", legend="above")
     for axes, line in zip(panels[1:], single, strict=False):
         axes.plot(samples, line.values, "-", color=BLUE, linewidth=1.3)
         if line.from_zero:

@@ -121,7 +121,7 @@ def accuracy_by_threshold(found: HeldOutReport) -> Figure | None:
         "Accuracy where both replies score above t",
         "t, PM units above the mean held-out score",
         "share ordered rightly",
-        legend="best",
+        legend="above",
     )
     return figure
 
@@ -145,7 +145,7 @@ def score_histograms(found: HeldOutReport) -> Figure | None:
             f"{name} (n = {sum(counts.better)})",
             "score above the mean, PM units",
             "share of replies",
-            legend="best",
+            legend="above",
         )
     return figure
 
@@ -172,7 +172,7 @@ def policy_scores(found: HeldOutReport, scores: Scores) -> Figure | None:
                 label = "initial policy" if who == "initial" else "new policy"
                 _outline(axes, values, edges[1] - edges[0], edges[0], color=colour, linestyle=style, label=label)
         title = "Helpful prompts" if kind == "helpful" else "Red-team prompts"
-        finish(axes, title, "score above the data's mean, PM units", "share of replies", legend="best")
+        finish(axes, title, "score above the data's mean, PM units", "share of replies", legend="above")
     return figure
 
 
@@ -202,7 +202,7 @@ def scaling(found: Scaling) -> Figure | None:
     axes.minorticks_off()
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), min(1.0, high))
-    finish(axes, "Accuracy against comparisons", "comparisons trained on", "share ordered rightly", legend="best")
+    finish(axes, "Accuracy against comparisons", "comparisons trained on", "share ordered rightly", legend="above")
     return figure
 
 

@@ -25,7 +25,7 @@ def gap_picture(numbers: RobustnessNumbers) -> Figure:
 
     figure, [scores, gap] = new_figure(2, 2.9)
     title = draw_curve(scores, numbers.curve)
-    finish(scores, title, "", "PM score", legend="best")
+    finish(scores, title, "", "PM score", legend="above")
     curve = [(point, point.score_watcher) for point in numbers.curve if point.score_watcher is not None]
     gap.axhline(0, color=GREY, linestyle="--", linewidth=1)
     if curve:
@@ -43,5 +43,5 @@ def gap_picture(numbers: RobustnessNumbers) -> Figure:
     gap.errorbar(at, values, yerr=errors, fmt="D", color=PURPLE, markersize=4, capsize=2.5, label="held-out prompts")
     opens = numbers.gap_opens
     title = "Gap: " + (f"open from KL {opens.kl_nats:.3g} nats on" if opens else "none that its interval shows")
-    finish(gap, title, "√KL to the initial policy, √nat per reply", "gain by training − watcher", legend="best")
+    finish(gap, title, "√KL to the initial policy, √nat per reply", "gain by training − watcher", legend="above")
     return figure

@@ -20,8 +20,11 @@ BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7
 PANEL_INCHES = (4.0, 3.1)
 DPI = 150
 SMALL, NORMAL = 8, 9
-Place = Literal["best", "upper left", "upper right", "lower left", "lower right", "below"]
-"""Of a legend. "best" minds no error bars and no lines across a panel; "below" is under the last panel."""
+LEGEND_ROW_POINTS = 11.5
+LEGEND_LETTERS, HANDLE_LETTERS = 58, 6
+"""That stand beside each other over a panel, and how many a line's sample takes."""
+Place = Literal["above", "below"]
+"""Of a legend: between the title and its panel, or under the last panel; inside it would cover something."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def new_figure(panels: int = 1, height: float | Sequence[float] = PANEL_INCHES[1
 
 def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | None = None) -> None:
     """Title, labels and type sizes of a panel, and its legend where a place for it is given."""
-    axes.set_title(title, fontsize=NORMAL, loc="left")
+    rows = _legend_above(axes) if legend == "above" else 0
+    axes.set_title(title, fontsize=NORMAL, loc="left", pad=4 + LEGEND_ROW_POINTS * rows)
     # Panels above each other share their x axis; it is named once.
     if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
         axes.set_xlabel(xlabel, fontsize=NORMAL)
@@ -60,8 +64,20 @@ def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, legend: Place | 
     if legend == "below":
         handles, labels = axes.get_legend_handles_labels()
         axes.figure.legend(handles, labels, fontsize=SMALL, loc="outside lower center", frameon=False, ncols=3)
-    elif legend is not None:
-        axes.legend(fontsize=SMALL, loc=legend, framealpha=0.85, borderpad=0.3, handlelength=1.6)
+
+
+def _legend_above(axes: Axes) -> int:
+    """A legend on top of the panel, and how many rows it has."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return 0
+    longest = max(map(len, labels))
+    columns = min(len(labels), max(1, LEGEND_LETTERS // (longest + HANDLE_LETTERS)))
+    axes.legend(
+        handles, labels, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=columns,
+        borderpad=0, borderaxespad=0.3, handlelength=1.6, columnspacing=1.0, labelspacing=0.25,
+    )  # fmt: skip
+    return math.ceil(len(labels) / columns)
 
 
 def png(figure: Figure) -> bytes:

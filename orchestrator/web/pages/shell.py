@@ -18,9 +18,13 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import json_answer
 from orchestrator.people.access import SESSION_LIFETIME, SignedIn
 from orchestrator.web.pages.markdown import render_markdown
+from orchestrator.web.pages.tables import label_cells
 
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 """The id of a row in an address: a number that Postgres' bigint can hold."""
+
+Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
+"""The number of a cycle in an address."""
 
 SESSION_COOKIE = "orchestrator_session"
 
@@ -58,8 +62,12 @@ def _templates() -> Environment:
 
 def page(template: str, *, status: int = 200, me: SignedIn | None = None, **values: Any) -> HTMLResponse:
     """A page of a template; `me` is whoever is signed in."""
-    html = _templates().get_template(template).render(me=me, **values)
-    return HTMLResponse(html, status, SECURITY_HEADERS)
+    return HTMLResponse(label_cells(rendered(template, me=me, **values)), status, SECURITY_HEADERS)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """The HTML of a template, whole page or part of one; everything that people wrote is escaped."""
+    return _templates().get_template(template).render(**values)
 
 
 def wants_page(request: Request) -> bool:

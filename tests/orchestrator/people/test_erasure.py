@@ -18,7 +18,7 @@ from orchestrator import cli
 from orchestrator.data import freeze
 from orchestrator.data.prompt_set import build_prompt_set
 from orchestrator.errors import ArtifactError, OrchestratorError
-from orchestrator.people.erasure import MARK, Erased, erase
+from orchestrator.people.erasure import MARK, TEXTS_BEGIN, TEXTS_END, Erased, erase
 from orchestrator.people.raters import RaterError, create_rater
 from orchestrator.people.withdrawal import touched
 from orchestrator.store import ledger
@@ -84,6 +84,12 @@ class Week:
         ]
         (replies / "replies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.evaluation_id = self._record("evaluation", replies, {}, {"prompts": self.prompts_id})
+        report = tmp_path / "report"
+        report.mkdir()
+        (report / "samples.jsonl").write_text((replies / "replies.jsonl").read_text())
+        texts = f"{TEXTS_BEGIN}<p>{SECRET.replace(chr(39), '&#39;')}</p><p>{OTHERS}</p>{TEXTS_END}"
+        (report / "report.html").write_text(f"<p>the verdict</p>{texts}<p>the gates</p>")
+        self.report_id = self._record("report", report, {}, {"comparisons": self.set_id})
         weights = tmp_path / "weights"
         weights.mkdir()
         (weights / "model.safetensors").write_bytes(b"weights")
@@ -102,6 +108,11 @@ class Week:
     def digest(self, artifact_id: int) -> str:
         with Session(self.engine) as session:
             return session.get_one(t.Artifact, artifact_id).digest
+
+    @property
+    def with_text(self) -> tuple[int, ...]:
+        """The artifacts in which the rater's words stand."""
+        return (self.set_id, self.prompts_id, self.evaluation_id, self.report_id)
 
     def erase(self, **rest: Any) -> Erased:
         return erase(self.engine, self.store, "ann", **rest)
@@ -147,7 +158,7 @@ def test_no_text_and_no_name_is_left_anywhere_and_the_rest_stays(week: Week) -> 
     assert "'ann'" not in after
     assert OTHERS in after
     assert (done.comparisons, done.messages) == (1, 1)
-    assert set(done.artifacts) == {week.digest(id_) for id_ in (week.set_id, week.prompts_id, week.evaluation_id)}
+    assert set(done.artifacts) == {week.digest(id_) for id_ in week.with_text}
     with Session(week.engine) as session:
         rater = session.get_one(t.Rater, week.ann_id)
         assert (rater.handle, rater.status, rater.token_digest) == (f"erased-{week.ann_id}", "withdrawn", None)
@@ -175,6 +186,9 @@ def test_what_is_left_of_an_artifact_has_the_other_records_unchanged(week: Week)
     assert not week.store.exists(week.digest(week.set_id))
     replies = (week.store.fetch(places[week.digest(week.evaluation_id)]) / "replies.jsonl").read_text().splitlines()
     assert [json.loads(line)["reply"] for line in replies] == ["[erased]", f"well, {OTHERS}"]
+    # A page is HTML, in which words can't be told apart: its texts go together.
+    report = week.store.fetch(places[week.digest(week.report_id)])
+    assert (report / "report.html").read_text() == "<p>the verdict</p>[erased]<p>the gates</p>"
     # Weights hold no text that could be blanked; they are listed as touched and stay.
     assert week.store.exists(week.digest(week.snapshot_id))
 
@@ -275,7 +289,7 @@ def test_it_goes_on_where_it_was_cut_off(week: Week, monkeypatch: pytest.MonkeyP
     # Texts are still in the database: without them the rest could not be found.
     assert "Quentin" in week.everything()
     monkeypatch.setattr(week.store, "delete", real)
-    assert len(week.erase().artifacts) == 3
+    assert len(week.erase().artifacts) == 4
     assert "Quentin" not in week.everything()
     with Session(week.engine) as session:
         assert len(session.scalars(select(t.Erasure)).all()) == 1
@@ -341,6 +355,6 @@ def test_without_yes_nothing_is_changed(
     assert cli.main(["rater", "erase", "ann", "--yes"]) == 0
     assert f"now erased-{week.ann_id}" in capsys.readouterr().out
     assert cli.main(["verify"]) == 0
-    assert "3 of them were written anew" in capsys.readouterr().out
+    assert "4 of them were written anew" in capsys.readouterr().out
     with Session(week.engine) as session, pytest.raises(RaterError, match="kept for raters who were erased"):
         create_rater(session, "erased-7")

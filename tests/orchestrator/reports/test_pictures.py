@@ -17,6 +17,8 @@ from models.policy.results import CurvePoint, LogpAccuracy, LogpPoint
 from orchestrator.reports.cycle_text import to_markdown
 from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.pictures.catalogue import PICTURES, draw_all
+from orchestrator.reports.pictures.distillation import distillation_kl
+from orchestrator.reports.pictures.kl_law import kl_law
 from orchestrator.reports.pictures.ppo_course import ppo_course
 from orchestrator.reports.pictures.preference_model import (
     accuracy_by_group,
@@ -26,6 +28,8 @@ from orchestrator.reports.pictures.preference_model import (
     scaling,
     score_histograms,
 )
+from orchestrator.reports.pictures.weeks import weeks_so_far
+from orchestrator.reports.weeks import Week
 from tests.orchestrator.reports.policy_results import BARE_PPO
 from tests.orchestrator.reports.policy_results import points as points_of_curve
 
@@ -82,6 +86,14 @@ TRAINING = replace(
 )
 
 
+RIGHT = Accuracy(accuracy=0.75, ci=(0.5, 0.875), n=40)
+WEEKS = (
+    Week(cycle=1, decision="promote", elo=40.0, elo_ci=(10.0, 70.0), kl_nats=1.0, helpful=RIGHT, harmless=RIGHT),
+    Week(cycle=2, decision="refuse", kl_nats=1.0, score_gain=0.5, score_gain_ci=(0.25, 0.75), helpful=RIGHT),
+    Week(cycle=3, decision="promote", elo=-20.0, elo_ci=(-50.0, 10.0), kl_nats=2.0, harmless=RIGHT),
+)
+
+
 def numbers(num_pairs: int, tranches: tuple[str, ...]) -> CycleNumbers:
     """What a cycle knows, as far as the pictures need it."""
     generator = random.Random(0)
@@ -116,6 +128,7 @@ def numbers(num_pairs: int, tranches: tuple[str, ...]) -> CycleNumbers:
         preference_model=preference_model(held_out_report(pairs)),
         scaling=fitted(CURVE),
         training=TRAINING,
+        weeks=WEEKS,
     )
 
 
@@ -435,3 +448,47 @@ def test_accuracy_by_group_says_what_its_lines_are_and_names_raters_by_id():
     [axes] = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "all together"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rater id 24 (n = 9)", "rater id 7 (n = 9)"]
+
+
+def test_the_weeks_show_peoples_elo_and_accuracy_by_question_and_what_was_refused():
+    figure = weeks_so_far(WEEKS)
+    assert figure is not None
+    gained, accuracy = figure.axes
+    # Nobody compared the second week's, and its gain by the preference model is no Elo.
+    assert points(gained.containers[0])[:2] == ([1, 3], [40.0, -20.0])
+    assert points(gained.containers[0])[2] == [pytest.approx([10.0, 70.0]), pytest.approx([-50.0, 10.0])]
+    assert [points(shown)[0] for shown in accuracy.containers] == [[1, 2], [1, 3]]
+    hollow = [line for line in accuracy.lines if line.get_color() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[2]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "helpful", "harmless"]
+
+
+def test_weeks_that_nobody_compared_show_the_gain_and_one_question_shows_all():
+    alone = Week(cycle=4, decision="promote", score_gain=0.5, score_gain_ci=(0.25, 0.75), pm=RIGHT)
+    figure = weeks_so_far([alone])
+    assert figure is not None
+    gained, accuracy = figure.axes
+    assert gained.get_title(loc="left") == "Score gain; people compared none yet"
+    assert points(gained.containers[0])[:2] == ([4], [0.5])
+    assert points(accuracy.containers[0])[:2] == ([4], [0.75])
+    assert weeks_so_far([]) is None
+
+
+def test_no_legend_lies_on_a_panel():
+    """Above its panel or below all of them; inside it hid an interval."""
+    figures = [
+        ppo_course(TRAINING),
+        scaling(fitted(CURVE)),
+        weeks_so_far(WEEKS),
+        kl_law(TRAINING.curve, None, None),
+        distillation_kl(numbers(30, ("base",)).distillation),
+    ]
+    for figure in figures:
+        assert figure is not None
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            inside = axes.get_window_extent()
+            own = axes.get_legend()
+            for shown in [*figure.legends, *([own] if own is not None else [])]:
+                box = shown.get_window_extent()
+                assert box.y0 >= inside.y1 or box.y1 <= inside.y0

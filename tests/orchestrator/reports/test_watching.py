@@ -13,7 +13,7 @@ from models.policy.results import (
 )
 from models.statistics.reply_signals import CollapseSignals
 from orchestrator.judging.gates import Verdict
-from orchestrator.reports.cycle_text import _rows, to_markdown
+from orchestrator.reports.cycle_text import PPO, sections, to_markdown
 from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.watching import collapse_remarks, collapse_rows, watch_rows
 from tests.orchestrator.reports.policy_results import BARE_PPO, evaluation
@@ -62,7 +62,8 @@ def test_alarms_that_passed_are_named_and_the_one_that_stopped_the_run_is_not():
         watch=WatchResult("entropy", (RaisedAlarm(3, "length", ""), RaisedAlarm(7, "entropy", "")), START, END),
         logp_accuracy=accuracy,
     )
-    assert _rows(replace(EMPTY, training=training))[:1] == [("Alarms that passed", "length")]
+    rows = dict(sections(replace(EMPTY, training=training)))[PPO]
+    assert rows[:1] == [("Alarms that passed", "length")]
     assert watch_rows(training) == [
         ("Alarms that passed", "length"),
         ("Twin gap", "+1.000: training PM 0.500 → 2.000, watcher 0.250 → 0.750"),

@@ -9,6 +9,11 @@ from html.parser import HTMLParser
 import httpx
 
 
+def plain_cells(html: str) -> str:
+    """The page without what its tables' cells say for a phone, which is the heading of their column."""
+    return re.sub(r' data-label="[^"]*"', "", html)
+
+
 @dataclass
 class PageForm:
     """A form of a page: where it goes, and the values that it carries by itself."""

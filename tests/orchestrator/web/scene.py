@@ -25,6 +25,7 @@ DESK = {
     "pairings": "/desk/pairings",
     "notices": "/desk/notices",
     "elo": "/desk/elo",
+    "cycles": "/desk/cycles",
 }
 
 

@@ -20,7 +20,7 @@ from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import DESK_LIFETIME_S, desk_cookie, is_desk_cookie
 from tests.db.rows import add_comparison
 from tests.orchestrator.published_results import held_out_report, preference_model_results
-from tests.orchestrator.web.browsing import Browser, forms
+from tests.orchestrator.web.browsing import Browser, forms, plain_cells
 from tests.orchestrator.web.rating import ask, ok, pair_of
 from tests.orchestrator.web.routes import routes_of
 from tests.running import add_artifact, running
@@ -37,6 +37,8 @@ GET_ROUTES = (
     "/desk/pairings",
     "/desk/notices",
     "/desk/elo",
+    "/desk/cycles",
+    "/desk/cycles/1/report",
 )
 POST_ROUTES = (
     "/desk/raters/1/status",
@@ -173,7 +175,7 @@ def test_what_raters_wrote_is_read_and_not_run(
     pair = pair_of(rater, message_id)
     ok(rater.post(f"/api/pairs/{pair['pair_id']}/comparison", json={"side": "b", "strength": 3, "duration_ms": 4200}))
     listed = admin.get("/desk")
-    assert re.search(r"ann</a></td><td>normal</td><td>1</td><td>1</td>\s*<td>4\.2 s</td>", listed.text)
+    assert re.search(r"ann</a></td><td>normal</td><td>1</td><td>1</td>\s*<td>4\.2 s</td>", plain_cells(listed.text))
     with database() as session:
         rater_id = session.scalars(select(t.Rater.id)).one()
     one = admin.get(f"/desk/raters/{rater_id}")
@@ -236,7 +238,7 @@ def test_figures_of_a_rater_by_hand(
     answer = {"side": "a", "duration_ms": 500}
     ok(rater.post(f"/api/pairs/{pair_of(rater, message_id)['pair_id']}/comparison", json=answer))
     shown = admin.get(f"/desk/raters/{rater_id}").text
-    assert re.search(r"Compare models</td><td>1</td><td>0\.5 s</td>", shown)
+    assert re.search(r"Compare models</td><td>1</td><td>0\.5 s</td>", plain_cells(shown))
     with database() as session:
         assert figures_of(session, 999) is None
 
@@ -256,7 +258,7 @@ def test_agreement_is_that_of_the_newest_preference_model(
             results = preference_model_results(held_out_report(by_rater=by_rater))
             artifact = add_artifact(session, name, kind="preference_model", results=results)
             assert artifact.id
-    listed = admin.get("/desk").text
+    listed = plain_cells(admin.get("/desk").text)
     rows = [row.split("<td>") for row in listed.split("<tr>")[2:]]
     agreement = {
         ids[handle]: row[7].removesuffix("</td>\n") for row in rows for handle in ids if f">{handle}<" in row[1]

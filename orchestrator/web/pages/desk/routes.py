@@ -13,6 +13,7 @@ from orchestrator.web.pages.desk.invitations import add_invitations
 from orchestrator.web.pages.desk.notices import add_notices
 from orchestrator.web.pages.desk.pairings import add_contestants
 from orchestrator.web.pages.desk.raters import add_dialogues, add_raters
+from orchestrator.web.pages.desk.reports import add_reports
 from orchestrator.web.pages.desk.shared import Desk
 from orchestrator.web.pages.desk.work import add_work
 from orchestrator.web.pages.shell import PageRoute
@@ -31,4 +32,5 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     add_contestants(router, desk)
     add_notices(router, desk)
     add_elo(router, desk)
+    add_reports(router, desk)
     return router
