@@ -24,6 +24,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Running
 
 from flows.made import Made
+from flows.progress import Showing
 from flows.threads import in_thread
 from orchestrator.cycles.record import check_open
 from orchestrator.cycles.turn import artifacts_of_run
@@ -121,6 +122,7 @@ class OnPools:
 
     def __init__(self) -> None:
         self._title = "cycle"
+        self._showing = Showing()
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something quick that is no stage."""
@@ -131,7 +133,8 @@ class OnPools:
         name: str = function.__name__  # type: ignore[attr-defined]
         # Prefect's types know of no state from a task that is awaited.
         named: Any = _stage.with_options(name=name, task_run_name=name)
-        state: State = await named(functools.partial(function, *args, **kwargs), return_state=True)
+        async with self._showing.following(str(flow_run.id)):
+            state: State = await named(functools.partial(function, *args, **kwargs), return_state=True)
         if state.is_cancelled():
             raise CycleCancelled(state.message or "")
         result: T = await state.aresult()
@@ -153,7 +156,8 @@ class OnPools:
             timeout=0,
         )
         try:
-            state = await _final_state(started.id)
+            async with self._showing.following(str(started.id)):
+                state = await _final_state(started.id)
         except BaseException:
             # This run is being ended; what it started must not train on for nobody.
             await cancel(started.id)

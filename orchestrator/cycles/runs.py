@@ -5,7 +5,6 @@ An experiment's stages have no rows there; its run is followed by what Prefect t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from orchestrator.cycles.outcomes import ended_as_it_should
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, FlowRunState, PrefectApi
-from orchestrator.instance.training_jobs import fresh_name
 
 DEPLOYMENT = "cycle/weekly"
 POLL_S = 0.5
@@ -90,8 +88,7 @@ def follow(api: PrefectApi, flow_run_id: str, news: News, say: Say) -> FlowRunSt
 class Progress:
     """What has happened in the open cycle since the last look, as lines for a person."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self) -> None:
         self._last_stage_id = self._newest_stage_id()
         self._said: dict[int, float] = {}
         """Stages that run, by id, with the share of their job that was last told."""
@@ -114,20 +111,18 @@ class Progress:
                 if stage.id not in self._said:
                     lines.append(f"{stage.name} …")
                     self._said[stage.id] = -1.0
-                lines += self._job_line(stage)
+                lines += self._job_line(stage, session.get(t.StageProgress, stage.id))
         return lines
 
-    def _job_line(self, stage: t.Stage) -> list[str]:
-        """The stage's job's own report, every tenth of the way."""
-        report = _report(self._home / "work", stage)
-        if report is None or not report.get("steps"):
+    def _job_line(self, stage: t.Stage, progress: t.StageProgress | None) -> list[str]:
+        """What the stage's job says of itself, every tenth of the way."""
+        if progress is None or not progress.steps:
             return []
-        done = report["step"] / report["steps"]
+        done = progress.step / progress.steps
         if int(10 * done) <= int(10 * self._said[stage.id]):
             return []
         self._said[stage.id] = done
-        eta = f", {report['eta_s']:.0f} s left" if report.get("eta_s") is not None else ""
-        return [f"{stage.name}: {report.get('phase', 'step')} {report['step']} of {report['steps']}{eta}"]
+        return [f"{stage.name}: {how_far(progress)}"]
 
     @staticmethod
     def _newest_stage_id() -> int:
@@ -165,18 +160,15 @@ def _ended(stage: t.Stage) -> str:
     return f"{stage.name} {how} ({seconds:.1f} s)"
 
 
-def _report(work: Path, stage: t.Stage) -> dict[str, Any] | None:
-    """What the stage's job wrote about itself since the stage began; None before that, or on another machine."""
-    if stage.fingerprint is None:
-        return None
-    for file in (
-        work / stage.fingerprint / "progress.json",
-        work / fresh_name(stage.fingerprint, stage.cycle_id) / "progress.json",
-    ):
-        try:
-            if file.stat().st_mtime >= stage.started_at.timestamp():
-                report: dict[str, Any] = json.loads(file.read_text())
-                return report
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            continue
-    return None
+def how_far(progress: t.StageProgress) -> str:
+    """Where a job is and how long it still takes, in words: "iteration 3 of 40, 2 min left"."""
+    of = f" of {progress.steps}" if progress.steps else ""
+    left = f", {_duration(progress.eta_s)} left" if progress.eta_s is not None else ""
+    return f"{progress.phase} {progress.step}{of}{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

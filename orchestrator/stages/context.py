@@ -23,6 +23,7 @@ from orchestrator.errors import CycleCancelled, CycleError, ServiceUnavailable
 from orchestrator.instance.disks import as_disk_full
 from orchestrator.instance.training_jobs import fresh_name, run_job
 from orchestrator.settings import Settings, code_revision, flow_run_id
+from orchestrator.stages.telling import Telling
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
@@ -139,6 +140,22 @@ class StageContext:
             with suppress(ServiceUnavailable, OperationalError):
                 check_open(self.cycle_id)
 
+    @contextmanager
+    def beside_job(self, work: Path) -> Iterator[Callable[[], None]]:
+        """What is to be done every second while a job works in there: ask whether it is wanted, tell how far it is."""
+        telling = Telling(self.engine, self._stage_id, work) if self._stage_id is not None else None
+
+        def every_second() -> None:
+            self.check_wanted()
+            if telling is not None:
+                telling.tell()
+
+        try:
+            yield every_second
+        finally:
+            if telling is not None:
+                telling.tell(last=True)
+
     def artifact(self, artifact_id: int) -> t.Artifact:
         """The row of an artifact."""
         with self.session() as session:
@@ -243,16 +260,18 @@ def run_job_stage(
         return found_id
     context.working_on(fingerprint)
     work = work_directory(context, fingerprint, fresh)
-    run = run_job(
-        job,
-        inputs={role: context.store.fetch(digest) for role, digest in digests.items()},
-        settings=settings,
-        seed=context.config.seed,
-        work=work,
-        device=context.settings.device,
-        python=context.settings.python,
-        check_wanted=context.check_wanted,
-    )
+    folders = {role: context.store.fetch(digest) for role, digest in digests.items()}
+    with context.beside_job(work) as every_second:
+        run = run_job(
+            job,
+            inputs=folders,
+            settings=settings,
+            seed=context.config.seed,
+            work=work,
+            device=context.settings.device,
+            python=context.settings.python,
+            check_wanted=every_second,
+        )
     context.job_seconds += run.seconds
     results = json.loads((run.result / "results.json").read_text(encoding="utf-8"))
     artifact_id = _publish(context, kind, fingerprint, run.result, requested, results, inputs)

@@ -208,7 +208,7 @@ class Demo:
         """One run of the cycle's Prefect deployment, followed to its end; False where another cycle was in its way."""
         for attempt in range(1, MAX_STARTS + 1):
             flow_run_id = start_cycle(self.api, self.cycle_file, [])
-            state = follow(self.api, flow_run_id, Progress(self.home).news, self.console.say)
+            state = follow(self.api, flow_run_id, Progress().news, self.console.say)
             if ended_as_it_should(state.type, state.name):
                 self.console.say(state.line)
                 return True

@@ -127,6 +127,24 @@ def test_the_ui_shows_telling_names_and_the_report(instance: Instance, orchestra
     assert orchestrator("cycle", "show", "1").startswith("# Cycle 1: tiny")
 
 
+def test_the_ui_shows_how_far_each_job_came_and_the_course_of_ppo(instance: Instance) -> None:
+    shown = httpx.post(f"{instance.prefect_api_url}/artifacts/latest/filter", json={}).json()
+    by_key = {artifact["key"]: artifact for artifact in shown}
+    bar = by_key["progress-train-policy"]
+    assert (bar["type"], bar["data"]) == ("progress", 100)
+    assert bar["description"].startswith("cycle 1, train policy: ")
+    rows = json.loads(by_key["ppo-course"]["data"])
+    # Six iterations (tests/flows/tiny_cycle.py), whatever was killed on the way.
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert all(row["score"] and row["KL"] for row in rows)
+
+
+def test_ppo_is_watched_after_its_end_by_the_rows_alone(instance: Instance, tmp_path: Path) -> None:
+    printed = run_command(tmp_path, "cycle", "watch", DATABASE_URL=instance.database_url)
+    assert printed.startswith("PPO, cycle 1, ")
+    assert printed.splitlines()[-1].startswith("ended after 48 samples")  # 6 iterations of 8 replies
+
+
 def test_cancelling_a_run_that_has_just_ended_leaves_it_as_it_ended(instance: Instance) -> None:
     ended = last_run(instance)
     assert ended["state_type"] in ENDED

@@ -17,6 +17,7 @@ from orchestrator.settings import Settings
 if TYPE_CHECKING:
     from orchestrator.instance.prefect_api import PrefectApi
     from orchestrator.reports.numbers import CycleNumbers
+    from orchestrator.reports.ppo_runs import Run
 
 WATCH_POLL_S = 0.5
 
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     start = actions.add_parser("run", help="run a cycle, or go on with the open one")
     configure_start(start, "TOML file that says what to train")
-    watch = actions.add_parser("watch", help="follow the newest PPO run of this machine; waits for it")
+    watch = actions.add_parser("watch", help="follow the newest PPO run, on whichever machine it trains; waits for it")
     watch.add_argument("--once", action="store_true", help="what there is so far, without waiting")
     listing = actions.add_parser("list", help="cycles and how they ended")
     show = actions.add_parser("show", help="the report of a cycle")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = checked_start(args)
+    checked_start(args)
     if args.inline:
         become_inline("flows.inline", args)
     from orchestrator.cycles.runs import Progress, print_to_end, start_cycle
@@ -69,66 +70,64 @@ def _run(args: argparse.Namespace) -> int:
 
     api = own_prefect()
     # From here on: what happens between the start and the first look is news too.
-    progress = Progress(settings.home)
+    progress = Progress()
     flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
     print_to_end(api, flow_run_id, progress.news, wait=not args.no_wait)
     return 0
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from orchestrator.reports.ppo_progress import Table, last_words, read_lines, state_of, title
+    from orchestrator.reports.ppo_progress import Table
 
-    settings = Settings.from_env()
-    run = _run_to_watch(settings, wait=not args.once)
-    print(title(run, with_rows=settings.database_url is not None), flush=True)
+    run = _run_to_watch(Settings.from_env(), wait=not args.once)
+    print(run.title(), flush=True)
     table = Table()
     while True:
         # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
-        state = state_of(run)
-        for row in table.rows(read_lines(run)):
+        state = run.state()
+        for row in table.rows(run.lines()):
             print(row, flush=True)
         if state != "running":
-            print(last_words(run, state), flush=True)
+            print(run.last_words(state), flush=True)
             return 0 if state == "ended" else 1
         if args.once:
             return 0
         time.sleep(WATCH_POLL_S)
 
 
-def _run_to_watch(settings: Settings, *, wait: bool) -> Path:
-    """The PPO run that wrote last; where the open cycle is still to come to PPO, and `wait` says so, that one.
+def _run_to_watch(settings: Settings, *, wait: bool) -> Run:
+    """The newest PPO run; where the open cycle is still to come to PPO, and `wait` says so, that one.
 
     Raises:
         CycleError: there is none and nothing is waited for, or the open cycle stopped before PPO.
     """
-    from orchestrator.reports.ppo_progress import newest_run, open_cycle
+    from orchestrator.reports.ppo_runs import FileRun, ToldRun, open_cycle
 
-    work = settings.home / "work"
     said = ""
     while True:
-        # Without the rows only the files tell.
         cycle = open_cycle() if wait and settings.database_url is not None else None
-        run = newest_run(work)
-        if run is not None and not (cycle is not None and cycle.awaited(run)):
+        # Without the rows only the files of this machine tell.
+        run: Run | None = FileRun.newest(settings.home / "work") if settings.database_url is None else ToldRun.newest()
+        if run is not None and not (cycle is not None and cycle.awaited):
             return run
         if not wait:
-            raise CycleError(
-                f"No PPO run has written below {work}. Training runs on the machine of the gpu pool's worker."
-            )
+            raise CycleError(f"No PPO run has told a line in {_where(settings)}.")
         if cycle is not None and cycle.stopped:
             raise CycleError(
                 f"Cycle {cycle.number} stopped at {cycle.stage} before PPO wrote a line; `orchestrator cycle show "
                 f"{cycle.number}` says why. Run the cycle, then watch again."
             )
-        where = (
-            f"cycle {cycle.number} is at {cycle.stage or 'its beginning'}" if cycle is not None else "no cycle is open"
-        )
-        if settings.database_url is None:
-            where = f"no instance runs under {settings.home}; training runs on the machine of the gpu pool's worker"
-        if where != said:
-            print(f"Waiting for PPO to write below {work} (Ctrl-C ends it): {where}.", flush=True)
-        said = where
+        at = f"cycle {cycle.number} is at {cycle.stage or 'its beginning'}" if cycle else f"none in {_where(settings)}"
+        if at != said:
+            print(f"Waiting for PPO to tell its first line (Ctrl-C ends it): {at}.", flush=True)
+        said = at
         time.sleep(WATCH_POLL_S)
+
+
+def _where(settings: Settings) -> str:
+    if settings.database_url is None:
+        return f"{settings.home / 'work'}; no DATABASE_URL is set, so only runs of this machine can be seen"
+    return "this database, and no cycle is open"
 
 
 def _list(args: argparse.Namespace) -> int:

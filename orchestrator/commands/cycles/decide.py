@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(take_decision(args.number, args.decision, machine_user(), args.reason), flush=True)
     settings = Settings.from_env()
-    progress = Progress(settings.home)
+    progress = Progress()
     try:
         api = None if args.inline else PrefectApi(api_url(settings.home))
         flow_run_id = start_finishing(api, args.number) if api is not None else None

@@ -1,29 +1,35 @@
-"""`orchestrator metrics export`: what the jobs of this machine measured while they ran, for other tools."""
+"""`orchestrator metrics export`: what jobs measured while they ran, for other tools."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    export = actions.add_parser("export", help="write the metrics of every job of this machine as event files")
-    export.add_argument("--tensorboard", type=Path, required=True, metavar="DIR", help="folder for TensorBoard's files")
+    export = actions.add_parser("export", help="hand the metrics of every job on to TensorBoard, MLflow or W&B")
+    choice = export.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--tensorboard", metavar="DIR", help="folder for TensorBoard's event files")
+    choice.add_argument("--mlflow", metavar="URI", help="MLflow's server or database: http://... or sqlite:///FILE")
+    choice.add_argument("--wandb", metavar="DIR", help="folder for runs of Weights & Biases, sent by `wandb sync`")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what became of it."""
     from orchestrator.errors import CycleError
-    from orchestrator.reports.tensorboard import export_runs
+    from orchestrator.reports.trackers import TRACKERS
+    from orchestrator.reports.trackers.measured import measured_runs
     from orchestrator.settings import Settings
 
-    work = Settings.from_env().home / "work"
-    written = export_runs(work, args.tensorboard)
-    if not written:
-        raise CycleError(f"No job has written metrics below {work}. Jobs run on the machine of the gpu pool's worker.")
-    for name, lines in written:
-        print(f"{name}: {lines} steps")
-    print(f"tensorboard --logdir {args.tensorboard}")
+    settings = Settings.from_env()
+    runs = measured_runs(settings)
+    if not runs:
+        place = "in this database, and none" if settings.database_url is not None else "(DATABASE_URL is not set), and"
+        raise CycleError(f"No job has told metrics {place} below {settings.home / 'work'} of this machine.")
+    name = next(name for name in TRACKERS if getattr(args, name) is not None)
+    how = TRACKERS[name](runs, getattr(args, name))
+    for each in runs:
+        print(f"{each.name}: {len(each.lines)} steps")
+    print(how)
     return 0

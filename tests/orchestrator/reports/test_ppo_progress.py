@@ -1,18 +1,24 @@
 """`orchestrator cycle watch`: which run, which columns, and what a run that was killed looks like."""
 
+import dataclasses
 import fcntl
 import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine
+from models.runtime.results import result_to_json
 from orchestrator.cli import main
-from orchestrator.reports.ppo_progress import Table, newest_run, read_lines, state_of
-from tests.db.rows import add_cycle
+from orchestrator.cycles.presence import at_work
+from orchestrator.reports.ppo_progress import Table
+from orchestrator.reports.ppo_runs import FileRun, ToldRun, read_lines
+from tests.db.rows import add_artifact, add_cycle
+from tests.orchestrator.reports.policy_results import BARE_PPO
 
 LEGEND = [
     "step: iteration; score: mean PM score of the rollout, PM units; KL: to the initial policy, nats per reply; wires:",
@@ -33,12 +39,12 @@ def write(run: Path, *lines: dict[str, float | None], time_s: int, end: str = ""
 
 
 def test_the_newest_run_of_ppo_is_followed(tmp_path):
-    assert newest_run(tmp_path) is None
+    assert FileRun.newest(tmp_path) is None
     write(tmp_path / "old", line(1), time_s=100)
     new = write(tmp_path / "new", line(1), time_s=200)
     write(tmp_path / "pm", {"step": 1, "loss": 0.7}, time_s=300)
     write(tmp_path / "begun", time_s=400, end='{"step": 1')
-    assert newest_run(tmp_path) == new
+    assert FileRun.newest(tmp_path) == FileRun(new)
 
 
 def test_rows_come_once_and_a_half_written_line_waits(tmp_path):
@@ -83,14 +89,14 @@ def test_the_command_ends_with_the_run(tmp_path, monkeypatch, capsys):
 def test_a_run_that_died_is_told_from_one_that_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
     run = write(tmp_path / "work" / "f1", line(1), time_s=100)
-    assert state_of(run) == "running"  # started by hand: nothing tells
+    assert FileRun(run).state() == "running"  # started by hand: nothing tells
     (run / "job.log").write_text("step\nMemoryError\n")
     with (run / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert state_of(run) == "running"
+        assert FileRun(run).state() == "running"
         assert main(["cycle", "watch", "--once"]) == 0
         assert "died: " not in capsys.readouterr().out
-    assert state_of(run) == "died"
+    assert FileRun(run).state() == "died"
     assert main(["cycle", "watch"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("died: nobody runs this job any more")
@@ -98,12 +104,12 @@ def test_a_run_that_died_is_told_from_one_that_goes_on(tmp_path, monkeypatch, ca
     # The end of a run that was done before in the same place is not this one's.
     (run / "run.json").write_text("{}")
     os.utime(run / "run.json", (99, 99))
-    assert state_of(run) == "died"
+    assert FileRun(run).state() == "died"
     os.utime(run / "run.json", (100, 100))
-    assert state_of(run) == "ended"
+    assert FileRun(run).state() == "ended"
     (run / "run.json").unlink()
     (run / "metrics.jsonl").unlink()
-    assert state_of(run) == "died"
+    assert FileRun(run).state() == "died"
 
 
 def test_the_reason_to_stop_follows_the_row_of_its_rollout():
@@ -117,7 +123,8 @@ def test_the_reason_to_stop_follows_the_row_of_its_rollout():
 def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
     assert main(["cycle", "watch", "--once"]) == 2
-    assert f"No PPO run has written below {tmp_path / 'work'}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"No PPO run has told a line in {tmp_path / 'work'}; no DATABASE_URL is set" in said
 
 
 def test_columns_are_those_that_the_run_has():
@@ -128,38 +135,60 @@ def test_columns_are_those_that_the_run_has():
     assert row.split() == ["1", "1.500", "2.000", "0.250", "1.000", "0.500", "0"]
 
 
+def tell(session, stage, *lines):
+    session.add(stage)
+    session.flush()
+    session.add(t.StageProgress(stage_id=stage.id, phase="iteration", step=len(lines), steps=40))
+    session.add_all(t.StageMetrics(stage_id=stage.id, line=place, numbers=one) for place, one in enumerate(lines))
+    session.flush()
+
+
 def test_watch_waits_for_ppo_of_the_open_cycle_and_says_for_what(database_url, home, monkeypatch, capsys):
     monkeypatch.setenv("DATABASE_URL", database_url)
     engine = make_engine(database_url)
-    old = write(home / "work" / "old", line(1), time_s=100)
-    (old / "run.json").write_text("{}")
 
     def ppo_begins(session):
         session.add(t.Stage(cycle_id=cycle_id, name="train_policy", fingerprint="new"))
 
-    def ppo_writes(session):
-        (write(home / "work" / "new", line(1), time_s=200) / "run.json").write_text("{}")
+    def ppo_tells(session):
+        stage = session.scalars(select(t.Stage).where(t.Stage.name == "train_policy").order_by(t.Stage.id.desc()))
+        tell(session, stage.first(), line(1))
 
-    steps = [ppo_begins, ppo_writes]
+    def ppo_ends(session):
+        stage = session.scalars(select(t.Stage).where(t.Stage.state == "running", t.Stage.name == "train_policy")).one()
+        results = dataclasses.replace(BARE_PPO, samples=64, kl_nats=0.5, stopped="length")
+        stage.artifact_id = add_artifact(session, results=result_to_json(results)).id
+        stage.state, stage.ended_at = "done", datetime.now(UTC)
+
+    steps = [ppo_begins, ppo_tells, ppo_ends]
 
     def next_step(seconds):
         with Session(engine) as session, session.begin():
             steps.pop(0)(session)
 
     with Session(engine) as session, session.begin():
+        earlier = add_cycle(session)
+        stage = t.Stage(cycle_id=earlier.id, name="train_policy", state="failed", error="x", ended_at=datetime.now(UTC))
+        tell(session, stage, line(1))
+        earlier.state, earlier.ended_at = "refused", datetime.now(UTC)
+        session.flush()
         cycle = add_cycle(session)
         cycle_id, number = cycle.id, cycle.number
         session.add(t.Stage(cycle_id=cycle_id, name="check_data", state="running"))
     monkeypatch.setattr("orchestrator.commands.cycles.cycle.time.sleep", next_step)
-    assert main(["cycle", "watch"]) == 0
-    waiting = f"Waiting for PPO to write below {home / 'work'} (Ctrl-C ends it): cycle {number} is at"
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == [
+    with at_work(cycle_id, "train_policy"):
+        assert main(["cycle", "watch"]) == 0
+    waiting = f"Waiting for PPO to tell its first line (Ctrl-C ends it): cycle {number} is at"
+    assert capsys.readouterr().out.splitlines() == [
         f"{waiting} check_data.",
         f"{waiting} train_policy.",
-        f"PPO, cycle {number}: {home / 'work' / 'new' / 'metrics.jsonl'}",
+        f"PPO, cycle {number}, 40 iterations",
+        *LEGEND,
+        "  step   score      KL   wires",
+        "     1   1.500   0.250       0",
+        "ended after 64 samples; its snapshot: score 1.000, KL 0.500 nats; stopped by a tripwire: length",
     ]
-    assert (printed[-1], steps) == ("ended", [])
+    assert steps == []
 
     # What there is so far, whatever is to come.
     with Session(engine) as session, session.begin():
@@ -177,3 +206,17 @@ def test_watch_waits_for_ppo_of_the_open_cycle_and_says_for_what(database_url, h
     assert main(["cycle", "watch"]) == 2
     assert f"Cycle {number} stopped at check_data before PPO wrote a line" in capsys.readouterr().err
     engine.dispose()
+
+
+def test_a_run_on_another_machine_that_was_killed_is_told_from_one_at_work(database_url, home, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    engine = make_engine(database_url)
+    with Session(engine) as session, session.begin():
+        cycle_id = add_cycle(session).id
+        tell(session, t.Stage(cycle_id=cycle_id, name="train_policy"), line(1))
+    engine.dispose()
+    run = ToldRun.newest()
+    with at_work(cycle_id, "train_policy"):
+        assert run.state() == "running"
+    assert run.state() == "died"
+    assert run.last_words("died").startswith("died: nobody runs this job any more")

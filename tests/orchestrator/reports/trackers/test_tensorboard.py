@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orchestrator import cli
-from orchestrator.reports.tensorboard import FILE, export_runs
+from orchestrator.reports.trackers.tensorboard import FILE
 
 
 @pytest.fixture
@@ -32,8 +32,16 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def test_tensorboard_finds_every_number_at_its_step(run: Path, tmp_path: Path) -> None:
-    assert export_runs(run.parent, tmp_path / "events") == [("train_policy-abababababab", 2)]
+def export(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["metrics", "export", "--tensorboard", str(out)]) == 0
+    return capsys.readouterr().out
+
+
+def test_tensorboard_finds_every_number_at_its_step(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "events"
+    assert export(out, capsys) == f"train_policy-abababababab: 2 steps\ntensorboard --logdir {out}\n"
     found = scalars(tmp_path / "events" / "train_policy-abababababab")
     assert found == {"kl": [(1, 0.5), (300, 0.25)], "n": [(1, 2.0)]}
 
@@ -42,17 +50,16 @@ def test_a_later_export_takes_the_place_of_the_first(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "events"
-    assert cli.main(["metrics", "export", "--tensorboard", str(out)]) == 0
-    assert capsys.readouterr().out == f"train_policy-abababababab: 2 steps\ntensorboard --logdir {out}\n"
+    export(out, capsys)
     (run / "metrics.jsonl").write_text('{"step": 1, "kl": 1}\n')
-    assert export_runs(run.parent, out) == [("train_policy-abababababab", 1)]
+    export(out, capsys)
     assert [file.name for file in (out / "train_policy-abababababab").iterdir()] == [FILE]
     assert scalars(out / "train_policy-abababababab") == {"kl": [(1, 1.0)]}
 
 
 def test_without_a_job_it_says_where_it_looked(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["metrics", "export", "--tensorboard", str(tmp_path / "events")]) == 2
-    assert f"No job has written metrics below {home / 'work'}" in capsys.readouterr().err
+    assert f"No job has told metrics (DATABASE_URL is not set), and below {home / 'work'}" in capsys.readouterr().err
 
 
 def test_without_tensorboard_it_says_what_to_install(
