@@ -69,6 +69,7 @@ class PolicyLearner:
         )
         self.optimiser_steps = 0
         self.kl_coef = settings.kl_coef
+        self.rate_factor = 1.0  # smaller after a recovery
 
     @property
     def state(self) -> dict[str, Any]:
@@ -77,12 +78,14 @@ class PolicyLearner:
             "optimiser": self.optimiser.state_dict(),
             "optimiser_steps": self.optimiser_steps,
             "kl_coef": self.kl_coef,
+            "rate_factor": self.rate_factor,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, after the weights were put back."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.kl_coef = state["optimiser_steps"], state["kl_coef"]
+        self.rate_factor = state.get("rate_factor", 1.0)  # a checkpoint of before there were recoveries has none
 
     def learn(
         self, iteration: int, rollout: Rollout, first_chunks: Sequence[Sequence[ReplyChunk]]
@@ -103,7 +106,7 @@ class PolicyLearner:
         old = _OldTokens(*(x.reshape(-1) for x in kept))
         samples = (iteration + 1) * settings.prompts_per_iteration
         rate = scheduled_learning_rate(
-            settings.learning_rate,
+            settings.learning_rate * self.rate_factor,
             samples,
             warmup_samples=settings.warmup_samples,
             halve_every_samples=settings.halve_every_samples or 0,

@@ -79,6 +79,11 @@ class PolicyMonitor:
         """Look at what learning did; why its steps must be given up, or None."""
         return self.watch.learning(learned, iteration)
 
+    def recover(self, samples: int) -> None:
+        """Forget what the weights showed that are given up, which had learned from more than so many replies."""
+        self.watch.recover()
+        self.logp_curve = [point for point in self.logp_curve if point.samples <= samples]
+
     def metrics(self, iteration: int, samples: int) -> dict[str, float]:
         """The last rollout's signals under `watch/`, with mean log-p accuracy where that is due."""
         assert self.signals is not None

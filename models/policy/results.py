@@ -88,6 +88,26 @@ class RaisedAlarm:
     found: str
 
 
+LEARNED_WIRES = (
+    "ratio", "clip_fraction", "entropy", "duplicates", "repetition", "length", "truncation", "twin_gap", "max_kl_nats",
+)  # fmt: skip
+"""Wires, and the limit on the KL, that tell of a policy that learned too much; after a step or two, it was the step."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A tripped wire after which PPO went on from its last good weights, with a smaller step."""
+
+    iteration: int
+    """After which it went back, counted from 1."""
+    wire: str
+    found: str
+    back_to: int
+    """The iteration after which those weights came; 0: the start's."""
+    learning_rate: float
+    """Learned with from then on, before any warm-up or halving."""
+
+
 @dataclass(frozen=True)
 class WatchResult:
     """Which wire stopped the run, and every alarm, also those that passed."""
@@ -140,6 +160,10 @@ class PPOResult:
     truncated: float | None = None
     stopped: str | None = None
     """Why training stopped before its last iteration, in words."""
+    kept_iteration: int | None = field(default=None, metadata=IF_MEASURED)
+    """Of a run that was stopped: after which iteration the weights came that it keeps; 0: the start's."""
+    recoveries: tuple[Recovery, ...] | None = field(default=None, metadata=IF_MEASURED)
+    """How often it went back and on with a smaller step; None where it never did."""
     kl_coef_end: float | None = None
     sampler_logratio_max: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -136,6 +136,25 @@ class WatchSettings(Checked):
         at_least=1,
     )
 
+    max_recoveries: int = setting(
+        2,
+        "How often PPO goes back to its last good weights and on with a smaller learning rate, where a wire tells of "
+        "too large a step, before it stops; 0: stops at once.",
+        unit="recoveries",
+        raised="more tries before a run ends early, each of which costs the rollouts that it gives up",
+        at_least=0,
+        new=True,
+    )
+    recovery_rate: float = setting(
+        0.5,
+        "What each recovery multiplies the learning rate by.",
+        unit="factor",
+        raised="learns faster after a recovery, and is likelier to trip the wire again",
+        above=0,
+        at_most=1,
+        new=True,
+    )
+
     def check(self) -> None:
         super().check()
         if 0 < self.max_length_factor <= 1:

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
 from models.backbone.precision import note_precision
@@ -28,8 +27,9 @@ from models.policy.learning import PolicyLearner
 from models.policy.model import Policy
 from models.policy.monitor import PolicyMonitor
 from models.policy.prompts import KINDS, PromptSetError, PromptStream
+from models.policy.recovery import LastGood, Tripped, smaller_step_helps
 from models.policy.reply_chunks import ReplyChunk
-from models.policy.results import CurvePoint, PPOResult
+from models.policy.results import CurvePoint, PPOResult, Recovery
 from models.policy.roles import Roles
 from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.policy.settings import PPOSettings, choices
@@ -98,51 +98,25 @@ class PolicyTraining:
         self.stopwatch = Stopwatch()
         self.curve: list[CurvePoint] = []
         self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
-        self.good = self._weights()
+        self.kept: list[int] = []  # iterations whose learning is in the weights
+        self.recoveries: list[Recovery] = []
+        self.good = self._good_now()
         self.stopped: str | None = None
 
     def run(self) -> PPOResult:
         """Train, then measure the final policy once more on the first iteration's prompts.
 
         1. sample a reply to each prompt of the iteration, score it, read its log-probs;
-        2. stop where a wire is tripped (a KL beyond the limit, numbers that are not finite, and those of
-           models/policy/watch.py), going back to the last weights with which no wire was;
+        2. where a wire is tripped (a KL beyond the limit, numbers that are not finite, and those of
+           models/policy/watch.py), go back to the last weights with which no wire was, and on with a smaller step, or
+           stop (models/policy/recovery.py);
         3. learn from the rollout for `epochs` passes.
         """
         settings, started_s = self.settings, time.monotonic()
-        first = self._resume()
-        for iteration in range(first, settings.iterations):
-            began_s = time.monotonic()
+        for iteration in range(self._resume(), settings.iterations):
             self.job.progress(iteration, settings.iterations, "ppo")
-            rollout, first_chunks = self._rollout(iteration)
-            self.stopped = self._reason_to_stop(rollout, iteration)
+            self._iterate(iteration)
             if self.stopped:
-                self._log_stop(rollout, iteration)
-                restore(self.policy.model, self.good)
-                break
-            if self.monitor.calm:
-                self.good = self._weights()
-            summary = self._note(rollout)
-            if self.monitor.calm:
-                self.snapshots.offer(self.curve[-1], self._write_snapshot)
-            watched = self.monitor.metrics(iteration, iteration * settings.prompts_per_iteration)
-            with self.stopwatch.phase("learn"):
-                learned = self.learner.learn(iteration, rollout, first_chunks)
-            if learned is None:
-                self.stopped = f"the loss or its gradient was not finite in iteration {iteration + 1}"
-            else:
-                self.stopped = self.monitor.learning(learned, iteration)
-            self.job.log(
-                iteration + 1,
-                **summary,
-                **watched,
-                **(learned or {}),
-                **self._speed(rollout, time.monotonic() - began_s),
-                episode=(iteration + 1) * settings.prompts_per_iteration,
-                **({"stopped": self.stopped} if self.stopped else {}),
-            )
-            if self.stopped:
-                restore(self.policy.model, self.good)
                 break
             if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
                 self._checkpoint(iteration + 1)
@@ -154,6 +128,39 @@ class PolicyTraining:
         return results
 
     # One iteration
+
+    def _iterate(self, iteration: int) -> None:
+        """Learn from one more rollout, unless a wire is tripped."""
+        began_s = time.monotonic()
+        rollout, first_chunks = self._rollout(iteration)
+        tripped = self._tripped_by(rollout, iteration)
+        if tripped:
+            self._log_given_up(rollout, iteration, tripped)
+            return
+        if self.monitor.calm:
+            self.good = self._good_now()
+        summary = self._note(rollout)
+        if self.monitor.calm:
+            self.snapshots.offer(self.curve[-1], self._write_snapshot)
+        watched = self.monitor.metrics(iteration, self._samples)
+        with self.stopwatch.phase("learn"):
+            learned = self.learner.learn(iteration, rollout, first_chunks)
+        self.kept.append(iteration + 1)
+        tripped = self._tripped_by_learning(learned, iteration)
+        self.job.log(
+            iteration + 1,
+            **summary,
+            **watched,
+            **(learned or {}),
+            **self._speed(rollout, time.monotonic() - began_s),
+            episode=(iteration + 1) * self.settings.prompts_per_iteration,
+            **(self._answer(tripped, iteration) if tripped else {}),
+        )
+
+    @property
+    def _samples(self) -> int:
+        """Replies whose learning is in the weights."""
+        return len(self.kept) * self.settings.prompts_per_iteration
 
     def _rollout(self, iteration: int) -> tuple[Rollout, list[list[ReplyChunk]]]:
         """Replies with everything known about them, and the layout in which the first epoch reads them.
@@ -228,23 +235,66 @@ class PolicyTraining:
             self.job.facts["peak_flops"] = peak
         return numbers
 
-    # Watching and stopping
+    # Watching, going back, stopping
 
-    def _reason_to_stop(self, rollout: Rollout, iteration: int, *, last: bool = False) -> str | None:
+    def _tripped_by(self, rollout: Rollout, iteration: int, *, last: bool = False) -> Tripped | None:
         kl = float(rollout.kl_nats.mean())
         if not math.isfinite(kl) or not bool(torch.isfinite(rollout.scores).all()):
-            return f"log-probs or scores were not finite in iteration {iteration + 1}"
+            return Tripped("not_finite", f"log-probs or scores were not finite in iteration {iteration + 1}")
         limit = self.settings.max_kl_nats
         if limit is not None and kl > limit:
-            return f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
-        return self.monitor.rollout(rollout, iteration, last=last)
+            found = f"KL {kl:.3g} nats was above max_kl_nats {limit:g} in iteration {iteration + 1}"
+            return Tripped("max_kl_nats", found)
+        return self._tripped(self.monitor.rollout(rollout, iteration, last=last))
 
-    def _log_stop(self, rollout: Rollout, iteration: int) -> None:
-        """The line of a rollout that is not learned from: its numbers, and why training stops there."""
+    def _tripped_by_learning(self, learned: dict[str, float] | None, iteration: int) -> Tripped | None:
+        if learned is None:
+            return Tripped("not_finite", f"the loss or its gradient was not finite in iteration {iteration + 1}")
+        return self._tripped(self.monitor.learning(learned, iteration))
+
+    def _tripped(self, found: str | None) -> Tripped | None:
+        wire = self.monitor.watch.stopped_by
+        return None if found is None or wire is None else Tripped(wire, found)
+
+    def _log_given_up(self, rollout: Rollout, iteration: int, tripped: Tripped) -> None:
+        """The line of a rollout that is not learned from: its numbers, and what becomes of the run."""
         numbers = self._summary(rollout)
         if math.isfinite(numbers["objective/kl"]) and math.isfinite(numbers["objective/scores"]):
             numbers |= self.monitor.watch.metrics(self.monitor.look(rollout))
-        self.job.log(iteration + 1, **numbers, stopped=self.stopped)
+        self.job.log(iteration + 1, **numbers, **self._answer(tripped, iteration))
+
+    def _answer(self, tripped: Tripped, iteration: int) -> dict[str, str]:
+        """Go back to the last good weights, and on from there where that may help; what metrics.jsonl says of it."""
+        if self._may_recover(tripped, iteration):
+            self._recover(tripped, iteration)
+            return {"recovered": tripped.found}
+        self.stopped = tripped.found
+        del self.kept[self.good.rounds :]
+        restore(self.policy.model, self.good.policy)
+        return {"stopped": tripped.found}
+
+    def _may_recover(self, tripped: Tripped, iteration: int) -> bool:
+        """Whether a smaller step from the last good weights is to be tried: not where nothing was learned since."""
+        good, watch = self.good, self.settings.watch
+        return (
+            len(self.recoveries) < watch.max_recoveries
+            and iteration + 1 < self.settings.iterations
+            and good.learner is not None
+            and len(self.kept) > good.rounds
+            and smaller_step_helps(tripped.wire, at_start=good.rounds <= self.settings.critic_warmup_iterations)
+        )
+
+    def _recover(self, tripped: Tripped, iteration: int) -> None:
+        factor = self.learner.rate_factor * self.settings.watch.recovery_rate
+        self.good.bring_back(self.policy.model, self.critic, self.learner)
+        self.learner.rate_factor = factor
+        del self.kept[self.good.rounds :]
+        # The point of the good weights stays: the next rollout is written by the same ones.
+        del self.curve[self.good.rounds + 1 :]
+        self.monitor.recover(self._samples)
+        back_to = self.kept[-1] if self.kept else 0
+        rate = self.settings.learning_rate * factor
+        self.recoveries.append(Recovery(iteration + 1, tripped.wire, tripped.found, back_to, rate))
 
     def _summary(self, rollout: Rollout) -> dict[str, float]:
         """Means over the replies of a rollout, under the names that TRL's users know."""
@@ -269,9 +319,12 @@ class PolicyTraining:
 
     def _note(self, rollout: Rollout) -> dict[str, float]:
         summary = self._summary(rollout)
+        if len(self.curve) > len(self.kept):
+            # After a recovery: these weights have their point already.
+            return summary
         self.curve.append(
             CurvePoint(
-                samples=len(self.curve) * self.settings.prompts_per_iteration,
+                samples=self._samples,
                 kl_nats=summary["objective/kl"],
                 score=summary["objective/scores"],
                 kl_coef=self.learner.kl_coef,
@@ -294,10 +347,9 @@ class PolicyTraining:
         if self.stopped:
             self.monitor.look(rollout)
         else:
-            self.stopped = self._reason_to_stop(rollout, self.settings.iterations, last=True)
-            if self.stopped:
-                self._log_stop(rollout, self.settings.iterations)
-                restore(self.policy.model, self.good)
+            tripped = self._tripped_by(rollout, self.settings.iterations, last=True)
+            if tripped:
+                self._log_given_up(rollout, self.settings.iterations, tripped)
                 return self._measure_final()
         summary = self._summary(rollout)
         samples = self.settings.prompts_per_iteration * len(self.curve)
@@ -311,6 +363,8 @@ class PolicyTraining:
             reply_tokens=summary["reply_tokens"],
             truncated=summary["truncated"],
             stopped=self.stopped,
+            kept_iteration=(self.kept[-1] if self.kept else 0) if self.stopped else None,
+            recoveries=tuple(self.recoveries) or None,
             kl_coef_end=self.learner.kl_coef,
             sampler_logratio_max=self.sampler_gap,
             settings=asdict(self.settings),
@@ -332,8 +386,9 @@ class PolicyTraining:
 
     # Resume
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in learned_state(self.policy.model).items()}
+    def _good_now(self) -> LastGood:
+        whole = self.settings.watch.max_recoveries > len(self.recoveries)
+        return LastGood.now(self.policy.model, self.critic, self.learner, len(self.kept), whole=whole)
 
     def _checkpoint(self, iteration: int) -> None:
         self.job.save_checkpoint(
@@ -343,7 +398,9 @@ class PolicyTraining:
                 "critic": learned_state(self.critic),
                 **self.learner.state,
                 "sampler_gap": self.sampler_gap,
-                "good": self.good,
+                "good": vars(self.good),
+                "kept": self.kept,
+                "recoveries": [part_to_json(recovery) for recovery in self.recoveries],
                 "curve": [part_to_json(point) for point in self.curve],
                 "snapshots": self.snapshots.state_dict(),
                 "monitor": self.monitor.state,
@@ -361,7 +418,14 @@ class PolicyTraining:
         restore(self.policy.model, state["policy"])
         restore(self.critic, state["critic"])
         self.learner.restore(state)
-        self.good, self.curve = state["good"], [CurvePoint(**point) for point in state["curve"]]
+        self.curve = [CurvePoint(**point) for point in state["curve"]]
+        if "kept" in state:
+            self.good, self.kept = LastGood(**state["good"]), state["kept"]
+            self.recoveries = [Recovery(**recovery) for recovery in state["recoveries"]]
+        else:
+            # A checkpoint of before there were recoveries: the weights alone.
+            self.kept = list(range(1, iteration + 1))
+            self.good = LastGood(state["good"], rounds=iteration - 1)
         self.sampler_gap = state["sampler_gap"]
         self.monitor.restore(state["monitor"])
         return iteration

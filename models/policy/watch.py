@@ -173,6 +173,11 @@ class Watch:
         # A checkpoint of before learning had patience has none.
         self.learning_in_a_row = state.get("learning_in_a_row", {})
 
+    def recover(self) -> None:
+        """Forget what the weights that were given up showed; the alarms stay, and so does the start."""
+        self.in_a_row, self.learning_in_a_row, self._recent_kls = {}, {}, []
+        self.stopped_by = None
+
     # The wires
 
     def _kl_alarms(self, signals: RolloutSignals) -> list[Alarm]:

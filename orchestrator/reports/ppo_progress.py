@@ -55,8 +55,9 @@ class Table:
             yield "  ".join(
                 f"{number(line.get(key), form, missing=''):>{_width(title)}}" for title, key, form, _ in self._columns
             ).rstrip()
-            if line.get("stopped"):
-                yield f"stopped: {line['stopped']}"
+            for outcome in ("stopped", "recovered"):
+                if line.get(outcome):
+                    yield f"{outcome}: {line[outcome]}"
 
 
 def course(lines: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from models.policy.results import PPOResult
+from models.policy.results import LEARNED_WIRES, PPOResult
 from orchestrator.store.acts import said_of
 
 REPORT = "write_report"
@@ -65,10 +65,6 @@ WIRE_ADVICE = {
     "max_kl_nats": "nothing, where the policy was to go that far. To learn more within the limit, raise `ppo.kl_coef` "
     "or lower `ppo.learning_rate`.",
 }
-# Wires that tell of a policy that learned too much; beyond them after a step or two, it was the step.
-LEARNED_WIRES = (
-    "ratio", "clip_fraction", "entropy", "duplicates", "repetition", "length", "truncation", "twin_gap", "max_kl_nats",
-)  # fmt: skip
 TOO_FAST = (
     "lower `ppo.learning_rate` (it was {rate:g}): the first steps went beyond the bound, and nothing is kept of them."
 )
@@ -155,10 +151,19 @@ def _ppo_stop(training: PPOResult, stopped: str, snapshot: str | None) -> Stop:
     return Stop(
         stage="train_policy",
         by=by,
-        found=stopped,
+        found=stopped + _after_recoveries(training),
         kept=f"the last good weights, those {of}, are the snapshot `{snapshot}`, evaluated and gated like any other.",
         next=f"{advice} More in {DOCS}.",
     )
+
+
+def _after_recoveries(training: PPOResult) -> str:
+    """That PPO had gone back and learned slower before; nothing where it never did."""
+    if not training.recoveries:
+        return ""
+    count, rate = len(training.recoveries), training.recoveries[-1].learning_rate
+    times = "once" if count == 1 else f"{count} times"
+    return f"; it had gone back to good weights {times} before, the last time on at a learning rate of {rate:.3g}"
 
 
 def kept_iterations(training: PPOResult) -> int:
@@ -168,6 +173,8 @@ def kept_iterations(training: PPOResult) -> int:
     """
     if training.kl_nats == 0:
         return 0
+    if training.kept_iteration is not None:
+        return training.kept_iteration
     alarms = training.watch.alarms if training.watch is not None else ()
     beyond = {alarm.iteration for alarm in alarms if alarm.wire not in AFTER_LEARNING}
     return max((i for i in range(len(training.curve)) if i + 1 not in beyond), default=0)

@@ -14,15 +14,16 @@ STOCK_TEXT_CHARACTERS = 60
 
 
 def watch_rows(training: PPOResult, offsets: tuple[float, float] | None = None) -> list[Row]:
-    """Alarms that passed, the twin gap, mean log-p accuracy.
+    """Recoveries, alarms that passed, the twin gap, mean log-p accuracy.
 
     `offsets` are those of the training PM and of the watcher; taken off, their scores can be compared.
     """
-    rows: list[Row] = []
+    rows = recovery_rows(training)
     watch = training.watch
     # A snapshot from before PPO was watched has neither.
     if watch is not None:
-        passed = sorted({alarm.wire for alarm in watch.alarms} - {watch.stopped_by})
+        answered = {watch.stopped_by, *(recovery.wire for recovery in training.recoveries or ())}
+        passed = sorted({alarm.wire for alarm in watch.alarms} - answered)
         if passed:
             rows.append(("Alarms that passed", ", ".join(passed)))
         if watch.start is not None and watch.end is not None and watch.end.twin_gap is not None:
@@ -44,6 +45,19 @@ def watch_rows(training: PPOResult, offsets: tuple[float, float] | None = None) 
                 )
             )
     return rows
+
+
+def recovery_rows(training: PPOResult) -> list[Row]:
+    """After which iterations PPO went back to good weights, why, and how it went on; nothing where it never did."""
+    if not training.recoveries:
+        return []
+    told = (
+        f"after iteration {one.iteration} (`{one.wire}`) back to "
+        + ("the start" if one.back_to == 0 else f"the weights of iteration {one.back_to}")
+        + f", on at a learning rate of {one.learning_rate:.3g}"
+        for one in training.recoveries
+    )
+    return [("PPO went back", "; ".join(told))]
 
 
 def _twin_gap(start: RolloutSignals, end: LastSignals, gap: float, offsets: tuple[float, float] | None) -> str:

@@ -104,7 +104,8 @@ def test_a_watcher_that_agrees_has_no_gap_and_one_that_objects_stops_the_run(tra
 
 def test_watching_changes_no_weight(train, opposite_dir, tmp_path):
     comparisons = write_comparison_set(tmp_path / "comparisons", polite_comparisons(4, 6))
-    off = {field.name: 0.0 for field in fields(WatchSettings) if field.name != "patience"}
+    off = {field.name: 0.0 for field in fields(WatchSettings) if field.name.startswith(("max_", "min_", "impossible_"))}
+    off["max_recoveries"] = 0
     plain = train("plain", iterations=2)
     watched = train("watched", iterations=2, watcher=opposite_dir, comparisons=comparisons, watch=off)
     weights = [(out / "result" / "model.safetensors").read_bytes() for out in (plain, watched)]
@@ -112,7 +113,7 @@ def test_watching_changes_no_weight(train, opposite_dir, tmp_path):
 
 
 def test_learning_that_explodes_goes_back_to_the_weights_before_it(train):
-    out = train(iterations=5, learning_rate=0.3, watch={"max_ratio_error": 0.3, "patience": 1})
+    out = train(iterations=5, learning_rate=0.3, watch={"max_ratio_error": 0.3, "patience": 1, "max_recoveries": 0})
     numbers = results(out)
     assert numbers["watch"]["stopped_by"] in ("ratio", "clip_fraction")
     assert numbers["watch"]["alarms"][-1]["iteration"] == 1
@@ -158,7 +159,8 @@ def test_an_unknown_wire_is_an_error_that_names_the_known_ones(train):
 
 def test_a_killed_run_is_stopped_in_the_same_iteration(train, opposite_dir, monkeypatch):
     # Entropy falls a little with every iteration; beyond 0.99 of the start's for the second time the run stops.
-    settings = {"watcher": opposite_dir, "iterations": 10, "watch": {"min_entropy_share": 0.99}, "checkpoint_every": 1}
+    wires = {"min_entropy_share": 0.99, "max_recoveries": 0}
+    settings = {"watcher": opposite_dir, "iterations": 10, "watch": wires, "checkpoint_every": 1}
     whole = train("whole", seed=2, prompts_per_iteration=32, **settings)
     first, second = (alarm["iteration"] for alarm in results(whole)["watch"]["alarms"])
     assert (results(whole)["watch"]["stopped_by"], second) == ("entropy", first + 1)

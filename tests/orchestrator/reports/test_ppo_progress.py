@@ -120,6 +120,11 @@ def test_the_reason_to_stop_follows_the_row_of_its_rollout():
     ]
 
 
+def test_a_recovery_follows_the_row_of_its_rollout():
+    found = "40% of tokens were clipped (iteration 1)"
+    assert list(Table().rows([line(1) | {"recovered": found}, line(2)]))[-2] == f"recovered: {found}"
+
+
 def test_without_a_run_the_command_says_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
     assert main(["cycle", "watch", "--once"]) == 2

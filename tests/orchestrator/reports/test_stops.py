@@ -11,7 +11,7 @@ from prefect.states import Failed
 
 from db import tables as t
 from flows.running import _how_to_go_on
-from models.policy.results import PPOResult, RaisedAlarm, WatchResult
+from models.policy.results import PPOResult, RaisedAlarm, Recovery, WatchResult
 from orchestrator.config import parse_config
 from orchestrator.judging.agreement import Part
 from orchestrator.judging.gates import Evidence, FreshEvidence, Gain, LiveEvidence, Share, judge
@@ -127,6 +127,20 @@ def test_a_wire_that_is_looked_at_after_learning_keeps_the_weights_that_wrote_th
     assert kept_iterations(ran(5, stopped_by="ratio", alarms=[(3, "length"), (5, "ratio")])) == 4
     # Every rollout but the first was beyond a wire.
     assert kept_iterations(ran(2, stopped_by="entropy", alarms=[(2, "entropy"), (3, "entropy")])) == 0
+
+
+def test_a_run_that_recovered_before_says_how_often_and_what_it_keeps():
+    back = tuple(Recovery(at, "ratio", "", 2, rate) for at, rate in ((4, 5e-5), (5, 2.5e-5)))
+    training = replace(ran(4, stopped_by="ratio", alarms=[]), recoveries=back, kept_iteration=2)
+    stop = _ppo_stop(training, "far (iteration 6)", "sha256:ab")
+    assert stop.found == (
+        "far (iteration 6); it had gone back to good weights 2 times before, the last time on at a learning rate of "
+        "2.5e-05"
+    )
+    assert "those after iteration 2," in stop.kept
+    once = replace(training, recoveries=back[:1], kept_iteration=0)
+    assert "once before" in _ppo_stop(once, "far", "sha256:ab").found
+    assert kept_iterations(once) == 0
 
 
 @pytest.mark.parametrize("error", ["JobRefused: lora_layers names nope", "ConfigError: prompts.train_file"])

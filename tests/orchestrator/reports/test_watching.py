@@ -8,6 +8,7 @@ from models.policy.results import (
     LogpAccuracy,
     LogpPoint,
     RaisedAlarm,
+    Recovery,
     RolloutSignals,
     WatchResult,
 )
@@ -89,6 +90,20 @@ def test_a_quiet_run_and_one_from_before_the_watch_have_no_rows():
     quiet = WatchResult(None, (), START, replace(END, score_watcher=None, twin_gap=None))
     assert watch_rows(replace(BARE_PPO, watch=quiet)) == []
     assert watch_rows(BARE_PPO) == []
+
+
+def test_recoveries_are_told_in_one_row():
+    alarms = tuple(RaisedAlarm(at, wire, "") for at, wire in ((3, "ratio"), (4, "length"), (5, "clip_fraction")))
+    back = (Recovery(3, "ratio", "far", 0, 5e-5), Recovery(5, "clip_fraction", "many", 4, 2.5e-5))
+    training = replace(BARE_PPO, watch=WatchResult(None, alarms), recoveries=back)
+    assert watch_rows(training) == [
+        (
+            "PPO went back",
+            "after iteration 3 (`ratio`) back to the start, on at a learning rate of 5e-05; after iteration 5 "
+            "(`clip_fraction`) back to the weights of iteration 4, on at a learning rate of 2.5e-05",
+        ),
+        ("Alarms that passed", "length"),
+    ]
 
 
 def test_collapse_stands_beside_the_initial_policys_and_quotes_safely():
