@@ -28,6 +28,7 @@ from orchestrator.cycles.deciding import cycle_id_of, cycle_state, expire, take_
 from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.turn import one_at_a_time
 from orchestrator.database import database
+from orchestrator.errors import CycleCancelled
 from orchestrator.instance.policy_api import policy_api
 from orchestrator.store.acts import LONGEST_NAME, LONGEST_REASON, claimed
 
@@ -111,13 +112,16 @@ EXPIRY_CRON = "*/10 * * * *"
 
 async def finish(run: Runner, cycle_id: int) -> Outcome:
     """Carry out what was decided about a cycle; a cycle that is over, or waits, stays as it is."""
-    # The run that asked may be at its end still.
-    async with one_at_a_time("queue", run.queued):
-        decided = await run.ask(stages.what_was_decided, cycle_id)
-        if decided is None:
-            return await run.ask(_as_it_stands, cycle_id)
-        async with seen_at_work(run, cycle_id, "decision"):
-            return await end_cycle(run, cycle_id, decided)
+    try:
+        # The run that asked may be at its end still.
+        async with one_at_a_time("queue", run.queued):
+            decided = await run.ask(stages.what_was_decided, cycle_id)
+            if decided is None:
+                return await run.ask(_as_it_stands, cycle_id)
+            async with seen_at_work(run, cycle_id, "decision"):
+                return await end_cycle(run, cycle_id, decided)
+    except CycleCancelled as cancelled:
+        return Outcome("Cancelled", str(cancelled))
 
 
 def _as_it_stands(cycle_id: int) -> Outcome:

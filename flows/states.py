@@ -14,6 +14,7 @@ from prefect.states import Cancelled
 
 from orchestrator.cycles.outcomes import Outcome
 from orchestrator.cycles.standing import left_by_run
+from orchestrator.cycles.telling import publish_live
 from orchestrator.errors import CycleCancelled
 
 P = ParamSpec("P")
@@ -54,6 +55,7 @@ async def say_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State
     The worker calls this before it sets the state, and words the state itself; so the words follow after that.
     """
     line = await asyncio.to_thread(left_by_run, str(flow_run.id))
+    await asyncio.to_thread(publish_live)
     if line is None:
         return
     flow_run_logger(flow_run, flow).warning(line)

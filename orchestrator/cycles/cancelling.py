@@ -14,6 +14,7 @@ from sqlalchemy import select
 from db import tables as t
 from orchestrator.cycles.presence import who_is_at_work
 from orchestrator.cycles.record import cancel_cycle
+from orchestrator.cycles.standing import left_by_run
 from orchestrator.cycles.telling import publish_live
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
@@ -42,6 +43,7 @@ def give_up(number: int, actor: Actor, note: str | None, api: PrefectApi | None,
     for line in went_live(cycle_id):
         say(line)
     _Ending(cycle_id, api, say).wait(number)
+    publish_live()
     publish_live()
     say("Nothing works on it any more. Its comparisons go into the next comparison set.")
 
@@ -113,11 +115,19 @@ class _Ending:
             id_, name, ended = str(run["id"]), str(run["name"]), run["state_type"] in ENDED
             if ended and id_ in self._asked:
                 del self._asked[id_]
+                self._say_why(self._api, id_)
                 self._say(f"run {str(run['state_name']).lower()}: {name}")
             elif not ended and id_ not in self._asked:
                 self._api.cancel(id_)
                 self._asked[id_] = name
                 self._say(f"run asked to end: {name}")
+
+    @staticmethod
+    def _say_why(api: PrefectApi, id_: str) -> None:
+        """Let the state of a run that had no process, so that nobody worded it, say what became of its cycle."""
+        state, line = api.state(id_), left_by_run(id_)
+        if state.type == "CANCELLED" and not state.message and line is not None:
+            api.set_state(id_, state.type, state.name, line)
 
     def _runs(self, api: PrefectApi) -> list[dict[str, object]]:
         """The Prefect runs that worked on the cycle, and those that they started."""

@@ -115,8 +115,9 @@ def expire(session: Session, now: datetime | None = None) -> list[Waiting]:
     refused = []
     for one in over:
         approval = session.get_one(t.Approval, one.approval_id)
-        _lock(session, approval.cycle_id)
-        if _decision(session, approval.id) is None:
+        # It may have been given up since it was read.
+        still_open = _lock(session, approval.cycle_id).state == "open"
+        if still_open and _decision(session, approval.id) is None:
             _answer(session, approval, "refuse", TIMEOUT, f"{NOBODY_DECIDED} until {one.expires_at:%Y-%m-%d %H:%M} UTC")
             refused.append(one)
     return refused
