@@ -7,9 +7,10 @@ cycle is no such sign: a stage whose process was killed stays "running" in its r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from db.session import make_engine
@@ -21,6 +22,7 @@ AT_WORK = 0x776F726B  # "work"
 LONGEST_NAME = 63
 
 _TAKE = text("select set_config('application_name', :name, false), pg_advisory_lock_shared(:key, :cycle)")
+_LEAVE = text("select pg_advisory_unlock_shared(:key, :cycle)")
 _HOLDERS = text(
     "select a.application_name from pg_locks l join pg_stat_activity a on a.pid = l.pid "
     "where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = :key and l.objid = :cycle "
@@ -35,7 +37,12 @@ def at_work(cycle_id: int, name: str) -> Iterator[None]:
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(_TAKE, {"name": name[:LONGEST_NAME], "key": AT_WORK, "cycle": cycle_id})
-            yield
+            try:
+                yield
+            finally:
+                # Postgres would notice the end of the connection too, a moment later.
+                with suppress(OperationalError):
+                    connection.execute(_LEAVE, {"key": AT_WORK, "cycle": cycle_id})
     finally:
         engine.dispose()
 
