@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
-from orchestrator.http_shared.metrics import CountRequests, Metrics
+from orchestrator.http_shared.metrics import CountRequests
 from orchestrator.serving.completion import begin
 from orchestrator.serving.schemas import ChatRequest, SnapshotName
 from orchestrator.serving.server import PolicyServer, PolicyServerConfig
@@ -42,8 +42,7 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
     # The pages of /docs would load scripts from another host; the OpenAPI document itself is served.
     app = FastAPI(title="Policy server", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
-    metrics = Metrics("policy_server")
-    snapshots = server.snapshots
+    metrics, snapshots = server.metrics, server.snapshots
     metrics.watch(
         gauges={
             "replies": ("Replies that run or wait", lambda: server.replies),

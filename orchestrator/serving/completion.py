@@ -117,7 +117,7 @@ class Completion:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """The time in which the replies are decoded; leaving it early frees their slots."""
-        server = self._server
+        server, started_s = self._server, time.monotonic()
         with self._snapshot.held():
             server.replies += len(self._replies)
             stop = self._start()
@@ -130,6 +130,7 @@ class Completion:
                 ) from None
             finally:
                 server.replies -= len(self._replies)
+                server.measured.ended(self._snapshot.digest, self._snapshot.chat, self._replies, started_s)
                 if not all(reply.ended for reply in self._replies):
                     stop()
 

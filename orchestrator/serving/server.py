@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from db.session import make_engine
+from orchestrator.http_shared.metrics import Metrics
 from orchestrator.serving.callers import Callers
 from orchestrator.serving.decoding import DecodeThread
 from orchestrator.serving.far_requests import DetectorConfig, FarRequests
+from orchestrator.serving.reply_metrics import ReplyMetrics
 from orchestrator.serving.snapshots import SnapshotLimits, Snapshots
 from orchestrator.store.artifacts import ArtifactStore
 
@@ -50,3 +52,5 @@ class PolicyServer:
         self.detector = None if detector is None else FarRequests(detector, self.database, store, config.limits.device)
         self.callers = Callers(self.database, config.admin_token, config.requests_per_minute)
         self.replies = 0
+        self.metrics = Metrics("policy_server")
+        self.measured = ReplyMetrics(self.metrics.registry, self.snapshots.standing)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from db.session import transaction
 from models.chat.format import ChatFormat
@@ -33,11 +34,13 @@ from orchestrator.serving.names import full_digest
 from orchestrator.serving.scorers import Scorers
 from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.deployments import POLICIES
-from orchestrator.store.live import Live, live_now
+from orchestrator.store.live import Live, deployments, live_now
 
 logger = logging.getLogger(__name__)
 
 LIVE = "policy-live"
+# Deployments among which the one before is looked for: a few roll-backs to and fro.
+LOOKED_BACK = 10
 
 
 @dataclass(eq=False)
@@ -98,6 +101,7 @@ class Snapshots:
         self._loading: dict[str, asyncio.Task[Snapshot]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._live: Snapshot | None = None
+        self._before: str | None = None
         self.deployment: Live | None = None
         """How what is live came to be so, as the database says it."""
         self.behind = False
@@ -120,6 +124,11 @@ class Snapshots:
     def held(self) -> list[Snapshot]:
         """Every snapshot in memory, oldest first."""
         return list(self._held.values())
+
+    def standing(self) -> dict[str, str]:
+        """Digests of what is live and of what was live before it, by `live` and `before`."""
+        live = {"live": self._live.digest} if self._live is not None else {}
+        return live | ({"before": self._before} if self._before is not None else {})
 
     def wanted(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot is live or in an active pairing."""
@@ -189,7 +198,7 @@ class Snapshots:
         self._looks += 1
         look = self._looks
         try:
-            live, wanted = await asyncio.to_thread(self._read)
+            live, self._before, wanted = await asyncio.to_thread(self._read)
             self._wanted = wanted.policies
             if live is not None:
                 await self._follow_live(live, look)
@@ -276,9 +285,16 @@ class Snapshots:
         engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
         return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
 
-    def _read(self) -> tuple[Live | None, Served]:
+    def _read(self) -> tuple[Live | None, str | None, Served]:
         with transaction(self._database) as session:
-            return live_now(session), served(session)
+            live = live_now(session)
+            return live, _before(session, live), served(session)
+
+
+def _before(session: Session, live: Live | None) -> str | None:
+    """The digest of the snapshot that was live last before this one, itself aside."""
+    earlier = deployments(session, LOOKED_BACK)
+    return next((one.digest for one in earlier if live is not None and one.digest != live.digest), None)
 
 
 def _collect() -> None:
