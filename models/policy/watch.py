@@ -26,6 +26,9 @@ from models.statistics.reply_signals import duplicates, most_frequent, repeated_
 KL_ROUNDING_NATS = 1e-3
 # Rollouts over which a small bias of the KL adds up until it is seen.
 DRIFT_ROLLOUTS = 10
+# Log-probs that moved by so many times the bound of `ratio` stop at once: a policy that a step destroyed says one thing
+# with certainty, and has no gradient that could trip the wire a second time.
+SURE = 2.0
 # A twin gap counts as far as it exceeds its own noise: two standard errors.
 GAP_ERRORS = 2.0
 
@@ -98,6 +101,8 @@ class Alarm:
 
     wire: str
     found: str
+    sure: bool = False
+    """Too far beyond the bound for noise: it needs no patience."""
 
 
 class Watch:
@@ -250,7 +255,7 @@ class Watch:
             found.append(Alarm("first_ratio", text))
         if settings.max_ratio_error and moved > settings.max_ratio_error:
             text = f"log-probs moved by {moved:.3g} nats a token, above max_ratio_error {settings.max_ratio_error:g}"
-            found.append(Alarm("ratio", text))
+            found.append(Alarm("ratio", text, sure=moved > SURE * settings.max_ratio_error))
         if settings.max_clip_fraction and clipped > settings.max_clip_fraction:
             text = f"{clipped:.0%} of tokens were clipped, above max_clip_fraction {settings.max_clip_fraction:g}"
             found.append(Alarm("clip_fraction", text))
@@ -266,7 +271,7 @@ class Watch:
     ) -> str | None:
         """Why training must stop: the first alarm that has lasted for long enough."""
         for alarm in alarms:
-            needed = 1 if last or alarm.wire in AT_ONCE else self.settings.patience
+            needed = 1 if last or alarm.sure or alarm.wire in AT_ONCE else self.settings.patience
             if in_a_row[alarm.wire] >= needed:
                 return self._reason(alarm, iteration)
         return None

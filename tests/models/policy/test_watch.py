@@ -313,6 +313,11 @@ def test_learning_that_explodes_stops_when_it_lasts(wire, beyond, within, off):
     assert [silent.learning(LEARNED | beyond, i) for i in range(1, 4)] == [None] * 3
 
 
+def test_a_leap_of_twice_the_bound_needs_no_second_round():
+    assert watch().learning(LEARNED | {"watch/ratio_error": 1.99}, 1) is None
+    assert watch().learning(LEARNED | {"watch/ratio_error": 2.01}, 1) is not None
+
+
 def test_metrics_are_relative_to_the_start():
     found = watch()
     now = replace(START, kl_nats=0.5, kl_error=0.25, entropy=0.5, reply_tokens=30.0, score=2.0)
