@@ -48,12 +48,11 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
     """The same, read in a transaction of the caller's."""
     cycle = session.get_one(t.Cycle, cycle_id)
     artifacts = newest_artifacts(session, cycle_id)
-    decision = session.scalars(
-        select(t.Decision).where(t.Decision.cycle_id == cycle_id).order_by(t.Decision.id.desc()).limit(1)
-    ).first()
+    decision = _decision(session, cycle)
+    judged = decision or _approval(session, cycle_id)
     snapshot, initial = artifacts.get("snapshot"), artifacts.get("initial_policy")
     model, detector = artifacts.get("preference_model"), artifacts.get("ood_detector")
-    training, live = _results(PPOResult, snapshot), _live(decision)
+    training, live = _results(PPOResult, snapshot), _live(judged)
     live_policy = session.get_one(t.Artifact, live.id) if live is not None else None
     return CycleNumbers(
         cycle=cycle.number,
@@ -80,9 +79,9 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         detector=_detector(detector) if detector else None,
         elo=_measured(session, EloNumbers, cycle_id, "elo", snapshot),
         stops=tuple(stops_of(session, cycle_id, training, snapshot.digest if snapshot else None, failure)),
-        waits=_waits(session, cycle_id) if decision is None else None,
+        waits=judged.why if isinstance(judged, t.Approval) else None,
         decision=decision.decision if decision else None,
-        reasons=_verdicts(decision),
+        reasons=_verdicts(judged),
         weeks=weeks_until(session, cycle.number),
         stages=tuple(stage_times(session, cycle_id)),
     )
@@ -125,16 +124,31 @@ def _on_the_way(session: Session, run: t.Artifact | None) -> tuple[ListedSnapsho
     )
 
 
-def _waits(session: Session, cycle_id: int) -> str | None:
-    query = select(t.Approval.why).where(t.Approval.cycle_id == cycle_id).order_by(t.Approval.id.desc())
+def _decision(session: Session, cycle: t.Cycle) -> t.Decision | None:
+    """What was decided about the cycle's snapshot; in week 0, that the initial policy goes live.
+
+    A cycle that finds nothing live decides about the initial policy too, long before it has a snapshot.
+    """
+    kinds = ("initial", "cycle") if cycle.number == 0 else ("cycle",)
+    return session.scalars(
+        select(t.Decision)
+        .where(t.Decision.cycle_id == cycle.id, t.Decision.kind.in_(kinds))
+        .order_by(t.Decision.id.desc())
+        .limit(1)
+    ).first()
+
+
+def _approval(session: Session, cycle_id: int) -> t.Approval | None:
+    """What people are asked about the cycle: it has the verdicts and the evidence before there is a decision."""
+    query = select(t.Approval).where(t.Approval.cycle_id == cycle_id).order_by(t.Approval.id.desc())
     return session.scalars(query.limit(1)).first()
 
 
-def _verdicts(decision: t.Decision | None) -> tuple[Verdict, ...]:
-    if decision is None:
+def _verdicts(judged: t.Decision | t.Approval | None) -> tuple[Verdict, ...]:
+    if judged is None:
         return ()
-    where = f"the reasons of decision {decision.id}"
-    return tuple(result_from_json(Verdict, reason, where=where) for reason in decision.reasons)
+    where = f"the reasons of {judged.__tablename__} {judged.id}"
+    return tuple(result_from_json(Verdict, reason, where=where) for reason in judged.reasons)
 
 
 def _watcher(session: Session, cycle_id: int) -> t.Artifact | None:
@@ -156,9 +170,9 @@ def _measured(session: Session, cls: type[R], cycle_id: int, kind: str, subject:
     return result_from_json(cls, found.numbers, where=f"the numbers of evaluation {found.id}") if found else None
 
 
-def _live(decision: t.Decision | None) -> LiveEvidence | None:
+def _live(judged: t.Decision | t.Approval | None) -> LiveEvidence | None:
     """How the snapshot compared with what was live; decisions of some age don't say."""
-    found = decision.evidence.get("live") if decision is not None else None
+    found = judged.evidence.get("live") if judged is not None else None
     return result_from_json(LiveEvidence, found, where="what was live, in the evidence") if found else None
 
 

@@ -178,3 +178,18 @@ def test_a_snapshot_that_waits_for_a_person_says_why_until_it_is_decided(session
     assert numbers_of(session, cycle.id).waits == "approval is on."
     decide(session, cycle, snapshot, "promote", 1.0)
     assert numbers_of(session, cycle.id).waits is None
+
+
+def test_going_live_with_the_initial_policy_is_no_decision_about_a_snapshot(session: Session) -> None:
+    initial = add_artifact(session, "initial_policy")
+    week_zero = t.Cycle(number=0, name="test", config={}, state="promoted", ended_at=BEGAN)
+    session.add(week_zero)
+    found = []
+    for cycle in (week_zero, add_cycle(session)):
+        session.flush()
+        begins = [{"gate": "none", "passed": True, "reason": "nothing was live: the initial policy begins"}]
+        session.add(t.Decision(cycle_id=cycle.id, snapshot_id=initial.id, decision="promote", kind="initial",
+                               reasons=begins, evidence={}, decided_by="gates"))  # fmt: skip
+        session.flush()
+        found.append(numbers_of(session, cycle.id))
+    assert [(numbers.decision, len(numbers.reasons)) for numbers in found] == [("promote", 1), (None, 0)]

@@ -114,6 +114,12 @@ def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     assert asyncio.run(turn(config, InProcess(said.append))).name == WAITING
     waiting = newest(t.Approval)
     assert waiting.why.startswith("this week's comparisons contradict the preference model of cycle 1 beyond chance")
+    # Whoever decides finds the verdicts in the report, and how the snapshot compares with what is live.
+    asked = cycle_numbers(waiting.cycle_id)
+    assert asked.decision is None
+    assert [verdict.gate for verdict in asked.reasons if not verdict.passed] == ["fresh_agreement"]
+    assert asked.live is not None
+    assert asked.live.gain is not None
     # Somebody looks at the week, and refuses.
     take_decision(2, "refuse", Actor("Ada", "machine", "command"), "one rater turned the labels round")
     asyncio.run(finish(InProcess(said.append), waiting.cycle_id))
