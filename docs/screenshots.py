@@ -71,7 +71,7 @@ def look_after(context: BrowserContext, folder: Path, size: str) -> None:
     page = context.new_page()
     page.goto("/desk/sign-in")
     shoot(page, folder, f"desk-sign-in-{size}")
-    page.get_by_label("Admin token").fill(ADMIN_TOKEN)
+    page.get_by_label("Your token").fill(ADMIN_TOKEN)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="Raters")).to_be_visible()
     for name, path in DESK.items():

@@ -44,7 +44,6 @@ def give_up(number: int, actor: Actor, note: str | None, api: PrefectApi | None,
         say(line)
     _Ending(cycle_id, api, say).wait(number)
     publish_live()
-    publish_live()
     say("Nothing works on it any more. Its comparisons go into the next comparison set.")
 
 

@@ -8,19 +8,17 @@ the server down.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Literal
 
 from sqlalchemy.orm import Session
 
+from orchestrator.cycles.telling import Database
 from orchestrator.errors import ServiceUnavailable
 from orchestrator.instance.policy_api import PolicyApi, Unusable
 from orchestrator.store import deployments
 from orchestrator.store.acts import Actor, reason_of
 from orchestrator.store.deployments import Candidacy
 
-Database = Callable[[], AbstractContextManager[Session]]
-"""Opens a transaction."""
 Choose = Callable[[Session], Candidacy]
 LATER = " The policy server does not answer; it takes the policy up when it is back."
 

@@ -5,6 +5,8 @@ It shows what our tables say and is never read back; without a Prefect server no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,6 +23,8 @@ from orchestrator.settings import Settings
 from orchestrator.store.live import LoopState, loop_state, to_markdown
 
 KEY = "live"
+Database = Callable[[], AbstractContextManager[Session]]
+"""Opens a transaction."""
 
 
 def end_waiting_runs(cycle_id: int, outcome: Outcome) -> None:
@@ -53,12 +57,12 @@ def publish_live() -> bool:
     """
     try:
         settings = Settings.from_env()
-        return publish_at(PrefectApi(api_url(settings.home)), settings.feedback_url)
+        return publish_at(PrefectApi(api_url(settings.home)), database, settings.feedback_url)
     except OrchestratorError:
         return False
 
 
-def publish_at(api: PrefectApi, feedback_url: str | None = None) -> bool:
+def publish_at(api: PrefectApi, database: Database, feedback_url: str | None = None) -> bool:
     """The same on a given server. A version that says the same as the last is not added."""
     next_slot = api.next_scheduled()
     with database() as session:

@@ -45,6 +45,14 @@ def api_url(home: Path) -> str:
     return url
 
 
+def api_url_if_any(home: Path) -> str | None:
+    """The same, or None."""
+    try:
+        return api_url(home)
+    except ServiceUnavailable:
+        return None
+
+
 def prefect_environment(home: Path) -> dict[str, str]:
     """Settings of Prefect for server, workers and clients of an instance; the user's own profile is ignored."""
     return {

@@ -23,7 +23,7 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
 from orchestrator.http_shared.metrics import CountRequests, Metrics
 from orchestrator.people.tasks import INSTRUCTIONS
-from orchestrator.store.deployments import live_deployment
+from orchestrator.store.live import live_now
 from orchestrator.web.desk_access import is_admin_token
 from orchestrator.web.pages.desk.routes import desk_pages
 from orchestrator.web.pages.desk.shared import DeskSignInFirst, desk_sign_in_first
@@ -87,12 +87,17 @@ def create_app(config: FeedbackConfig) -> FastAPI:
 
 def _add_health(app: FastAPI, feedback: Feedback) -> None:
     @app.get("/health")
-    def health() -> dict[str, object]:
-        """Whether the app and its database work, and whether a policy is live."""
+    def health(authorization: Annotated[str | None, Header()] = None) -> dict[str, object]:
+        """Whether the app and its database work, and whether a policy is live; for the admin token, which and why."""
         with transaction(feedback.engine) as session:
             session.execute(text("select 1"))
-            live = live_deployment(session) is not None
-        return {"status": "ok", "policy_live": live} | ({} if live else {"message": "no policy is live"})
+            live = live_now(session)
+        told: dict[str, object] = {"status": "ok", "policy_live": live is not None}
+        if live is None:
+            return told | {"message": "no policy is live"}
+        # Raters reach this app; who decided what is not theirs to know.
+        token = (authorization or "").partition(" ")[2].strip()
+        return told | ({"deployment": live.to_json()} if is_admin_token(token, feedback.config.admin_token) else {})
 
 
 def _add_metrics(app: FastAPI, config: FeedbackConfig, metrics: Metrics) -> None:

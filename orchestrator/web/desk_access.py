@@ -1,4 +1,7 @@
-"""Who sits at the desk: whoever has the admin token. The session is a signed cookie, so nothing is stored."""
+"""Who sits at the desk: operators by name, and whoever has the admin token. The session is a signed cookie.
+
+Nothing is stored of a session; an operator who has ended is nobody at the next request.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,15 @@ def is_admin_token(given: str, admin_token: str | None) -> bool:
     return admin_token is not None and hmac.compare_digest(given.encode(), admin_token.encode())
 
 
-def desk_cookie(admin_token: str, now: float | None = None) -> str:
-    """A session of the desk: when it ends, something random, and a signature that only the admin token gives.
+def desk_cookie(admin_token: str, now: float | None = None, operator: tuple[int, str] | None = None) -> str:
+    """A session of the desk: when it ends, something random, whose, and a signature that only the admin token gives.
 
-    Another admin token ends every session.
+    `operator` are id and token digest of who signed in; None for the admin. Another admin token ends every session.
     """
     ends = int((time.time() if now is None else now) + DESK_LIFETIME_S)
     body = f"{ends}.{secrets.token_urlsafe(16)}"
+    if operator is not None:
+        body += f".{operator[0]}.{operator[1]}"
     return f"{body}.{_signature(admin_token, 'desk', body)}"
 
 
@@ -35,6 +40,12 @@ def is_desk_cookie(cookie: str | None, admin_token: str | None, now: float | Non
         return False
     # Only what we signed is read, so it is a number.
     return int(ends) > (time.time() if now is None else now)
+
+
+def operator_in(cookie: str) -> tuple[int, str] | None:
+    """Whose session a cookie of ours is: id and token digest of an operator; None for the admin's."""
+    _, _, *whose, _ = cookie.split(".")
+    return (int(whose[0]), whose[1]) if whose else None
 
 
 def desk_csrf(cookie: str, admin_token: str) -> str:

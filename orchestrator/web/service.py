@@ -43,6 +43,10 @@ class FeedbackConfig:
     max_body_bytes: int = 1_000_000
     admin_token: str | None = None
     """Opens the desk; without it the desk is closed."""
+    prefect_api_url: str | None = None
+    """Carries out what is decided at the desk, and shows what is live; None: the cycle's next run carries it out."""
+    feedback_url: str | None = None
+    """Where the app itself is reached, for links to it."""
     requests_per_minute: int = 3000
     """Of each rater; far beyond what a person can do, so that it stops programs that run wild."""
     sign_ins_per_minute: int = 60

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         api = PrefectApi(api_url(settings.home))
         next_slot = api.next_scheduled()
         if args.publish:
-            publish_at(api, settings.feedback_url)
+            publish_at(api, database, settings.feedback_url)
     except ServiceUnavailable:
         if args.publish:
             raise

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected at least 1.")
     # FastAPI takes a quarter of a second to import; --help need not wait for it.
     from orchestrator.http_shared.asgi import serve
+    from orchestrator.instance.prefect_api import api_url_if_any
     from orchestrator.serving.keys import service_key
     from orchestrator.web.app import FeedbackConfig, create_app
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         admin_token=settings.admin_token,
         artifact_url=settings.artifact_url,
         cache=settings.home / "cache",
+        prefect_api_url=api_url_if_any(settings.home),
+        feedback_url=settings.feedback_url,
         policy_key=None if settings.admin_token is None else service_key(settings.admin_token),
     )
     serve(create_app(config), args.host, args.port, "feedback app")

@@ -101,7 +101,11 @@ class PageRoute(APIRoute):
         async def translated(request: Request) -> Response:
             response = await handle(request)
             if response.status_code == 303 and not wants_page(request):
-                return JSONResponse({"go": response.headers["location"]}, headers={"Cache-Control": "no-store"})
+                return JSONResponse(
+                    {"go": response.headers["location"]},
+                    headers={"Cache-Control": "no-store"},
+                    background=response.background,
+                )
             return response
 
         return translated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import httpx
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,13 +12,16 @@ from db import tables as t
 from models.preference.results import Accuracy
 from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access, notices, queues
+from orchestrator.people.operators import ADMIN
 from orchestrator.people.raters import create_rater
+from orchestrator.store import approvals, deployments
 from tests.orchestrator.published_results import held_out_report, preference_model_results
 from tests.orchestrator.web.rating import ask, ok, pair_of
 from tests.running import add_artifact
 
 DESK = {
     "raters": "/desk",
+    "live": "/desk/live",
     "rater": "/desk/raters/1",
     "touched": "/desk/raters/1/touched",
     "dialogue": "/desk/dialogues/1",
@@ -47,8 +52,31 @@ def set_scene(session: Session) -> str:
     pairings.open_pairing(session, "red_team_choose_best", people.id, policy.id)
     for offer in queues.EVERYTHING:
         queues.add_queue(session, *offer, goal=500 if offer[0] == "helpful" else None)
+    ask_for_a_decision(session, initial, judge)
     notices.announce(session, "On **Friday** there is no work. Thank you all!")
     return access.begin_session(session, wil.id)
+
+
+def ask_for_a_decision(session: Session, initial: t.Artifact, judge: t.Artifact) -> None:
+    """A past policy, a live one that a person wanted, and a cycle that waits for a person."""
+    cycle = t.Cycle(number=7, name="assistant", state="open", config={})
+    new = add_artifact(session, "the week's snapshot")
+    session.add(cycle)
+    session.flush()
+    deployments.put_live(
+        session, deployments.to_promote(session, initial.digest), ADMIN, "to compare with the beginning", "by_hand"
+    )
+    deployments.put_live(session, deployments.to_roll_back_to(session), ADMIN, "the comparison is done", "roll_back")
+    reasons = [
+        {"gate": "pm_accuracy", "passed": True, "reason": "PM held-out accuracy 0.612 [0.571, 0.652] lies above 0.5"},
+        {"gate": "live_gain", "passed": True, "reason": "held-out score gain over the live policy +0.412 "
+         "[+0.210, +0.614] does not lie below gates.min_gain_over_live = 0"},
+        {"gate": "fresh_agreement", "passed": False, "holds": True, "reason": "this week's comparisons contradict the "
+         "preference model of cycle 6 beyond chance: of 214 harmless it orders 31% as people did"},
+    ]  # fmt: skip
+    approvals.hold_for_decision(
+        session, cycle.id, new.id, reasons[-1]["reason"], reasons, {"kl_nats": 6.2}, timedelta(hours=48)
+    )
 
 
 AGREEMENT = {

@@ -28,6 +28,10 @@ class StandIn:
     refusals: list[tuple[int, str]] = field(default_factory=list)
     """Status and code of the next answers."""
 
+    admin_calls: list[str] = field(default_factory=list)
+    admin_refusals: bool = False
+    """Whether no snapshot can be loaded."""
+
     def app(self) -> FastAPI:
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -37,6 +41,13 @@ class StandIn:
             self._open.set()
 
         app = FastAPI(lifespan=lifespan)
+
+        @app.post("/admin/{action}", response_model=None)
+        async def admin(action: str, request: Request) -> JSONResponse:
+            if self.admin_refusals:
+                return JSONResponse({"error": {"message": "broken weights", "code": "snapshot_unusable"}}, 503)
+            self.admin_calls.append(action)
+            return JSONResponse({"live": None})
 
         @app.post("/v1/chat/completions", response_model=None)
         async def complete(request: Request) -> JSONResponse | StreamingResponse:

@@ -29,6 +29,7 @@ Database = Callable[[], Session]
 
 GET_ROUTES = (
     "/desk",
+    "/desk/live",
     "/desk/raters/1",
     "/desk/raters/1/touched",
     "/desk/dialogues/1",
@@ -41,6 +42,9 @@ GET_ROUTES = (
     "/desk/cycles/1/report",
 )
 POST_ROUTES = (
+    "/desk/approvals/1",
+    "/desk/live/roll-back",
+    "/desk/live/promote",
     "/desk/raters/1/status",
     "/desk/raters/1/sign-out",
     "/desk/raters/1/withdraw",

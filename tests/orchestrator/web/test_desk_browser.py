@@ -46,7 +46,7 @@ def every_page(
     def walk(page: Page) -> Iterator[str]:
         page.goto("/desk/sign-in")
         yield "sign in at the desk"
-        page.get_by_label("Admin token").fill(config.admin_token or "")
+        page.get_by_label("Your token").fill(config.admin_token or "")
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("heading", name="Raters")).to_be_visible()
         for name, path in DESK.items():

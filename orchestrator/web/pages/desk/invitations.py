@@ -58,11 +58,16 @@ def add_invitations(router: APIRouter, desk: Desk) -> None:
             base = f"{'https' if is_https(request) else 'http'}://{request.headers.get('host', '')}"
             return _all(session) | {"link": f"{base}/join/{token}"}
 
-        shown = await desk.act(request, work)
+        shown = await desk.act(request, work, "invite", lambda form: f"invitation {text_of(form, 'label')}")
         return page("desk/invitations.html", desk=True, csrf=desk.csrf(request), **shown)
 
     @router.post("/invitations/{invitation_id}/end")
     async def end(invitation_id: Id, request: Request) -> Response:
         """Let nobody else join by it."""
-        await desk.act(request, lambda session, form: access.end_invitation(session, invitation_id))
+        await desk.act(
+            request,
+            lambda session, form: access.end_invitation(session, invitation_id),
+            "end_invitation",
+            f"invitation {invitation_id}",
+        )
         return go_to("/desk/invitations")

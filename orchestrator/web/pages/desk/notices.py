@@ -33,17 +33,32 @@ def add_notices(router: APIRouter, desk: Desk) -> None:
     @router.post("/announcements")
     async def announce(request: Request) -> Response:
         """Tell every rater something."""
-        await desk.act(request, lambda session, form: notices.announce(session, text_of(form, "content")).id)
+        await desk.act(
+            request,
+            lambda session, form: notices.announce(session, text_of(form, "content")).id,
+            "announce",
+            "every rater",
+        )
         return go_to("/desk/notices")
 
     @router.post("/announcements/{announcement_id}/end")
     async def end_announcement(announcement_id: Id, request: Request) -> Response:
         """Show an announcement no longer."""
-        await desk.act(request, lambda session, form: notices.end_announcement(session, announcement_id))
+        await desk.act(
+            request,
+            lambda session, form: notices.end_announcement(session, announcement_id),
+            "end_announcement",
+            f"announcement {announcement_id}",
+        )
         return go_to("/desk/notices")
 
     @router.post("/problems/{report_id}/handled")
     async def handled(report_id: Id, request: Request) -> Response:
         """Mark a problem report as seen to."""
-        await desk.act(request, lambda session, form: notices.handle_report(session, report_id))
+        await desk.act(
+            request,
+            lambda session, form: notices.handle_report(session, report_id),
+            "handle_report",
+            f"problem report {report_id}",
+        )
         return go_to("/desk/notices")

@@ -7,21 +7,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from db import tables as t
 from orchestrator.conversations import contestants, pairings
 from orchestrator.conversations.contestants import ContestantError
 from orchestrator.people.queues import group_members
 from orchestrator.people.tasks import TASKS
 from orchestrator.store.deployments import POLICIES
-from orchestrator.web.pages.desk.shared import ROWS, Desk
+from orchestrator.web.pages.desk.shared import ROWS, Desk, newest_artifacts
 from orchestrator.web.pages.shell import Id, go_to, text_of
-
-_OFFERED = 30
-"""Policies and preference models, the newest, among which the forms let choose; older ones by the command."""
 
 
 def add_contestants(router: APIRouter, desk: Desk) -> None:
@@ -40,8 +35,8 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
             return {
                 "figures": pairings.pairing_figures(session, ROWS),
                 "contestants": [one for one in contestants.contestants(session) if one.kind != "policy"],
-                "policies": _newest(session, POLICIES),
-                "preference_models": _newest(session, ("preference_model",)),
+                "policies": newest_artifacts(session, POLICIES),
+                "preference_models": newest_artifacts(session, ("preference_model",)),
                 "groups": [group.name for group in group_members(session)],
                 "tasks": TASKS,
                 "max_k": contestants.MAX_K,
@@ -60,13 +55,18 @@ def _add_pairings(router: APIRouter, desk: Desk) -> None:
             weight = _number(text_of(form, "weight"))
             pairings.open_pairing(session, text_of(form, "task"), a.id, b.id, weight=weight)
 
-        await desk.act(request, work)
+        await desk.act(request, work, "open_pairing", lambda form: f"task {text_of(form, 'task')}")
         return go_to("/desk/pairings")
 
     @router.post("/pairings/{pairing_id}/end")
     async def end_pairing(pairing_id: Id, request: Request) -> Response:
         """Let them meet no more."""
-        await desk.act(request, lambda session, form: pairings.end_pairing(session, pairing_id))
+        await desk.act(
+            request,
+            lambda session, form: pairings.end_pairing(session, pairing_id),
+            "end_pairing",
+            f"pairing {pairing_id}",
+        )
         return go_to("/desk/pairings")
 
 
@@ -75,7 +75,7 @@ def _add_new_contestant(router: APIRouter, desk: Desk) -> None:
     async def add(request: Request) -> Response:
         """Add a contestant that is not a plain policy."""
 
-        await desk.act(request, _add_contestant)
+        await desk.act(request, _add_contestant, "add_contestant", lambda form: f"contestant {text_of(form, 'name')}")
         return go_to("/desk/pairings")
 
 
@@ -99,22 +99,6 @@ def _add_contestant(session: Session, form: FormData) -> None:
         contestants.add_writer(session, name, text_of(form, "group"))
     else:
         raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
-
-
-def _newest(session: Session, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Digests and what to call them, the newest first."""
-    rows = session.execute(
-        select(t.Artifact.digest, t.Artifact.kind, t.Cycle.number)
-        .outerjoin(t.Cycle, t.Cycle.id == t.Artifact.cycle_id)
-        .where(t.Artifact.kind.in_(kinds))
-        .order_by(t.Artifact.id.desc())
-        .limit(_OFFERED)
-    )
-    named: dict[str, str] = {}
-    for digest, kind, cycle in rows:
-        of = "" if cycle is None else f", cycle {cycle}"
-        named.setdefault(digest, f"{digest[7:19]} ({kind.replace('_', ' ')}{of})")
-    return list(named.items())
 
 
 def _number(text: str) -> float:

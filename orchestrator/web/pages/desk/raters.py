@@ -15,6 +15,7 @@ from orchestrator.conversations.transcripts import dialogues_of, whole_dialogue
 from orchestrator.errors import ApiError
 from orchestrator.people import access, quality, raters, withdrawal
 from orchestrator.people.tasks import TASKS
+from orchestrator.web.pages.desk.live import card
 from orchestrator.web.pages.desk.shared import ROWS, Desk
 from orchestrator.web.pages.shell import Id, go_to, text_of
 
@@ -37,7 +38,9 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
         def work(session: Session) -> dict[str, Any]:
             rows = quality.raters_by_volume(session, ROWS + 1, (number - 1) * ROWS)
             agreement = quality.agreement(session)
-            return {"raters": rows[:ROWS], "agreement": agreement, "number": number, "more": len(rows) > ROWS}
+            return card(session) | {
+                "raters": rows[:ROWS], "agreement": agreement, "number": number, "more": len(rows) > ROWS,
+            }  # fmt: skip
 
         return desk.show(request, "raters.html", work)
 
@@ -75,13 +78,18 @@ def _add_status(router: APIRouter, desk: Desk) -> None:
         def work(session: Session, form: FormData) -> None:
             raters.set_status(session, handle_of(session, rater_id), text_of(form, "status"))
 
-        await desk.act(request, work)
+        await desk.act(request, work, "set_status", lambda form: f"rater {rater_id}: {text_of(form, 'status')}")
         return go_to(f"/desk/raters/{rater_id}")
 
     @router.post("/raters/{rater_id}/sign-out")
     async def sign_out_everywhere(rater_id: Id, request: Request) -> Response:
         """End every session of a rater."""
-        await desk.act(request, lambda session, form: access.end_sessions_of(session, rater_id))
+        await desk.act(
+            request,
+            lambda session, form: access.end_sessions_of(session, rater_id),
+            "sign_out_everywhere",
+            f"rater {rater_id}",
+        )
         return go_to(f"/desk/raters/{rater_id}")
 
 
@@ -106,7 +114,7 @@ def _add_withdrawal(router: APIRouter, desk: Desk) -> None:
                 raise ApiError(422, "unusable", f"Nothing was changed: type {handle!r} to withdraw this rater.")
             withdrawal.withdraw(session, handle, text_of(form, "note").strip())
 
-        await desk.act(request, work)
+        await desk.act(request, work, "withdraw", f"rater {rater_id}")
         return go_to(f"/desk/raters/{rater_id}/touched")
 
 

@@ -36,8 +36,12 @@ def add_reports(router: APIRouter, desk: Desk) -> None:
     @router.get("/cycles/{number}/report")
     def report(request: Request, number: Number) -> HTMLResponse:
         """The newest report of a cycle."""
-        desk.csrf(request)
-        place, cost = desk.feedback.transaction(lambda session: _report(session, number))
+
+        def work(session: Session) -> tuple[str, CycleCost]:
+            desk.actor(session, request)
+            return _report(session, number)
+
+        place, cost = desk.feedback.transaction(work)
         return HTMLResponse(_filled(_read(desk, number, place), cost), headers=HEADERS)
 
 

@@ -1,6 +1,7 @@
-"""The desk: pages for whoever looks after raters. Who they are, what they did and wrote, and how people come in.
+"""The desk: what is live and what waits; who the raters are, what they did and wrote, and how people come in.
 
-Signed in with the admin token, apart from raters and from programs. Everything here is also a command.
+Operators sign in with tokens of their own, or with the admin token, apart from raters and from programs. Everything
+here is also a command.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from fastapi import APIRouter
 from orchestrator.web.pages.desk.elo import add_elo
 from orchestrator.web.pages.desk.entrance import add_entrance
 from orchestrator.web.pages.desk.invitations import add_invitations
+from orchestrator.web.pages.desk.live import add_live
 from orchestrator.web.pages.desk.notices import add_notices
 from orchestrator.web.pages.desk.pairings import add_contestants
 from orchestrator.web.pages.desk.raters import add_dialogues, add_raters
@@ -26,6 +28,7 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     router = APIRouter(prefix="/desk", include_in_schema=False, route_class=PageRoute)
     add_entrance(router, desk)
     add_raters(router, desk)
+    add_live(router, desk)
     add_dialogues(router, desk)
     add_invitations(router, desk)
     add_work(router, desk)

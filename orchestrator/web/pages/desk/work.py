@@ -58,13 +58,15 @@ def _add_queues(router: APIRouter, desk: Desk) -> None:
                 goal=_whole(goal, "goal") if goal else None,
             )
 
-        await desk.act(request, work)
+        await desk.act(request, work, "open_queue", lambda form: f"queue of {text_of(form, 'offer')}")
         return go_to("/desk/work")
 
     @router.post("/queues/{queue_id}/close")
     async def close_queue(queue_id: Id, request: Request) -> Response:
         """Offer nothing from a queue any more."""
-        await desk.act(request, lambda session, form: queues.close_queue(session, queue_id))
+        await desk.act(
+            request, lambda session, form: queues.close_queue(session, queue_id), "close_queue", f"queue {queue_id}"
+        )
         return go_to("/desk/work")
 
 
@@ -72,7 +74,12 @@ def _add_groups(router: APIRouter, desk: Desk) -> None:
     @router.post("/groups")
     async def add_group(request: Request) -> Response:
         """Add an empty group."""
-        await desk.act(request, lambda session, form: queues.add_group(session, text_of(form, "name").strip()).id)
+        await desk.act(
+            request,
+            lambda session, form: queues.add_group(session, text_of(form, "name").strip()).id,
+            "add_group",
+            lambda form: f"group {text_of(form, 'name')}",
+        )
         return go_to("/desk/work")
 
     @router.post("/groups/join")
@@ -81,6 +88,8 @@ def _add_groups(router: APIRouter, desk: Desk) -> None:
         await desk.act(
             request,
             lambda session, form: queues.join_group(session, text_of(form, "group"), text_of(form, "handle").strip()),
+            "join_group",
+            lambda form: f"rater {text_of(form, 'handle')}, group {text_of(form, 'group')}",
         )
         return go_to("/desk/work")
 
@@ -88,7 +97,10 @@ def _add_groups(router: APIRouter, desk: Desk) -> None:
     async def leave(request: Request) -> Response:
         """Take a rater out of a group."""
         await desk.act(
-            request, lambda session, form: queues.leave_group(session, text_of(form, "group"), text_of(form, "handle"))
+            request,
+            lambda session, form: queues.leave_group(session, text_of(form, "group"), text_of(form, "handle")),
+            "leave_group",
+            lambda form: f"rater {text_of(form, 'handle')}, group {text_of(form, 'group')}",
         )
         return go_to("/desk/work")
 

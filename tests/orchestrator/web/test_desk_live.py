@@ -1,0 +1,164 @@
+"""The desk's page of what is live: operators by name, deciding, going back, and whose name stands on what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+
+import httpx
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables as t
+from orchestrator.people.operators import OperatorError, add_operator, end_operator
+from orchestrator.store import approvals
+from orchestrator.store.live import deployments
+from tests.orchestrator.feedback_app import ADMIN_TOKEN
+from tests.orchestrator.web.browsing import Browser
+from tests.orchestrator.web.stand_in import StandIn
+from tests.running import add_artifact, deploy
+
+Database = Callable[[], Session]
+SignIn = Callable[[str], Browser]
+
+
+@pytest.fixture
+def sign_in(database: Database, feedback_url: str) -> Iterator[SignIn]:
+    """Makes an operator of the name and signs them in."""
+    with ExitStack() as stack:
+
+        def enter(name: str) -> Browser:
+            with database() as session, session.begin():
+                _, token = add_operator(session, name)
+            browser = Browser(feedback_url)
+            stack.callback(browser.client.close)
+            page = browser.client.post("/desk/sign-in", data={"token": token})
+            assert page.status_code == 200
+            assert f'<span class="who">{name}</span>' in page.text
+            return browser
+
+        yield enter
+
+
+@pytest.fixture
+def waiting(database: Database, live: str) -> str:
+    """A cycle waits; the digest of its snapshot."""
+    with database() as session, session.begin():
+        cycle = t.Cycle(number=4, name="test", state="open", config={})
+        snapshot = add_artifact(session, "week 4")
+        session.add(cycle)
+        session.flush()
+        verdict = {"gate": "kl", "passed": True, "reason": "KL is <b>3</b> nats"}
+        approvals.hold_for_decision(
+            session, cycle.id, snapshot.id, "it is to be", [verdict], {"kl_nats": 3.0}, timedelta(hours=48)
+        )
+        return snapshot.digest
+
+
+def decided(database: Database) -> list[tuple[str, str, str, str, str | None]]:
+    with database() as session:
+        return [
+            (one.decision, one.decided_by, one.identity, one.via, one.note)
+            for one in session.scalars(
+                select(t.Decision).where(t.Decision.decided_by != "test").order_by(t.Decision.id)
+            )
+        ]
+
+
+def test_an_operator_s_name_stands_on_what_they_did_until_they_end(
+    sign_in: SignIn, admin: Browser, database: Database, live: str
+) -> None:
+    ada = sign_in("Ada")
+    ada.send(ada.get("/desk/notices"), "/desk/announcements", content="No work on Friday.")
+    admin.send(admin.get("/desk/notices"), "/end")
+    with database() as session:
+        acts = [(a.actor, a.identity, a.via, a.act, a.subject) for a in session.scalars(select(t.OperatorAct))]
+    assert acts == [
+        ("Ada", "proven", "desk", "announce", "every rater"),
+        ("admin", "proven", "desk", "end_announcement", "announcement 1"),
+    ]
+    assert re.search(
+        r"<td[^>]*>Ada</td>\s*<td[^>]*>proven, desk</td>\s*<td[^>]*>announce</td>", admin.get("/desk/live").text
+    )
+    page = ada.get("/desk/notices")
+    with database() as session, session.begin():
+        end_operator(session, "Ada")
+        with pytest.raises(OperatorError, match="a name is given once"):
+            add_operator(session, "Ada")
+    # A report is no page of the desk's templates, and asks by itself.
+    assert [ada.get(path).status_code for path in ("/desk", "/desk/live", "/desk/cycles/1/report")] == [401] * 3
+    assert ada.send(page, "/desk/announcements", content="Still here").status_code == 401
+    with database() as session:
+        assert len(session.scalars(select(t.Announcement)).all()) == 1
+
+
+@pytest.mark.parametrize("answer", ["promote", "refuse"])
+def test_what_waits_is_decided_once_with_name_and_reason(
+    answer: str, sign_in: SignIn, database: Database, waiting: str
+) -> None:
+    ada, bob = sign_in("Ada"), sign_in("Bob")
+    page = ada.get("/desk")
+    assert "Waits for a decision" in page.text
+    assert 'href="/desk/live#waits"' in page.text
+    page, old = ada.get("/desk/live"), bob.get("/desk/live")
+    assert waiting[:19] in page.text
+    assert "Passed: <strong>kl</strong>. KL is &lt;b&gt;3&lt;/b&gt; nats" in page.text
+    assert 'href="/desk/cycles/4/report"' in page.text
+    nothing = ada.send(page, "/approvals/1", answer=answer, reason=" ")
+    assert (nothing.status_code, "No reason was given" in nothing.text) == (422, True)
+    assert ada.send(page, "/approvals/1", reason="undecided").status_code == 422
+    after = ada.send(page, "/approvals/1", answer=answer, reason="shorter answers")
+    done = {"promote": "promoted", "refuse": "refused"}[answer]
+    assert f"Cycle 4: Ada (proven by a token) {done} it at " in after.text
+    assert "/approvals/" not in after.text
+    late = bob.send(old, "/approvals/1", answer="refuse", reason="no")
+    assert late.status_code == 422
+    assert f"decided already: Ada (proven by a token) {done} it" in late.text
+    assert decided(database) == [(answer, "Ada", "proven", "desk", "shorter answers")]
+
+
+def test_one_goes_back_and_puts_any_policy_live(
+    sign_in: SignIn, database: Database, live: str, stand_in: StandIn
+) -> None:
+    with database() as session, session.begin():
+        deploy(session, add_artifact(session, "week 2"))
+        refused = add_artifact(session, "refused").digest
+    ada = sign_in("Ada")
+    page = ada.get("/desk/live")
+    after = ada.send(page, "/roll-back", reason="it <i>shouts</i>", digest="")
+    assert "rolled back: it &lt;i&gt;shouts&lt;/i&gt;" in after.text
+    assert stand_in.admin_calls == ["load", "refresh"]
+    # Sent again from the page of before, it would go back once more.
+    again = ada.send(page, "/roll-back", reason="it shouts", digest="")
+    assert (again.status_code, "Something else has gone live since" in again.text) == (409, True)
+    ada.send(after, "/live/promote", reason="milder", digest=refused)
+    with database() as session:
+        history = deployments(session, 9)
+    assert [(one.digest, one.decision, one.decided_by) for one in history[:2]] == [
+        (refused, "by_hand", "Ada"), (live, "roll_back", "Ada"),
+    ]  # fmt: skip
+
+
+def test_a_policy_that_can_t_be_served_changes_nothing(
+    sign_in: SignIn, database: Database, live: str, stand_in: StandIn
+) -> None:
+    with database() as session, session.begin():
+        now = add_artifact(session, "week 2")
+        deploy(session, now)
+    stand_in.admin_refusals = True
+    ada = sign_in("Ada")
+    refused = ada.send(ada.get("/desk/live"), "/roll-back", reason="it shouts", digest="")
+    assert (refused.status_code, "broken weights" in refused.text) == (422, True)
+    with database() as session:
+        assert [one.digest for one in deployments(session, 9)] == [now.digest, live]
+
+
+def test_health_tells_the_admin_alone_who_decided(feedback_url: str, live: str) -> None:
+    url = f"{feedback_url}/health"
+    assert httpx.get(url).json() == {"status": "ok", "policy_live": True}
+    assert "deployment" not in httpx.get(url, headers={"Authorization": "Bearer a guess"}).json()
+    told = httpx.get(url, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).json()["deployment"]
+    assert (told["digest"], told["decided_by"], told["share"]) == (live, "test", 1.0)
