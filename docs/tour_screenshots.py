@@ -8,6 +8,7 @@ more conversation stays in the demo. Needs Chromium and playwright.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,19 +42,8 @@ def newest_cycle(api_url: str) -> dict[str, Any]:
     return runs[0]
 
 
-def report_of(api_url: str, flow_run_id: str) -> str:
-    """The id of the run's newest artifact in Markdown: its report."""
-    body = {
-        "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["markdown"]}},
-        "sort": "UPDATED_DESC",
-        "limit": 1,
-    }
-    found: list[dict[str, Any]] = httpx.post(f"{api_url}/artifacts/filter", json=body).raise_for_status().json()
-    return str(found[0]["id"])
-
-
 def prefect_pages(browser: Browser, api_url: str, folder: Path) -> None:
-    """The runs, one cycle with its stages, its report, and the form by which one is started."""
+    """The runs, and one cycle with its stages."""
     ui_url = api_url.removesuffix("/api")
     run = newest_cycle(api_url)
     page = browser.new_context(viewport=WINDOW).new_page()
@@ -67,12 +57,6 @@ def prefect_pages(browser: Browser, api_url: str, folder: Path) -> None:
     page.wait_for_function("document.querySelector('canvas') !== null")
     page.wait_for_timeout(2000)
     shoot(page, folder, "tour-cycle", full_page=False)
-    page.goto(f"{ui_url}/artifacts/artifact/{report_of(api_url, run['id'])}")
-    expect(page.get_by_role("heading", name="Time", exact=True)).to_be_visible()
-    shoot(page, folder, "tour-report", full_page=False)
-    law = page.locator('img[alt^="PM score against"]')
-    law.evaluate("element => element.scrollIntoView({block: 'center'})")
-    shoot(page, folder, "tour-report-pictures", full_page=False)
 
 
 def chat(browser: Browser, feedback_url: str, folder: Path) -> None:
@@ -95,7 +79,7 @@ def chat(browser: Browser, feedback_url: str, folder: Path) -> None:
 
 
 def desk(browser: Browser, instance: InstanceFile, folder: Path) -> None:
-    """Raters in figures, and where every policy stands."""
+    """Raters in figures, where every policy stands, and the report of the newest cycle, whose first screen it is."""
     context = browser.new_context(base_url=instance.feedback_url, viewport={"width": 1200, "height": 800})
     page: Page = context.new_page()
     page.goto("/desk/sign-in")
@@ -105,6 +89,14 @@ def desk(browser: Browser, instance: InstanceFile, folder: Path) -> None:
     shoot(page, folder, "tour-desk", full_page=False)
     page.goto("/desk/elo")
     shoot(page, folder, "tour-elo", full_page=False)
+    page.goto("/desk/cycles")
+    page.get_by_role("link", name=re.compile("^Report")).first.click()
+    expect(page.get_by_text("Lineage")).to_be_visible()
+    shoot(page, folder, "tour-report", full_page=False)
+    section = page.locator("details", has=page.locator("summary", has_text=re.compile("^PPO$")))
+    section.evaluate("element => { element.open = true; element.scrollIntoView({block: 'start'}); }")
+    section.locator("img").first.evaluate("element => element.scrollIntoView({block: 'center'})")
+    shoot(page, folder, "tour-report-pictures", full_page=False)
 
 
 def main() -> int:
