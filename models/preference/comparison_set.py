@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
@@ -83,13 +83,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def shard_path(directory: Path, shard: dict[str, Any]) -> Path:
+def shard_path(directory: Path, shard: Mapping[str, Any]) -> Path:
     """Where a shard lies: the manifest names it with or without the `shards/` before it."""
     name = Path(shard["file"])
     return directory / name if (directory / name).exists() else directory / "shards" / name
 
 
-def _verify_shard(path: Path, shard: dict[str, Any]) -> None:
+def _verify_shard(path: Path, shard: Mapping[str, Any]) -> None:
     digest, num_records = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
@@ -110,7 +110,7 @@ def _verify_shard(path: Path, shard: dict[str, Any]) -> None:
         raise ComparisonSetError(f"Shard {path} has {num_records} records, the manifest says {shard['records']}.")
 
 
-def stream_records(directory: Path, manifest: dict[str, Any]) -> Iterator[ComparisonRecord]:
+def stream_records(directory: Path, manifest: Mapping[str, Any]) -> Iterator[ComparisonRecord]:
     """Every record in the order of the manifest, one in memory at a time.
 
     Raises:

@@ -319,7 +319,7 @@ def _strings(node: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _of_set(record: dict[str, Any]) -> CheckedComparison:
+def _of_set(record: Mapping[str, Any]) -> CheckedComparison:
     return CheckedComparison(
         record["id"], record["split"], record["prompt"], record["better"], record["worse"], record.get("rater")
     )

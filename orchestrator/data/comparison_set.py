@@ -10,7 +10,7 @@ import bisect
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -289,7 +289,7 @@ class _ShardSink:
         }
 
 
-def _manifest(freeze_id: int, section: ComparisonsSection, shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(freeze_id: int, section: ComparisonsSection, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     excluded: Counter[str] = Counter()
     for shard in shards:
         excluded.update(shard["excluded"])

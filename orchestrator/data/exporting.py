@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from db import exports
 from orchestrator.data.comparison_records import oriented
 from orchestrator.data.formats import EXPORTS, own, reads_back
-from orchestrator.data.formats.records import Message, Side
+from orchestrator.data.formats.records import Message, RawRecord, Side
 from orchestrator.errors import ImportFileError
 
 BATCH_ROWS = 1000
@@ -106,7 +106,7 @@ def _writer(raw: IO[bytes], zipped: bool) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)) if zipped else raw
 
 
-def _rows(session: Session, request: ExportRequest) -> Iterator[dict[str, Any]]:
+def _rows(session: Session, request: ExportRequest) -> Iterator[RawRecord]:
     """Comparisons with their pair, sides, rater and prompt; memory holds one batch."""
     connection = session.connection().connection
     cursor = cast(Any, connection.cursor("comparisons_for_export"))
@@ -129,7 +129,7 @@ def _rows(session: Session, request: ExportRequest) -> Iterator[dict[str, Any]]:
         prompts.close()
 
 
-def _record(row: dict[str, Any], format_name: str) -> tuple[dict[str, Any] | None, str]:
+def _record(row: RawRecord, format_name: str) -> tuple[RawRecord | None, str]:
     """The record of a comparison, or None and why it has none."""
     if row["withdrawn"]:
         return None, "withdrawn"
@@ -155,11 +155,11 @@ def _record(row: dict[str, Any], format_name: str) -> tuple[dict[str, Any] | Non
     if record is None or not reads_back(format_name, record, prompt, better, worse):
         return None, "not_representable"
     if format_name != "hh":
-        record["question"] = pair["question"]
+        return {**record, "question": pair["question"]}, ""
     return record, ""
 
 
-def _side(row: dict[str, Any], letter: str) -> Side:
+def _side(row: RawRecord, letter: str) -> Side:
     return Side(
         text=row[f"{letter}_text"],
         history=row[f"{letter}_history"] or [],
@@ -171,7 +171,7 @@ def _side(row: dict[str, Any], letter: str) -> Side:
     )
 
 
-def own_record(row: dict[str, Any]) -> dict[str, Any]:
+def own_record(row: RawRecord) -> RawRecord:
     """All columns of a comparison, its pair and its dialogue; ids only inside identities."""
     return {
         "format": own.FORMAT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from orchestrator.data.check import name_of
 from orchestrator.data.comparison_records import oriented
 from orchestrator.data.formats import detect, detect_or_none, make_parser
 from orchestrator.data.formats.reading import RecordFile
-from orchestrator.data.formats.records import ImportedComparison, Parser, Refused, load_object
+from orchestrator.data.formats.records import ImportedComparison, Parser, RawRecord, Refused, load_object
 from orchestrator.errors import ConfigError, ImportFileError
 
 MANIFEST_FORMAT = 1
 SHARD = "shards/pairs.jsonl"
 
 
-def write_pair_set(records: Iterable[dict[str, Any]], held_out_fraction: float, out: Path) -> dict[str, Any]:
+def write_pair_set(records: Iterable[Mapping[str, Any]], held_out_fraction: float, out: Path) -> dict[str, Any]:
     """Write records {id, source, question, prompt, better, worse} as a comparison set; returns its counts.
 
     Split by the same hash of the opening message as comparisons, so that a dialogue that is also among them falls on
@@ -45,7 +45,7 @@ def write_pair_set(records: Iterable[dict[str, Any]], held_out_fraction: float, 
             opening = next(message["content"] for message in record["prompt"] if message["role"] == "user")
             key = split_key(opening)
             split = "held_out" if is_held_out(key, held_out_fraction) else "train"
-            line = json.dumps(record | {"split": split, "split_key": key}, ensure_ascii=False) + "\n"
+            line = json.dumps({**record, "split": split, "split_key": key}, ensure_ascii=False) + "\n"
             file.write(line.encode("utf-8", "surrogatepass"))
             digest.update(line.encode("utf-8", "surrogatepass"))
             counts[split] += 1
@@ -65,7 +65,7 @@ def write_pair_set(records: Iterable[dict[str, Any]], held_out_fraction: float, 
     return {key: value for key, value in manifest.items() if key != "shards"}
 
 
-def objects_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def objects_of(file: Path) -> Iterator[tuple[str, RawRecord]]:
     """The JSON objects of a file, each with where it stands.
 
     Raises:
@@ -83,7 +83,7 @@ def objects_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{file} can't be read: {error}. The configuration names it.") from None
 
 
-def comparisons_in(record: dict[str, Any], where: str, file: Path) -> Iterator[ImportedComparison]:
+def comparisons_in(record: RawRecord, where: str, file: Path) -> Iterator[ImportedComparison]:
     """The decided comparisons of a record in any format that can be imported; refused ones and ties are passed over.
 
     Raises:

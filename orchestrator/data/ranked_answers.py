@@ -7,12 +7,13 @@ accepted, minus 1 where its votes are negative; each A > B becomes `GOOD: A > BA
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import PMPSection
+from orchestrator.data.formats.records import RawRecord
 from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
@@ -32,12 +33,12 @@ def write_pmp_pairs(files: list[Path], section: PMPSection, out: Path) -> dict[s
     return write_pair_set(pairs, section.held_out_fraction, out)
 
 
-def binary(pair: dict[str, Any]) -> list[dict[str, Any]]:
+def binary(pair: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The two pairs of a ranked one: `GOOD: A > BAD: A` and `BAD: B > GOOD: B` [43]."""
     better, worse = pair["better"], pair["worse"]
     return [
-        pair | {"id": f"{pair['id']}/good", "better": _marked(better, GOOD), "worse": _marked(better, BAD)},
-        pair | {"id": f"{pair['id']}/bad", "better": _marked(worse, BAD), "worse": _marked(worse, GOOD)},
+        {**pair, "id": f"{pair['id']}/good", "better": _marked(better, GOOD), "worse": _marked(better, BAD)},
+        {**pair, "id": f"{pair['id']}/bad", "better": _marked(worse, BAD), "worse": _marked(worse, GOOD)},
     ]
 
 
@@ -77,7 +78,7 @@ def answer_score(upvotes: int, accepted: bool) -> int:
     return score + bool(accepted)
 
 
-def _stack_exchange(record: dict[str, Any], where: str) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
+def _stack_exchange(record: RawRecord, where: str) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
     try:
         post = record["question"]
         question = post if isinstance(post, str) else f"{post.get('title', '')}\n\n{post.get('body', '')}".strip()
@@ -96,7 +97,7 @@ def _stack_exchange(record: dict[str, Any], where: str) -> Iterator[tuple[list[A
             yield prompt, [{"role": "assistant", "content": a}], [{"role": "assistant", "content": b}]
 
 
-def _score(answer: dict[str, Any]) -> int:
+def _score(answer: RawRecord) -> int:
     if "pm_score" in answer:
         # The published sets of preferences from StackExchange bring the score by this same rule.
         return int(answer["pm_score"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def choose(comparisons: Path, pairs: int, out: Path) -> dict[str, Any]:
     return _write((record for _, record in chosen), out)
 
 
-def _place(record: dict[str, Any]) -> str:
+def _place(record: Mapping[str, Any]) -> str:
     texts = json.dumps([record["prompt"], record["better"], record["worse"]], sort_keys=True)
     return hashlib.sha256(f"reference/{texts}".encode()).hexdigest()
 
@@ -47,7 +47,7 @@ def reference_set_from_file(file: Path, out: Path) -> dict[str, Any]:
     return pairs
 
 
-def _write(chosen: Iterator[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _write(chosen: Iterator[Mapping[str, Any]], out: Path) -> dict[str, Any]:
     num_pairs = 0
     with (out / FILE).open("w", encoding="utf-8", newline="\n") as file:
         for record in chosen:

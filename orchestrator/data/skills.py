@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import SkillSection
+from orchestrator.data.formats.records import RawRecord
 from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
@@ -45,14 +46,14 @@ def skill_records(skill: SkillSection) -> Iterator[dict[str, Any]]:
             }
 
 
-def _as_it_is(record: dict[str, Any], where: str, file: Path) -> Iterator[Pair]:
+def _as_it_is(record: RawRecord, where: str, file: Path) -> Iterator[Pair]:
     """Comparisons in any format that can be imported, as they are."""
     for item in comparisons_in(record, where, file):
         a, b = list(item.a.messages()), list(item.b.messages())
         yield (list(item.prompt), *better_and_worse(item.side, item.question, a, b))
 
 
-def _summary(record: dict[str, Any], where: str, file: Path) -> Iterator[Pair]:
+def _summary(record: RawRecord, where: str, file: Path) -> Iterator[Pair]:
     """Two summaries of a text: {text, better, worse}, or learning-to-summarise's {info, summaries, choice}."""
     try:
         if "summaries" in record:
@@ -79,7 +80,7 @@ def _reply(summary: str) -> list[Any]:
     return [{"role": "assistant", "content": f"Sure, here it is:\n\n{summary.strip()}"}]
 
 
-TEMPLATES: dict[str, Callable[[dict[str, Any], str, Path], Iterator[Pair]]] = {
+TEMPLATES: dict[str, Callable[[RawRecord, str, Path], Iterator[Pair]]] = {
     "as-it-is/1": _as_it_is,
     "summary/1": _summary,
 }

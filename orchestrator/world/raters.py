@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,7 +210,7 @@ class _Door:
         self._client = client
         self._headers = {"Authorization": f"Bearer {token}"}
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         response = await self._answer(path, body)
         if response.is_error:
             raise RatersError(
@@ -220,7 +220,7 @@ class _Door:
         answer: dict[str, Any] = response.json()
         return answer
 
-    async def _answer(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    async def _answer(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """The answer, asked for again while the app is being started anew: every request is the same act twice."""
         for pause_s in RETRY_PAUSES_S:
             try:

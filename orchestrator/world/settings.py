@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,14 +122,14 @@ def cycle_config(config: DemoConfig, inputs: Path) -> dict[str, Any]:
     return values
 
 
-def write_toml(config: dict[str, Any], file: Path) -> None:
+def write_toml(config: Mapping[str, Any], file: Path) -> None:
     """Write a configuration as TOML; keys without a value are left out."""
     lines: list[str] = []
     _section_lines(config, "", lines)
     file.write_text("# Written by `orchestrator demo`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _section_lines(section: dict[str, Any], name: str, lines: list[str]) -> None:
+def _section_lines(section: Mapping[str, Any], name: str, lines: list[str]) -> None:
     values = {key: value for key, value in section.items() if value is not None and not isinstance(value, dict)}
     if name and values:
         lines.append(f"\n[{name}]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -174,7 +175,7 @@ def _dialogue(database: Session, dialogue_id: int) -> dict[str, Any]:
     return asdict(found)
 
 
-def _print_figures(shown: dict[str, Any]) -> None:
+def _print_figures(shown: Mapping[str, Any]) -> None:
     for name, value in shown["figures"].items():
         print(f"{name}: {value}")
     agreement = shown["agreement"]
@@ -184,7 +185,7 @@ def _print_figures(shown: dict[str, Any]) -> None:
         print_table(shown[title], "None.")
 
 
-def _print_touched(shown: dict[str, Any]) -> None:
+def _print_touched(shown: Mapping[str, Any]) -> None:
     since = f"withdrew on {shown['withdrawn_at']}" if shown["withdrawn_at"] else "takes part"
     print(f"{shown['handle']}: {shown['comparisons']} comparisons, {since}. They went into:")
     print_table(

@@ -10,10 +10,16 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.data.formats import arena, graded, hh, judged, mt_bench, own, preferences, ranked_trees
-from orchestrator.data.formats.records import ImportedComparison, Message, Parser, Refused, Side
+from orchestrator.data.formats.records import (
+    ImportedComparison,
+    Message,
+    Parser,
+    RawRecord,
+    Refused,
+    Side,
+)
 from orchestrator.errors import ImportFileError
 
 __all__ = ["EXPORTS", "FORMATS", "HEAD_RECORDS", "Format", "detect", "make_parser", "reads_back"]
@@ -27,18 +33,18 @@ class Format:
     """A format that can be read: how its records are recognised, and what parses them."""
 
     summary: str
-    recognise: Callable[[dict[str, Any]], bool]
+    recognise: Callable[[RawRecord], bool]
     parse: Parser | None
     """None where the parser needs files beside the records."""
     needs_question: bool = False
     """Whether its public sets come with either question, so that the import must be told which."""
 
 
-def _texts(record: dict[str, Any]) -> bool:
+def _texts(record: RawRecord) -> bool:
     return isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str)
 
 
-def _sides(record: dict[str, Any]) -> bool:
+def _sides(record: RawRecord) -> bool:
     return "chosen" in record and "rejected" in record
 
 
@@ -91,7 +97,7 @@ FORMATS: dict[str, Format] = {
 }
 """Every format that can be imported, by the name of `--format`."""
 
-Render = Callable[[list[Message], Side, Side], dict[str, Any] | None]
+Render = Callable[[list[Message], Side, Side], RawRecord | None]
 
 EXPORTS: dict[str, tuple[str, Render | None]] = {
     "own": ("the product's own, all columns", None),
@@ -102,7 +108,7 @@ EXPORTS: dict[str, tuple[str, Render | None]] = {
 """Every format that can be exported, by the name of `--format`."""
 
 
-def detect(record: dict[str, Any], where: str) -> str:
+def detect(record: RawRecord, where: str) -> str:
     """The name of the one format that a record is in.
 
     Raises:
@@ -127,7 +133,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def _likely_slip(record: dict[str, Any]) -> str:
+def _likely_slip(record: RawRecord) -> str:
     """What the reader may be told of fields that nearly bear a known name."""
     slips = []
     for key in sorted(record.keys() - set(_FIELDS)):
@@ -147,7 +153,7 @@ def make_parser(name: str, file: Path, questions: Path | None = None, answers: P
     return mt_bench.make_parser(file, questions, answers) if parse is None else parse
 
 
-def reads_back(export_format: str, record: dict[str, Any], prompt: list[Message], better: Side, worse: Side) -> bool:
+def reads_back(export_format: str, record: RawRecord, prompt: list[Message], better: Side, worse: Side) -> bool:
     """Whether a rendered record is read as the same dialogue, better and worse reply."""
     parse = hh.parse if export_format == "hh" else preferences.parse
     if detect_or_none(record) != ("hh" if export_format == "hh" else "preference"):
@@ -161,7 +167,7 @@ def reads_back(export_format: str, record: dict[str, Any], prompt: list[Message]
     )
 
 
-def detect_or_none(record: dict[str, Any]) -> str | None:
+def detect_or_none(record: RawRecord) -> str | None:
     """The format of a record, or None where that is not clear."""
     try:
         return detect(record, "")

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.data.formats.mt_bench import WINNERS, label_kind_of
 from orchestrator.data.formats.preferences import messages_of, shared_prompt, side_of
-from orchestrator.data.formats.records import ImportedComparison, Refused, comparison_of, member, optional
+from orchestrator.data.formats.records import (
+    ImportedComparison,
+    RawRecord,
+    Refused,
+    comparison_of,
+    member,
+    optional,
+)
 
 _TEXTS = ("conversation_a", "conversation_b")
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; the dialogue's own name is the question's."""
     winner = member(record, "winner", str)
     if winner not in WINNERS:

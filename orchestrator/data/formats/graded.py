@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
-from orchestrator.data.formats.records import ImportedComparison, Refused, Side, comparison_of, member, optional
+from orchestrator.data.formats.records import (
+    ImportedComparison,
+    RawRecord,
+    Refused,
+    Side,
+    comparison_of,
+    member,
+    optional,
+)
 
 PREFERENCES: dict[str, tuple[Literal["a", "b", "none"], int | None]] = {
     "a-is-better": ("a", 4),
@@ -20,7 +28,7 @@ PREFERENCES: dict[str, tuple[Literal["a", "b", "none"], int | None]] = {
 _TEXTS = ("prompt", "completion_a", "completion_b")
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; times without a zone are taken as UTC."""
     preference = member(record, "preference", str)
     if preference not in PREFERENCES:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from orchestrator.data.formats.records import ImportedComparison, Message, Refused, Role, Side, comparison_of, member
+from orchestrator.data.formats.records import (
+    ImportedComparison,
+    Message,
+    RawRecord,
+    Refused,
+    Role,
+    Side,
+    comparison_of,
+    member,
+)
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
@@ -19,7 +27,7 @@ _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _MARKERS = {"user": HUMAN, "assistant": ASSISTANT}
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; the chosen side is `a`."""
     prompt, chosen, rejected = split_pair(member(record, "chosen", str), member(record, "rejected", str))
     extra = {key: value for key, value in record.items() if key not in ("chosen", "rejected")}
@@ -78,7 +86,7 @@ def render_messages(messages: list[Message]) -> str | None:
     return "".join(f"{_MARKERS[message['role']]} {message['content']}" for message in messages)
 
 
-def render(prompt: list[Message], better: Side, worse: Side) -> dict[str, Any] | None:
+def render(prompt: list[Message], better: Side, worse: Side) -> RawRecord | None:
     """The record of a comparison, or None where a role has no marker."""
     chosen = render_messages([*prompt, *better.messages()])
     rejected = render_messages([*prompt, *worse.messages()])

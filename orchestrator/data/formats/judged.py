@@ -6,17 +6,23 @@ One of the answers is right by construction or by agreement of experts, so that 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from orchestrator.data.formats.records import ImportedComparison, Refused, Side, comparison_of, member
+from orchestrator.data.formats.records import (
+    ImportedComparison,
+    RawRecord,
+    Refused,
+    Side,
+    comparison_of,
+    member,
+)
 
 
-def is_llmbar(record: dict[str, Any]) -> bool:
+def is_llmbar(record: RawRecord) -> bool:
     """Whether the record is one of LLMBar's."""
     return {"input", "output_1", "output_2", "label"} <= record.keys()
 
 
-def parse_llmbar(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse_llmbar(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison of `output_1` (side a) and `output_2`; `label` 1 or 2 is the one that follows the instruction."""
     label = member(record, "label", int)
     if label not in (1, 2):
@@ -26,14 +32,14 @@ def parse_llmbar(record: dict[str, Any]) -> Iterable[ImportedComparison | Refuse
     yield comparison_of([{"role": "user", "content": prompt}], sides[0], sides[1], "a" if label == 1 else "b")
 
 
-def is_choices(record: dict[str, Any]) -> bool:
+def is_choices(record: RawRecord) -> bool:
     """Whether the record is a question with marked answers."""
     return "input" in record and (
         isinstance(record.get("target_scores"), dict) or isinstance(record.get("targets"), dict)
     )
 
 
-def parse_choices(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse_choices(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """The right answer (side a) against each wrong one.
 
     Answers stand in `target_scores` ({answer: 1 or 0}) or in `targets` ({"choices": [...], "labels": [1 or 0, ...]}).

@@ -15,6 +15,7 @@ from orchestrator.data.formats.records import (
     ImportedComparison,
     Message,
     Parser,
+    RawRecord,
     Refused,
     Side,
     comparison_of,
@@ -43,7 +44,7 @@ def make_parser(file: Path, questions: Path | None = None, answers: Path | None 
     turns = _load_questions(questions or _beside(file, QUESTION_FILES, "--questions"))
     replies = _load_answers(answers or _beside(file, ANSWER_FILES, "--answers"))
 
-    def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+    def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
         question_id = member(record, "question_id", int)
         turn = member(record, "turn", int)
         winner = member(record, "winner", str)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 from orchestrator.data.formats.preferences import messages_of
 from orchestrator.data.formats.records import (
     ImportedComparison,
     OwnFields,
+    RawRecord,
     Refused,
     Side,
     comparison_of,
@@ -39,7 +39,7 @@ _CLOSED = {
 }
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison with all its columns."""
     if record.get("format") != FORMAT:
         raise Refused("unknown_value", f"format is {record.get('format')!r}; expected {FORMAT!r}")
@@ -85,7 +85,7 @@ def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
     )
 
 
-def _side(value: dict[str, Any]) -> Side:
+def _side(value: RawRecord) -> Side:
     return Side(
         text=member(value, "text", str),
         history=messages_of(optional(value, "history", list) or [], "history"),

@@ -13,6 +13,7 @@ from orchestrator.data.formats import hh
 from orchestrator.data.formats.records import (
     ImportedComparison,
     Message,
+    RawRecord,
     Refused,
     Role,
     Side,
@@ -36,7 +37,7 @@ ROLES: dict[str, Role] = {
 _OWN_KEYS = ("prompt", "chosen", "rejected", "conversations", "system", "question")
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; the chosen side is `a`. A field `question` is kept where it is one of ours."""
     chosen = _continuation(record, "chosen")
     rejected = _continuation(record, "rejected")
@@ -56,7 +57,7 @@ def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
     yield _comparison(record, prompt, chosen, rejected)
 
 
-def parse_conversations(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse_conversations(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison of LLaMA-Factory's form: `conversations` is the prompt. Such sets are labelled by models."""
     prompt = messages_of(member(record, "conversations", list), "conversations")
     chosen, rejected = _continuation(record, "chosen"), _continuation(record, "rejected")
@@ -66,7 +67,7 @@ def parse_conversations(record: dict[str, Any]) -> Iterable[ImportedComparison |
 
 
 def _comparison(
-    record: dict[str, Any], prompt: list[Message], chosen: list[Message], rejected: list[Message], **fields: Any
+    record: RawRecord, prompt: list[Message], chosen: list[Message], rejected: list[Message], **fields: Any
 ) -> ImportedComparison:
     extra = {key: value for key, value in record.items() if key not in _OWN_KEYS}
     question = record.get("question")
@@ -89,7 +90,7 @@ def _prompt(value: Any) -> list[Message]:
     raise Refused("wrong_type", f"prompt is {type(value).__name__}; expected a text or a list of messages")
 
 
-def _continuation(record: dict[str, Any], key: str) -> list[Message]:
+def _continuation(record: RawRecord, key: str) -> list[Message]:
     value = member(record, key, (str, list, dict))
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
@@ -142,7 +143,7 @@ def messages_of(values: list[Any], key: str) -> list[Message]:
     return messages
 
 
-def render_strings(prompt: list[Message], better: Side, worse: Side) -> dict[str, Any] | None:
+def render_strings(prompt: list[Message], better: Side, worse: Side) -> RawRecord | None:
     """prompt/chosen/rejected as texts, or None where a side has a history of its own or a role has no marker.
 
     A longer prompt is written with hh-rlhf's markers, up to and with the last `\n\nAssistant:`.
@@ -156,6 +157,6 @@ def render_strings(prompt: list[Message], better: Side, worse: Side) -> dict[str
     return {"prompt": prompt_text, "chosen": better.text, "rejected": worse.text}
 
 
-def render_messages(prompt: list[Message], better: Side, worse: Side) -> dict[str, Any] | None:
+def render_messages(prompt: list[Message], better: Side, worse: Side) -> RawRecord | None:
     """prompt/chosen/rejected as messages, which can hold every dialogue that begins with a person."""
     return {"prompt": prompt, "chosen": better.messages(), "rejected": worse.messages()}

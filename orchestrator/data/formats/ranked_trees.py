@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import combinations
-from typing import Any
 
 from orchestrator.data.formats.preferences import ROLES
 from orchestrator.data.formats.records import (
     ImportedComparison,
     Message,
+    RawRecord,
     Refused,
     Side,
     comparison_of,
@@ -26,7 +26,7 @@ MAX_DEPTH = 200
 """Deeper trees are no dialogues; the walk is recursive."""
 
 
-def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
+def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """All comparisons of one tree, best sibling first; the better-ranked side is `a`."""
     tree = member(record, "message_tree_id", str)
     found = list(_walk(member(record, "prompt", dict), [], tree))
@@ -35,7 +35,7 @@ def parse(record: dict[str, Any]) -> Iterable[ImportedComparison | Refused]:
     return found
 
 
-def _walk(message: dict[str, Any], path: list[Message], tree: str) -> Iterator[ImportedComparison | Refused]:
+def _walk(message: RawRecord, path: list[Message], tree: str) -> Iterator[ImportedComparison | Refused]:
     if len(path) > MAX_DEPTH:
         raise Refused("malformed_dialogue", f"tree {tree} is deeper than {MAX_DEPTH} messages")
     here = [*path, _message(message)]
@@ -49,14 +49,14 @@ def _walk(message: dict[str, Any], path: list[Message], tree: str) -> Iterator[I
         yield from _walk(reply, here, tree)
 
 
-def _message(message: dict[str, Any]) -> Message:
+def _message(message: RawRecord) -> Message:
     role = ROLES.get(member(message, "role", str))
     if role is None:
         raise Refused("unknown_value", f"role is {message['role']!r}; known are prompter and assistant")
     return {"role": role, "content": member(message, "text", str)}
 
 
-def _group(siblings: list[dict[str, Any]], prompt: list[Message], tree: str) -> Iterator[ImportedComparison | Refused]:
+def _group(siblings: list[RawRecord], prompt: list[Message], tree: str) -> Iterator[ImportedComparison | Refused]:
     """The comparisons among the replies to one message."""
     if len(siblings) < 2:
         return
@@ -81,14 +81,14 @@ def _group(siblings: list[dict[str, Any]], prompt: list[Message], tree: str) -> 
             yield Refused(refused.reason, refused.detail, raw=raw)
 
 
-def _side(reply: dict[str, Any]) -> Side:
+def _side(reply: RawRecord) -> Side:
     return Side(member(reply, "text", str), contestant=optional(reply, "model_name", str))
 
 
-def _facts(reply: dict[str, Any]) -> dict[str, Any]:
+def _facts(reply: RawRecord) -> RawRecord:
     return {key: value for key, value in reply.items() if key not in ("text", "replies", "role")}
 
 
-def _raw(tree: str, replies: list[dict[str, Any]]) -> str:
+def _raw(tree: str, replies: list[RawRecord]) -> str:
     bare = [{key: value for key, value in reply.items() if key != "replies"} for reply in replies]
     return json.dumps({"message_tree_id": tree, "replies": bare}, ensure_ascii=False)

@@ -7,7 +7,7 @@ Readers are pure functions of one JSON record. Read `docs/reference/formats.md` 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -120,7 +120,10 @@ class OwnFields:
 MAX_NAME_CHARACTERS = 500
 """Of raters and identities: Postgres' index entries end at 2,700 bytes."""
 
-Parser = Callable[[dict[str, Any]], Iterable[ImportedComparison | Refused]]
+RawRecord = Mapping[str, Any]
+"""A JSON object of a file as it was read, or as it will be written: nothing is known of what it holds."""
+
+Parser = Callable[[RawRecord], Iterable[ImportedComparison | Refused]]
 """Reads one JSON object; gives comparisons and refusals, or raises `Refused` for the whole record."""
 
 
@@ -160,7 +163,7 @@ def short_name(name: str | None) -> None:
         raise Refused("too_long", f"a name has {len(name)} characters; expected at most {MAX_NAME_CHARACTERS}")
 
 
-def member(record: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+def member(record: RawRecord, key: str, kind: type | tuple[type, ...]) -> Any:
     """The value of a field.
 
     Raises:
@@ -177,7 +180,7 @@ def member(record: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> A
     return value
 
 
-def optional(record: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+def optional(record: RawRecord, key: str, kind: type | tuple[type, ...]) -> Any:
     """The value of a field that may be absent or null.
 
     Raises:
@@ -217,7 +220,7 @@ def _refuse_constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def load_object(text: str, *, check: bool = True) -> dict[str, Any]:
+def load_object(text: str, *, check: bool = True) -> RawRecord:
     """The JSON object in a text; `check` that Postgres can hold it.
 
     Raises:
