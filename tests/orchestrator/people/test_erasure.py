@@ -21,6 +21,8 @@ from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.people.erasure import MARK, TEXTS_BEGIN, TEXTS_END, Erased, erase
 from orchestrator.people.raters import RaterError, create_rater
 from orchestrator.people.withdrawal import touched
+from orchestrator.stages.context import StageContext
+from orchestrator.stages.context import build as build_artifact
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_comparison, add_cycle, add_dialogue, add_pair, add_rater, close
@@ -208,6 +210,32 @@ def test_a_touched_cycle_says_that_it_is_not_reproducible(
         with pytest.raises(ArtifactError, match="is not reproducible: texts were erased"):
             ledger.check_whole(session, [artifacts[week.prompts_id]])
         ledger.check_whole(session, [artifacts[week.snapshot_id]])
+
+
+def test_a_touched_cycles_report_is_written_anew_all_the_same(
+    week: Week, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, close_cycle: Callable[[], None]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ORCHESTRATOR_ARTIFACT_URL", week.store.url)
+    close_cycle()
+    week.erase()
+    context = StageContext(week.cycle_id, "write_report", after_end=True)
+
+    def write(out: Path) -> dict[str, Any]:
+        (out / "report.html").write_text("what is left")
+        return {}
+
+    inputs = {"comparison_set": week.set_id}
+    with pytest.raises(ArtifactError, match="is not reproducible"):
+        build_artifact(context, "report", {}, inputs, write)
+    first = build_artifact(context, "report", {}, inputs, write, whole=False)
+    assert build_artifact(context, "report", {}, inputs, write, whole=False) == first
+    with Session(week.engine) as session:
+        moved = ledger.place_of(session, week.digest(week.report_id))
+        assert ledger.place_of(session, week.digest(first)) == week.digest(first)
+    assert moved != week.digest(week.report_id)
+    assert week.store.exists(moved)
 
 
 def test_later_sets_have_nothing_of_it_and_share_no_shard_with_a_touched_one(
