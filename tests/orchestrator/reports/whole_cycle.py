@@ -16,6 +16,7 @@ from models.policy.results import (
     LogpAccuracy,
     LogpPoint,
     RaisedAlarm,
+    Recovery,
     RolloutSignals,
     WatchResult,
 )
@@ -92,7 +93,8 @@ def _training() -> Any:
         curve=(LogpPoint(0, helpful=0.5, harmless=0.5), LogpPoint(64, helpful=0.6, harmless=0.6)),
     )
     watch = WatchResult(None, (RaisedAlarm(3, "length", ""),), start, end)
-    return replace(BARE_PPO, curve=curve, watch=watch, logp_accuracy=logp)
+    recoveries = (Recovery(iteration=4, wire="entropy", found="", back_to=2, learning_rate=1e-4),)
+    return replace(BARE_PPO, curve=curve, watch=watch, logp_accuracy=logp, recoveries=recoveries)
 
 
 def _model(**rest: Any) -> Any:
