@@ -5,18 +5,17 @@ A run that was killed is simply started again: finished stages are found in the 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import training
 from flows.ending import end_cycle, seen_at_work
+from flows.forms import config_of
 from flows.reporting import publish_report, report_anew, reported_if_stopped
 from flows.running import OnPools, Runner, cycle_run_name
 from flows.states import as_state, say_what_is_left
 from orchestrator import stages
-from orchestrator.config import CycleConfig, load_config
+from orchestrator.config import CycleConfig
 from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.standing import give_up_abandoned
 from orchestrator.cycles.turn import one_at_a_time, turn_to_take
@@ -25,15 +24,35 @@ from orchestrator.stages.promotion import Decided
 
 
 @flow(name="cycle", flow_run_name=cycle_run_name, on_cancellation=[say_what_is_left])
-async def cycle(config: str, overrides: list[str] = [], fresh: bool = False) -> State:  # noqa: B006
+async def cycle(
+    configuration: str | None = None,
+    iterations: int | None = None,
+    kl_coef: float | None = None,
+    policy_learning_rate: float | None = None,
+    pm_learning_rate: float | None = None,
+    min_comparisons: int | None = None,
+    prompts_per_iteration: int | None = None,
+    stop_at_kl_nats: float | None = None,
+    evaluation_prompts: int | None = None,
+    min_pm_accuracy: float | None = None,
+    min_score_gain: float | None = None,
+    min_gain_over_live: float | None = None,
+    max_kl_nats: float | None = None,
+    fresh: bool = False,
+    overrides: list[str] = [],  # noqa: B006
+    config: str | None = None,
+) -> State:
     """One cycle: freeze the comparisons, train, judge, promote. Goes on with an interrupted one where it stopped.
 
+    Fields left empty are as the configuration has them (`forms.py`).
+
     Args:
-        config: TOML file that says what to train; an absolute path on the worker's machine.
-        overrides: Settings to change for this cycle, each as section.key=value, e.g. ppo.learning_rate=0.0001.
+        configuration: What to train, by name. `orchestrator register` offers what lies in `configs/` of the home.
         fresh: Build every artifact anew, even where one like it is there already.
+        overrides: For what has no field here: section.key=value, e.g. ppo.epochs=1. Taken last.
+        config: In place of the configuration above: a TOML file by its absolute path on the worker's machine.
     """
-    return as_state(await turn(load_config(Path(config), overrides), OnPools(), fresh=fresh))
+    return as_state(await turn(config_of(locals()), OnPools(), fresh=fresh))
 
 
 async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outcome:

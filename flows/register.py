@@ -29,14 +29,17 @@ from flows.cancelling import cancel_cycle
 from flows.command_line import exit_status
 from flows.cycle import cycle
 from flows.deciding import BY_HAND, EXPIRY_CRON, expire_approvals
+from flows.forms import form_of
 from flows.healing import ensure_automation
 from flows.notifying import ensure_notifications, wanted
 from flows.robustness import robustness
 from flows.training import GPU_FLOWS
 from orchestrator.commands.running.register import configure
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.config.known import known, remember
 from orchestrator.errors import ConfigError
 from orchestrator.instance.identity import own_prefect
+from orchestrator.settings import Settings
 
 POOLS = {
     "cpu": "Orders the stages of a cycle, and runs those that need no GPU",
@@ -89,13 +92,28 @@ def deployment(
     # What counts as set is sent, and what is sent as empty is erased there.
     kept = {"schedules", "paused"} if parameters is not None else {"schedules", "paused", "parameters"}
     made.model_fields_set.difference_update(kept)
+    made._parameter_openapi_schema = form_of(flow, known(Settings.from_env().home))
     return made
 
 
-def cycle_deployment(choices: Choices) -> RunnerDeployment:
-    """The deployment that an operator starts cycles with."""
-    given = choices.config_file
-    return deployment(cycle, choices.name, "cpu", None if given is None else {"config": str(given.absolute())})
+def default_parameters(choices: Choices, before: dict[str, Any]) -> dict[str, Any] | None:
+    """What the cycle's form is filled with; None where that stays."""
+    home = Settings.from_env().home
+    if choices.config_file is not None:
+        return {"configuration": remember(home, choices.config_file)}
+    if "config" not in before:
+        return None
+    # An earlier version kept the file and no name.
+    file = Path(before.pop("config"))
+    return before | ({"configuration": remember(home, file)} if file.is_file() else {})
+
+
+async def parameters_of(client: PrefectClient, full_name: str) -> dict[str, Any]:
+    """The default parameters of a Prefect deployment; {} where it is not there."""
+    try:
+        return dict((await client.read_deployment_by_name(full_name)).parameters)
+    except ObjectNotFound:
+        return {}
 
 
 def schedule_of(config_file: Path) -> CronSchedule:
@@ -136,9 +154,10 @@ async def register(choices: Choices) -> None:
     """Create or update everything; the ids of what was there stay."""
     addresses = wanted()
     schedule = None if choices.config_file is None else schedule_of(choices.config_file)
-    others = [deployment(flow, flow.name, pool) for pool, flows in ON_POOL.items() for flow in flows]
-    items = [cycle_deployment(choices), *others]
     async with get_client() as client:
+        defaults = default_parameters(choices, await parameters_of(client, f"{cycle.name}/{choices.name}"))
+        others = [deployment(flow, flow.name, pool) for pool, flows in ON_POOL.items() for flow in flows]
+        items = [deployment(cycle, choices.name, "cpu", defaults), *others]
         for pool in POOLS:
             await ensure_pool(client, pool)
         await ensure_automation(client)

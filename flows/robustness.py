@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.command_line import config_options, exit_status, printing
+from flows.forms import config_of
 from flows.running import OnPools, Runner, cycle_run_name
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
@@ -24,20 +24,28 @@ from orchestrator.stages import robustness as experiment
 
 @flow(name="robustness", flow_run_name=cycle_run_name)
 async def robustness(
-    config: str,
-    overrides: list[str] = [],  # noqa: B006
+    configuration: str | None = None,
     comparisons: str | None = None,
+    iterations: int | None = None,
+    kl_coef: float | None = None,
+    policy_learning_rate: float | None = None,
+    pm_learning_rate: float | None = None,
     fresh: bool = False,
+    overrides: list[str] = [],  # noqa: B006
+    config: str | None = None,
 ) -> State:
     """Train two preference models on halves of the comparisons, follow one with PPO, and see whether both agree.
 
+    Fields left empty are as the configuration has them (`forms.py`).
+
     Args:
-        config: TOML file of a cycle; an absolute path on the worker's machine. Its gates play no part.
-        overrides: Settings to change, each as section.key=value, e.g. ppo.kl_coef=0.
-        comparisons: Comparison set, by id or the beginning of its digest; the newest where not given.
+        configuration: What to train, by name, as for a cycle. Its gates play no part.
+        comparisons: Comparison set, by id or the beginning of its digest; the newest where left empty.
         fresh: Build every artifact anew, even where one like it is there already.
+        overrides: For what has no field here: section.key=value, e.g. ppo.epochs=1. Taken last.
+        config: In place of the configuration above: a TOML file by its absolute path on the worker's machine.
     """
-    await halves(load_config(Path(config), overrides), OnPools(), comparisons=comparisons, fresh=fresh)
+    await halves(config_of(locals()), OnPools(), comparisons=comparisons, fresh=fresh)
     return Completed(message="Both preference models have judged the policies; see the report.")
 
 

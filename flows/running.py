@@ -209,8 +209,9 @@ async def _stage(call: Callable[[], Any]) -> Any:
 
 def cycle_run_name() -> str:
     """Name of a cycle's flow run until its number is known: the configuration and the time."""
-    config = str(flow_run.parameters.get("config", ""))
-    return f"{Path(config).stem or 'cycle'}, {datetime.now().astimezone():%a %d %b %H:%M}"
+    asked = flow_run.parameters
+    configuration = Path(asked.get("config") or asked.get("configuration") or "cycle").stem
+    return f"{configuration}, {datetime.now().astimezone():%a %d %b %H:%M}"
 
 
 def _how_to_go_on(state: State) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.cycle import cycle
+from flows.forms import FIELDS, TITLES
 from flows.healing import AUTOMATION
 from flows.register import TAG, schedule_of
+from flows.robustness import robustness
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.instance.up import Instance
@@ -43,16 +46,61 @@ def test_a_broken_configuration_is_refused_before_anything_is_registered(tmp_pat
         schedule_of(tmp_path / "broken.toml")
 
 
-def test_the_form_has_typed_and_described_parameters(instance: Instance) -> None:
-    schema = get(instance, "/deployments/name/cycle/weekly")["parameter_openapi_schema"]
+def start(instance: Instance, flow: str, **parameters: Any) -> httpx.Response:
+    """What Prefect says to a form that is submitted, or to `prefect deployment run`."""
+    found = get(instance, f"/deployments/name/{flow}")["id"]
+    return httpx.post(
+        f"{instance.prefect_api_url}/deployments/{found}/create_flow_run", json={"parameters": parameters}
+    )
+
+
+@pytest.mark.parametrize("deployment", ["cycle/weekly", "robustness/robustness"])
+def test_the_form_has_typed_and_described_fields_in_order(instance: Instance, deployment: str) -> None:
+    schema = get(instance, f"/deployments/name/{deployment}")["parameter_openapi_schema"]
     fields = schema["properties"]
-    assert sorted(fields, key=lambda name: fields[name]["position"]) == ["config", "overrides", "fresh"]
-    assert fields["config"]["type"] == "string"
-    assert fields["overrides"]["type"] == "array"
-    assert fields["overrides"]["items"] == {"type": "string"}
-    assert fields["fresh"]["type"] == "boolean"
-    assert all(field["description"] for field in fields.values())
-    assert schema["required"] == ["config"]
+    in_order = sorted(fields, key=lambda name: fields[name]["position"])
+    assert in_order[0] == "configuration"
+    assert in_order[-3:] == ["fresh", "overrides", "config"]
+    assert set(in_order[1:-3]) - {"comparisons"} == set(FIELDS) & set(in_order)
+    assert all(field["type"] and field["description"] and field["title"] != name for name, field in fields.items())
+    assert "Unit: rollouts." in fields["iterations"]["description"]
+    assert "(`ppo.iterations`; 40 where it has none)" in fields["iterations"]["description"]
+    assert not schema.get("required")
+
+
+def test_every_field_that_is_stated_is_on_the_cycle_s_form() -> None:
+    assert set(FIELDS) <= set(cycle.parameters.properties)
+    assert set(cycle.parameters.properties) | set(robustness.parameters.properties) == set(TITLES)
+
+
+def test_the_form_offers_the_known_configurations_and_keeps_to_their_limits(
+    instance: Instance, config_file: Path
+) -> None:
+    run_command(instance.home, "register", "--config", str(config_file))
+    (instance.home / "configs" / "dropped.toml").write_text(config_file.read_text())
+    run_command(instance.home, "register", "--no-schedule")
+    found = get(instance, "/deployments/name/cycle/weekly")
+    assert found["parameters"] == {"configuration": "tiny"}
+    assert found["parameter_openapi_schema"]["properties"]["configuration"]["enum"] == ["dropped", "tiny"]
+    for wrong, said in (
+        ({"configuration": "tinny"}, "is not one of"),
+        ({"iterations": 0}, "less than the minimum of 1"),
+        ({"min_pm_accuracy": 1.5}, "greater than the maximum of 1"),
+        ({"stop_at_kl_nats": 0}, "less than or equal to the minimum of 0"),
+        ({"kl_coef": "much"}, "is not valid under any of the given schemas"),
+    ):
+        refused = start(instance, "cycle/weekly", **wrong)
+        assert refused.status_code == 409, refused.text
+        assert said in refused.text
+        assert next(iter(wrong)) in refused.text
+
+
+def test_a_default_of_an_earlier_version_becomes_a_configuration_by_name(instance: Instance, config_file: Path) -> None:
+    found = get(instance, "/deployments/name/cycle/weekly")["id"]
+    url = f"{instance.prefect_api_url}/deployments/{found}"
+    assert httpx.patch(url, json={"parameters": {"config": str(config_file)}}).status_code == 204
+    run_command(instance.home, "register")
+    assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"configuration": "tiny"}
 
 
 def test_training_has_deployments_of_its_own_on_the_gpu_pool(instance: Instance) -> None:
@@ -68,7 +116,7 @@ def test_what_is_registered_stays_until_it_is_taken_away(instance: Instance, con
         printed = run_command(instance.home, "register")
         after = get(instance, "/deployments/name/cycle/weekly")
         assert after["id"] == before
-        assert after["parameters"] == {"config": str(config_file)}
+        assert after["parameters"] == {"configuration": "tiny"}
         assert schedules(instance) == [("30 5 * * 2", "Europe/Berlin", True)]
         assert "schedule of cycle/weekly: 30 5 * * 2 Europe/Berlin" in printed
         assert named(instance, AUTOMATION) == 1
@@ -76,7 +124,7 @@ def test_what_is_registered_stays_until_it_is_taken_away(instance: Instance, con
         printed = run_command(instance.home, "register", "--no-schedule")
     assert schedules(instance) == []
     assert "schedule of cycle/weekly: none; cycles begin by hand" in printed
-    assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"config": str(config_file)}
+    assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"configuration": "tiny"}
 
 
 def named(instance: Instance, name: str) -> int:
