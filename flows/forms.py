@@ -94,14 +94,14 @@ def form_of(flow: Flow[..., Any], names: Iterable[str]) -> ParameterSchema:
             field |= _stated(FIELDS[name])
         elif name == "configuration" and (offered := sorted(names)):
             field |= {"enum": offered}
-        field["title"] = TITLES.get(name, name)
+        field["title"] = TITLES.get(name, field.get("title", name))
         _may_be_left_empty(field)
     return schema
 
 
 def _may_be_left_empty(field: dict[str, Any]) -> None:
     """Show one input for a value or nothing; Prefect's form would ask first which of the two it is."""
-    choices = [choice for choice in field.pop("anyOf", []) if choice["type"] != "null"]
+    choices = [choice for choice in field.pop("anyOf", []) if choice.get("type") != "null"]
     if choices:
         field |= choices[0] | {name: field[name] for name in LIMITS if name in field}
     if field.get("default", "") is None:
