@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows import training
 from flows.ending import end_cycle, seen_at_work
 from flows.forms import config_of
 from flows.reporting import publish_report, report_anew, reported_if_stopped
 from flows.running import OnPools, Runner, cycle_run_name
+from flows.slots import PASSED_OVER, passed_over
 from flows.states import as_state, say_what_is_left
 from orchestrator import stages
 from orchestrator.config import CycleConfig
@@ -52,7 +54,10 @@ async def cycle(
         overrides: For what has no field here: section.key=value, e.g. ppo.epochs=1. Taken last.
         config: In place of the configuration above: a TOML file by its absolute path on the worker's machine.
     """
-    return as_state(await turn(config_of(locals()), OnPools(), fresh=fresh))
+    asked = config_of(locals())
+    if (why := await passed_over()) is not None:
+        return Completed(name=PASSED_OVER, message=why)
+    return as_state(await turn(asked, OnPools(), fresh=fresh))
 
 
 async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outcome:

@@ -232,7 +232,9 @@ class Instance:
 
     def _prefect_command(self) -> list[str]:
         port = str(self._ports["prefect"])
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", self.host, "--port", port]
+        # Ours, since Prefect's own never plans a run; see there.
+        start = ["-m", "flows.prefect_server", "server", "start"]
+        return [sys.executable, *start, "--host", self.host, "--port", port]
 
     def _service(self, command: str, port: str) -> list[str]:
         return _command(command, "--host", self.host, "--port", str(self._ports[port]))

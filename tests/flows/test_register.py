@@ -15,8 +15,10 @@ from flows.register import TAG, schedule_of
 from flows.robustness import robustness
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
+from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.tiny_cycle import run_command
+from tests.waiting import wait_for
 
 
 def get(instance: Instance, path: str) -> Any:
@@ -131,6 +133,16 @@ def named(instance: Instance, name: str) -> int:
     """How many automations have the name."""
     found = httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
     return sum(automation["name"] == name for automation in found)
+
+
+def test_the_scheduler_plans_the_runs_of_a_schedule(instance: Instance, config_file: Path) -> None:
+    run_command(instance.home, "register", "--config", str(config_file), "--name", "planned")
+    try:
+        found = get(instance, "/deployments/name/cycle/planned")["id"]
+        of_it = {"deployments": {"id": {"any_": [found]}}}
+        wait_for("the plan", lambda: len(PrefectApi(instance.prefect_api_url).flow_runs(of_it)) >= 3)
+    finally:
+        run_command(instance.home, "register", "--remove", "planned")
 
 
 def test_a_schedule_paused_in_the_ui_stays_paused(instance: Instance, config_file: Path, tmp_path: Path) -> None:
