@@ -342,3 +342,36 @@ def test_every_number_says_its_unit_and_what_raising_it_does():
             silent += [] if stated else [f"{name}.{key}"]
     assert silent == []
     assert numbers > 80
+
+
+def with_approval(schedule: dict[str, Any], **approval: Any) -> CycleConfig:
+    return parse_config({"initial_policy": {"path": "x"}, "schedule": schedule, "approval": approval})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "hours"),
+    [
+        ({"cron": "0 6 * * 1"}, 168),
+        ({"cron": "0 6 * * 1,4"}, 72),  # Monday to Thursday; Thursday to Monday are 96
+        ({"cron": "0 6 * * *"}, 24),
+        # The day on which summer time begins has 23 hours.
+        ({"cron": "0 6 * * *", "timezone": "Europe/Berlin"}, 23),
+    ],
+)
+def test_approval_ends_before_the_next_cycle_begins(schedule, hours):
+    assert with_approval(schedule, required=True, timeout_hours=hours - 0.5).approval_timeout().total_seconds() == (
+        (hours - 0.5) * 3600
+    )
+    with pytest.raises(ConfigError) as refused:
+        with_approval(schedule, required=True, timeout_hours=hours)
+    assert f"approval.timeout_hours: found {hours}; expected less than the {hours} hours between two" in str(
+        refused.value
+    )
+    # Where only gates ask, the default of two days is no reason to refuse a daily schedule.
+    asked_by_gates = with_approval(schedule).approval_timeout()
+    assert asked_by_gates.total_seconds() == (48 if hours > 48 else hours / 2) * 3600
+
+
+def test_a_configuration_from_before_approval_is_the_same_cycle():
+    assert "approval" not in values_of(with_approval({}))
+    assert values_of(with_approval({}, required=True))["approval"] == {"required": True, "timeout_hours": 48.0}
