@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.tiny_cycle import Orchestrator, begin
+from tests.orchestrator.web.browsing import Browser, forms
 from tests.waiting import wait_for
 
 ANY_SNAPSHOT = (
@@ -29,13 +31,9 @@ def start(api: PrefectApi, flow: str, **parameters: Any) -> Any:
 def test_a_cycle_waits_and_is_decided_by_a_form_and_taken_back_by_another(
     instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
 ) -> None:
-    number = begin(orchestrator, config_file, tmp_path, 61)
+    number = let_one_wait(orchestrator, config_file, tmp_path, 61)
     api = PrefectApi(instance.prefect_api_url)
     before = json.loads(orchestrator("live", "--json"))["live"]
-    options = ["--set", "seed=61", "--set", "approval.required=true", "--set", "ppo.learning_rate=0.001"]
-    options += [word for gate in ANY_SNAPSHOT for word in ("--set", f"gates.{gate}")]
-    printed = orchestrator("cycle", "run", "--config", str(config_file), *options)
-    assert "Waiting for approval: It waits for a decision: " in printed
     assert f"Waits for a decision**: cycle {number}, snapshot " in (api.artifact("live") or "")
 
     state = start(api, "decide-promotion", cycle=number, decision="promote", reason="shorter", name="Ada Lovelace")
@@ -84,3 +82,47 @@ def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance:
     assert expiry["work_pool_name"] == "cpu"
     state = start(PrefectApi(instance.prefect_api_url), "expire-approvals")
     assert (state.type, state.message) == ("COMPLETED", "Refused because nobody decided: none.")
+
+
+@pytest.mark.slow
+def test_what_the_desk_decides_a_flow_carries_out_and_the_command_is_told(
+    instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
+) -> None:
+    number = let_one_wait(orchestrator, config_file, tmp_path, 62)
+    token = orchestrator("operator", "add", f"Ada {number}").split("token: ")[1].splitlines()[0]
+    desk = Browser(instance.feedback_url)
+    desk.client.post("/desk/sign-in", data={"token": token})
+    [waits] = [form.action for form in forms(desk.get("/desk/live")) if form.action.startswith("/desk/approvals/")]
+    shown = desk.send(desk.get("/desk/live"), waits, answer="refuse", reason="too long")
+    assert f"Cycle {number}: Ada {number} (proven by a token) refused it" in shown.text
+    wait_for("the cycle to be closed", lambda: state_of(orchestrator, number) == "refused", 180)
+    told = orchestrator("cycle", "decide", str(number), "promote", "--reason", "good", status=2)
+    assert f"decided already: Ada {number} (proven by a token) refused it" in told
+    assert "too long" in (PrefectApi(instance.prefect_api_url).artifact("live") or "")
+
+
+@pytest.mark.slow
+def test_what_nobody_decides_is_refused_by_a_flow_of_its_own(
+    instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
+) -> None:
+    number = let_one_wait(orchestrator, config_file, tmp_path, 63, "--set", "approval.timeout_hours=0.0001")
+    before = json.loads(orchestrator("live", "--json"))["live"]["digest"]
+    start(PrefectApi(instance.prefect_api_url), "expire-approvals")
+    wait_for("the cycle to be closed", lambda: state_of(orchestrator, number) == "refused", 180)
+    live = json.loads(orchestrator("live", "--json"))
+    assert live["live"]["digest"] == before
+    assert live["last_cycle"]["why"].startswith("Promotion refused: nobody decided until ")
+
+
+def let_one_wait(orchestrator: Orchestrator, config_file: Path, folder: Path, seed: int, *options: str) -> int:
+    """Run a cycle to where it waits; its number."""
+    number = begin(orchestrator, config_file, folder, seed)
+    words = ["--set", f"seed={seed}", "--set", "approval.required=true", "--set", "ppo.learning_rate=0.001", *options]
+    words += [word for gate in ANY_SNAPSHOT for word in ("--set", f"gates.{gate}")]
+    assert "Waiting for approval" in orchestrator("cycle", "run", "--config", str(config_file), *words)
+    return number
+
+
+def state_of(orchestrator: Orchestrator, number: int) -> str:
+    cycles = json.loads(orchestrator("cycle", "list", "--json"))
+    return str(next(cycle["state"] for cycle in cycles if cycle["cycle"] == number))
