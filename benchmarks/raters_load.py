@@ -44,7 +44,8 @@ from db.migrate import upgrade  # noqa: E402
 from orchestrator.instance.ports import free_port  # noqa: E402
 from orchestrator.instance.postgres import EmbeddedPostgres  # noqa: E402
 from orchestrator.people import access  # noqa: E402
-from orchestrator.people.tasks import INSTRUCTIONS, TASKS  # noqa: E402
+from orchestrator.people.instruction_versions import shipped  # noqa: E402
+from orchestrator.people.tasks import TASKS  # noqa: E402
 from orchestrator.store.artifacts import ArtifactStore  # noqa: E402
 
 STUB = """
@@ -120,7 +121,7 @@ class LoadRater:
     async def _conversation(self) -> None:
         page = await self._page("tasks", "/")
         page = await self._page("instructions", "/tasks/helpful/helpful")
-        agree = {"agree": INSTRUCTIONS["helpful"].version}
+        agree = {"agree": shipped("helpful").version}
         where = await self._form("begin", page, "/tasks/helpful/helpful", agree)
         page = await self._page("dialogue", where)
         for turn in range(TURNS):
@@ -235,7 +236,7 @@ def sign_in(url: str, raters: int, *, policy: bool) -> list[str]:
             rater = t.Rater(handle=f"load-{number}", kind="human")
             session.add(rater)
             session.flush()
-            access.consent(session, rater.id, INSTRUCTIONS[TASKS["helpful"].questions[0]].version)
+            access.consent(session, rater.id, shipped(TASKS["helpful"].questions[0]).version)
             cookies.append(access.begin_session(session, rater.id))
     engine.dispose()
     return cookies

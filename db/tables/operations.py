@@ -114,13 +114,14 @@ class OperatorAct(Base):
 
 
 class InstructionVersion(Base):
-    """Instructions of a task that were written at the desk; the shipped ones lie in files. Append-only."""
+    """Instructions that were written at the desk; the shipped ones lie in files. Append-only."""
 
     __tablename__ = "instruction_versions"
     __table_args__ = (UniqueConstraint("version"),)
 
     id: Mapped[Id]
     task: Mapped[str]
+    """The question that the text is about, as on `pairs.question`."""
     version: Mapped[str]
     """As consents name it: "helpful-2"."""
     text: Mapped[str]

@@ -12,8 +12,9 @@ from db import tables as t
 from db import turns
 from orchestrator.conversations.dialogues import continue_with, ended, not_yours
 from orchestrator.errors import ApiError
+from orchestrator.people.instruction_versions import current
 from orchestrator.people.raters import RaterIdentity
-from orchestrator.people.tasks import INSTRUCTIONS, SIDES, TASKS, Side
+from orchestrator.people.tasks import SIDES, TASKS, Side
 
 CONTESTANT = "edit"
 """Names the rater's own reply among the candidates; no weights wrote it."""
@@ -78,7 +79,7 @@ def _store(session: Session, shown: t.Pair, original: t.Candidate, text: str, ra
         parent_id=shown.parent_id,
         question=shown.question,
         purpose="training",
-        instruction_version=INSTRUCTIONS[shown.question].version,  # type: ignore[index]
+        instruction_version=current(session, shown.question).version,  # type: ignore[arg-type]
         edit_of_id=shown.id,
     )
     session.add(stands)

@@ -22,8 +22,9 @@ from orchestrator.conversations.dialogues import continue_with, ended, no_policy
 from orchestrator.conversations.pairings import ActivePairing, drawable
 from orchestrator.conversations.schemas import AskForPair, Compare, Compared, ComparisonGiven, PairOut, ReplyOut
 from orchestrator.errors import ApiError
+from orchestrator.people.instruction_versions import current
 from orchestrator.people.raters import RaterIdentity
-from orchestrator.people.tasks import INSTRUCTIONS, SIDES, TASKS, Question, Side, TaskName, continues_from
+from orchestrator.people.tasks import SIDES, TASKS, Question, Side, TaskName, continues_from
 from orchestrator.store.deployments import LiveDeployment
 
 # Sides and contestants must not be guessable from earlier ones: drawn from the operating system.
@@ -226,7 +227,7 @@ def _draw_pair(
         "parent_id": message_id,
         "question": question,
         "purpose": TASKS[task].purpose,
-        "instruction_version": INSTRUCTIONS[question].version,
+        "instruction_version": current(session, question).version,
         "pairing_id": pairing.id if pairing else None,
         "client_key": client_key,
     }

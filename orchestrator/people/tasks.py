@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Literal
 
 TaskName = Literal["helpful", "red_team", "red_team_choose_best", "model_comparison"]
@@ -12,30 +11,6 @@ Side = Literal["a", "b"]
 Choice = Literal["a", "b", "none"]
 
 SIDES: tuple[Side, Side] = ("a", "b")
-
-
-@dataclass(frozen=True)
-class Instructions:
-    """What the rater is told. The version is stored with every pair; a changed text is a new version, a new file."""
-
-    version: str
-    text: str
-    """The gist, plain text."""
-    page: str
-    """The whole, Markdown."""
-
-
-def _instructions(version: str) -> Instructions:
-    text = resources.files("orchestrator.people").joinpath("instructions", f"{version}.md").read_text("utf-8")
-    gist, _, page = text.partition("\n---\n")
-    return Instructions(version, gist.strip(), page.strip())
-
-
-INSTRUCTIONS: dict[Question, Instructions] = {
-    "helpful": _instructions("helpful-1"),
-    "harmless": _instructions("harmless-1"),
-    "more_harmful": _instructions("more-harmful-1"),
-}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from db.session import transaction
@@ -22,7 +23,9 @@ from orchestrator.conversations import dialogues, pairs, schemas
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
 from orchestrator.http_shared.metrics import CountRequests, Metrics
-from orchestrator.people.tasks import INSTRUCTIONS
+from orchestrator.people.instruction_versions import Instructions, current
+from orchestrator.people.raters import RaterIdentity
+from orchestrator.people.tasks import Question
 from orchestrator.store.live import live_now
 from orchestrator.web.desk_access import is_admin_token
 from orchestrator.web.pages.desk.routes import desk_pages
@@ -113,11 +116,13 @@ def _add_dialogues(app: FastAPI, feedback: Feedback) -> None:
     @app.post("/api/dialogues", status_code=201)
     def begin_dialogue(request: schemas.BeginDialogue, token: Token, response: Response) -> schemas.DialogueBegun:
         """Begin a dialogue of one kind of task; 200 where the same client_key was here before."""
-        dialogue_id, question, new = feedback.as_rater(
-            token, lambda session, rater: dialogues.begin_dialogue(session, rater, request)
-        )
+
+        def begun(session: Session, rater: RaterIdentity) -> tuple[int, Question, bool, Instructions]:
+            dialogue_id, question, new = dialogues.begin_dialogue(session, rater, request)
+            return dialogue_id, question, new, current(session, question)
+
+        dialogue_id, question, new, instructions = feedback.as_rater(token, begun)
         response.status_code = 201 if new else 200
-        instructions = INSTRUCTIONS[question]
         return schemas.DialogueBegun(
             dialogue_id=dialogue_id,
             task=request.task,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.preference.results import Accuracy
 from orchestrator.conversations import contestants, pairings
-from orchestrator.people import access, notices, queues
+from orchestrator.people import access, instruction_versions, notices, queues
 from orchestrator.people.operators import ADMIN
 from orchestrator.people.raters import create_rater
 from orchestrator.store import approvals, deployments
@@ -26,6 +26,9 @@ DESK = {
     "touched": "/desk/raters/1/touched",
     "dialogue": "/desk/dialogues/1",
     "invitations": "/desk/invitations",
+    "instructions": "/desk/instructions",
+    "instructions read": "/desk/instructions/helpful/helpful-2",
+    "instructions written": "/desk/instructions/helpful/helpful-2/edit",
     "work": "/desk/work",
     "pairings": "/desk/pairings",
     "notices": "/desk/notices",
@@ -53,6 +56,7 @@ def set_scene(session: Session) -> str:
     for offer in queues.EVERYTHING:
         queues.add_queue(session, *offer, goal=500 if offer[0] == "helpful" else None)
     ask_for_a_decision(session, initial, judge)
+    write_instructions(session)
     notices.announce(session, "On **Friday** there is no work. Thank you all!")
     return access.begin_session(session, wil.id)
 
@@ -77,6 +81,13 @@ def ask_for_a_decision(session: Session, initial: t.Artifact, judge: t.Artifact)
     approvals.hold_for_decision(
         session, cycle.id, new.id, reasons[-1]["reason"], reasons, {"kl_nats": 6.2}, timedelta(hours=48)
     )
+
+
+def write_instructions(session: Session) -> None:
+    """A second version of what is helpful."""
+    first = instruction_versions.shipped("helpful")
+    page = first.page.replace("## Rather not", "## Be brief\n\nTwo or three turns are enough.\n\n## Rather not")
+    instruction_versions.save(session, "helpful", first.key, first.text, page, by="Ada Lovelace")
 
 
 AGREEMENT = {

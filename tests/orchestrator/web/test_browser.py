@@ -14,7 +14,8 @@ from db import tables as t
 from orchestrator.conversations.contestants import policy
 from orchestrator.conversations.pairings import open_pairing
 from orchestrator.instance.ports import free_port
-from orchestrator.people.tasks import INSTRUCTIONS, TASKS
+from orchestrator.people.instruction_versions import shipped
+from orchestrator.people.tasks import TASKS
 from orchestrator.web.app import FeedbackConfig, create_app
 from tests.orchestrator.web.in_chromium import (
     PHONE,
@@ -62,7 +63,7 @@ def test_a_conversation_of_every_kind(page: Page, database: Database, task: str,
     begin(page, task, question)
     assert page.get_by_text("You may meet upsetting text here").count() == (question != "helpful")
     page.get_by_text("Instructions", exact=True).click()
-    expect(page.get_by_text(INSTRUCTIONS[question].text)).to_be_visible()
+    expect(page.get_by_text(shipped(question).text)).to_be_visible()
     write(page, "first")
     expect(page.get_by_text(re.compile(r"says tsrif"))).to_have_count(2)
     choose(page, "B, rather clearly")

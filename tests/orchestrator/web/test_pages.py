@@ -18,8 +18,8 @@ from db import tables as t
 from orchestrator.config import ComparisonsSection
 from orchestrator.data import freeze
 from orchestrator.people import access
+from orchestrator.people.instruction_versions import shipped
 from orchestrator.people.raters import create_rater, set_status
-from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.web.pages.markdown import render_markdown
 from tests.db.rows import add_cycle
 from tests.orchestrator.web.browsing import Browser, pair_id_of
@@ -137,14 +137,14 @@ def test_instructions_come_first_and_consent_is_kept(rater_browser: Browser, dat
     page = rater_browser.begin()
     assert re.fullmatch(r"/dialogues/\d+", page.url.path)
     with database() as session:
-        assert session.scalars(select(t.Consent.instruction_version)).all() == [INSTRUCTIONS["helpful"].version]
+        assert session.scalars(select(t.Consent.instruction_version)).all() == [shipped("helpful").version]
         assert session.scalar(select(func.count()).select_from(t.Dialogue)) == 1
     assert "I have read this" not in rater_browser.get("/tasks/helpful/helpful").text
 
 
 def test_the_same_form_sent_twice_is_one_act(rater_browser: Browser, database: Database) -> None:
     told = rater_browser.get("/tasks/helpful/helpful")
-    agree = {"agree": INSTRUCTIONS["helpful"].version}
+    agree = {"agree": shipped("helpful").version}
     first, second = (rater_browser.send(told, "/tasks/helpful/helpful", **agree) for _ in range(2))
     assert first.url == second.url
     with ThreadPoolExecutor(4) as pool:

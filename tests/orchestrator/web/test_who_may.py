@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.conversations import contestants, pairings
 from orchestrator.people import access
+from orchestrator.people.instruction_versions import shipped
 from orchestrator.people.queues import add_group, join_group
 from orchestrator.people.raters import create_rater, set_status
-from orchestrator.people.tasks import INSTRUCTIONS
 from orchestrator.serving.keys import create_key
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.desk_access import desk_cookie
@@ -53,7 +53,7 @@ PAGES: list[Case] = [
     ("POST", "/enter/{platform}", {}, OPEN),
     ("GET", "/", None, SIGNED_IN),
     ("GET", "/tasks/{task}/{question}", None, SIGNED_IN),
-    ("POST", "/tasks/{task}/{question}", {"key": "k1", "agree": INSTRUCTIONS["helpful"].version}, SIGNED_IN),
+    ("POST", "/tasks/{task}/{question}", {"key": "k1", "agree": shipped("helpful").version}, SIGNED_IN),
     ("GET", "/dialogues/{dialogue_id}", None, OWN),
     ("GET", "/pairs/{pair_id}/stream", None, OWN),
     ("GET", "/pairs/{pair_id}/replies", None, OWN),

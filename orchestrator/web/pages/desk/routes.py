@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from orchestrator.web.pages.desk.elo import add_elo
 from orchestrator.web.pages.desk.entrance import add_entrance
+from orchestrator.web.pages.desk.instructions import add_instructions
 from orchestrator.web.pages.desk.invitations import add_invitations
 from orchestrator.web.pages.desk.live import add_live
 from orchestrator.web.pages.desk.notices import add_notices
@@ -31,6 +32,7 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     add_live(router, desk)
     add_dialogues(router, desk)
     add_invitations(router, desk)
+    add_instructions(router, desk)
     add_work(router, desk)
     add_contestants(router, desk)
     add_notices(router, desk)

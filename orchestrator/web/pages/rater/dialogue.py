@@ -14,8 +14,9 @@ from orchestrator.conversations import dialogues, pairs
 from orchestrator.conversations.schemas import MAX_MESSAGE_CHARS, AddMessage, AskForPair, BeginDialogue
 from orchestrator.people import access
 from orchestrator.people.access import SignedIn
+from orchestrator.people.instruction_versions import Instructions, current
 from orchestrator.people.queues import offers
-from orchestrator.people.tasks import INSTRUCTIONS, PROMPTS, TASKS, warns_about
+from orchestrator.people.tasks import PROMPTS, TASKS, warns_about
 from orchestrator.web import page_views
 from orchestrator.web.pages.rater.shared import RaterPages, key_of, written
 from orchestrator.web.pages.shell import (
@@ -39,13 +40,16 @@ def _add_reading(router: APIRouter, shared: RaterPages) -> None:
     @router.get("/dialogues/{dialogue_id}")
     async def dialogue(dialogue_id: Id, request: Request) -> HTMLResponse:
         """The dialogue as it stands; an interrupted pair is taken up again."""
-        me, shown = await run_in_threadpool(
-            shared.for_me, request, lambda session, me: page_views.dialogue_view(session, me.rater, dialogue_id)
-        )
+
+        def work(session: Session, me: SignedIn) -> tuple[page_views.DialogueView, Instructions]:
+            shown = page_views.dialogue_view(session, me.rater, dialogue_id)
+            return shown, current(session, shown.question)
+
+        me, (shown, told) = await run_in_threadpool(shared.for_me, request, work)
         sampling = None
         if shown.pair is not None and not shown.pair.complete:
             sampling = shared.feedback.sampler.start(shown.pair, stream=True)
-        return _dialogue_page(me, shown, sampling)
+        return _dialogue_page(me, shown, told, sampling)
 
 
 def _add_writing(router: APIRouter, shared: RaterPages) -> None:
@@ -110,7 +114,7 @@ def _add_ending(router: APIRouter, shared: RaterPages) -> None:
             # Leaving must always work, also where the rater is not offered the other task.
             if ("helpful", "helpful") not in offers(session, me.rater):
                 return 0
-            if not access.has_consented(session, me.rater.id, INSTRUCTIONS["helpful"].version):
+            if not access.has_consented(session, me.rater.id, current(session, "helpful").version):
                 return None
             begun = BeginDialogue(task="helpful", client_key=key_of(form))
             return dialogues.begin_dialogue(session, me.rater, begun)[0]
@@ -121,7 +125,9 @@ def _add_ending(router: APIRouter, shared: RaterPages) -> None:
         return go_to("/tasks/helpful/helpful" if begun is None else f"/dialogues/{begun}")
 
 
-def _dialogue_page(me: SignedIn, shown: page_views.DialogueView, sampling: PairSampling | None) -> HTMLResponse:
+def _dialogue_page(
+    me: SignedIn, shown: page_views.DialogueView, told: Instructions, sampling: PairSampling | None
+) -> HTMLResponse:
     pair = None
     if shown.pair is not None:
         pair = shown.pair.shown() if sampling is None else sampling.shown(shown.pair)
@@ -132,7 +138,7 @@ def _dialogue_page(me: SignedIn, shown: page_views.DialogueView, sampling: PairS
         pair=pair,
         complete=shown.pair is not None and shown.pair.complete,
         task=TASKS[shown.task],
-        told=INSTRUCTIONS[shown.question],
+        told=told,
         prompt=PROMPTS[shown.question],
         warns=warns_about(shown.task, shown.question),
         key=secrets.token_urlsafe(12),

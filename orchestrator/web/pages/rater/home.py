@@ -15,9 +15,10 @@ from orchestrator.conversations.schemas import BeginDialogue
 from orchestrator.errors import ApiError
 from orchestrator.people import access
 from orchestrator.people.access import SignedIn
+from orchestrator.people.instruction_versions import Instructions, current
 from orchestrator.people.notices import current_announcements
 from orchestrator.people.queues import EVERYTHING, Offer, offers_at_home
-from orchestrator.people.tasks import INSTRUCTIONS, PROMPTS, TASKS, Question, TaskName, warns_about
+from orchestrator.people.tasks import PROMPTS, TASKS, Question, TaskName, warns_about
 from orchestrator.store.deployments import live_deployment
 from orchestrator.web import page_views
 from orchestrator.web.pages.rater.shared import RaterPages, key_of
@@ -52,16 +53,18 @@ def add_tasks(router: APIRouter, shared: RaterPages) -> None:
     def instructions(task: TaskName, question: Question, request: Request) -> HTMLResponse:
         """The whole instructions; read before the first dialogue, reachable ever after."""
         _known(task, question)
-        shown = INSTRUCTIONS[question]
-        me, agreed = shared.for_me(
-            request, lambda session, me: access.has_consented(session, me.rater.id, shown.version)
-        )
+
+        def work(session: Session, me: SignedIn) -> tuple[Instructions, bool]:
+            told = current(session, question)
+            return told, access.has_consented(session, me.rater.id, told.version)
+
+        me, (told, agreed) = shared.for_me(request, work)
         return page(
             "instructions.html",
             me=me,
             task=TASKS[task],
             action=f"/tasks/{task}/{question}",
-            told=shown,
+            told=told,
             warns=warns_about(task, question),
             agreed=agreed,
             key=secrets.token_urlsafe(12),
@@ -71,9 +74,9 @@ def add_tasks(router: APIRouter, shared: RaterPages) -> None:
     async def begin(task: TaskName, question: Question, request: Request) -> Response:
         """Begin a dialogue; the first time the instructions are shown in between."""
         _known(task, question)
-        version = INSTRUCTIONS[question].version
 
         def work(session: Session, me: SignedIn, form: FormData) -> int | None:
+            version = current(session, question).version
             if form.get("agree") == version:
                 access.consent(session, me.rater.id, version)
             elif not access.has_consented(session, me.rater.id, version):
