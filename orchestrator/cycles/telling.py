@@ -20,9 +20,11 @@ from orchestrator.database import database
 from orchestrator.errors import OrchestratorError
 from orchestrator.instance.prefect_api import PrefectApi, api_url
 from orchestrator.settings import Settings
-from orchestrator.store.live import LoopState, loop_state, to_markdown
+from orchestrator.store.live import PUT_LIVE, Live, LoopState, loop_state, to_markdown
 
 KEY = "live"
+CHANGED_BY_HAND = "orchestrator.live-changed-by-hand"
+"""Name of the event."""
 Database = Callable[[], AbstractContextManager[Session]]
 """Opens a transaction."""
 
@@ -68,7 +70,17 @@ def publish_at(api: PrefectApi, database: Database, feedback_url: str | None = N
     with database() as session:
         state = loop_now(session, next_slot)
     links = {"The desk": f"{feedback_url}/desk/live"} if feedback_url else {}
-    markdown = to_markdown(state, links)
-    if api.artifact(KEY) != markdown:
+    mark = f"[//]: # (deployment {state.live.deployment_id if state.live else 0})"
+    markdown, earlier = f"{to_markdown(state, links)}\n\n{mark}\n", api.artifact(KEY)
+    if earlier != markdown:
         api.add_artifact(KEY, markdown, "What is live, and where the loop is")
+    if state.live is not None and state.live.decision in PUT_LIVE and earlier is not None and mark not in earlier:
+        _tell_of_change(api, state.live)
     return True
+
+
+def _tell_of_change(api: PrefectApi, live: Live) -> None:
+    """Let those who are told of runs (`flows/notifying.py`) know what a person put live, by whichever way."""
+    done = PUT_LIVE[live.decision]
+    message = f"{live.name}, by {live.decided}. {live.why}"
+    api.tell(CHANGED_BY_HAND, "orchestrator.policy", f"The live policy was {done}", message)

@@ -194,6 +194,17 @@ class PrefectApi:
             expected=(200, 201),
         )
 
+    def tell(self, event: str, resource: str, subject: str, message: str) -> None:
+        """Add an event, which automations may wait for."""
+        told = {
+            "id": str(uuid.uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": event,
+            "resource": {"prefect.resource.id": resource, "prefect.resource.name": subject},
+            "payload": {"subject": subject, "message": message},
+        }
+        self._request("POST", "/events", json=[told], expected=(200, 204))
+
     def task_runs(self, flow_run_id: str) -> list[dict[str, Any]]:
         """Everything Prefect tells about the tasks of a flow run, in the order in which they began."""
         runs: list[dict[str, Any]] = self._request(
@@ -234,9 +245,7 @@ class PrefectApi:
         home: str | None = settings.get("home")
         return home
 
-    def _request(
-        self, method: str, path: str, json: dict[str, Any] | None = None, expected: tuple[int, ...] = (200,)
-    ) -> httpx.Response:
+    def _request(self, method: str, path: str, json: Any = None, expected: tuple[int, ...] = (200,)) -> httpx.Response:
         deadline = time.monotonic() + BUSY_S
         while True:
             try:

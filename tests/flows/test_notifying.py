@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import queue
 import threading
@@ -15,12 +16,19 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Running
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
+from db import tables as t
+from db.session import transaction
 from flows.cycle import cycle
 from flows.notifying import AUTOMATION, wanted
 from flows.training import train_policy
+from orchestrator.cycles.telling import publish_at
 from orchestrator.errors import ConfigError
+from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
+from tests.db.rows import add_artifact
 from tests.flows.tiny_cycle import run_command
 
 TOLD_WITHIN_S = 60
@@ -68,12 +76,31 @@ def end_a_run(instance: Instance, flow: Flow[..., Any], name: str, kind: StateTy
     return str(run.id)
 
 
+def put_live_by_hand(engine: Engine) -> None:
+    """The rows of it: what else belongs to it is tested elsewhere."""
+    with Session(engine) as session, session.begin():
+        decision = t.Decision(
+            snapshot_id=add_artifact(session).id,
+            decision="promote",
+            kind="by_hand",
+            reasons=[],
+            evidence={},
+            decided_by="Ada",
+            identity="claimed",
+            via="prefect",
+            note="It answers better.",
+        )
+        session.add(decision)
+        session.flush()
+        session.add(t.Deployment(snapshot_id=decision.snapshot_id, decision_id=decision.id))
+
+
 def automations(instance: Instance) -> list[str]:
     found = httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
     return [each["name"] for each in found]
 
 
-def test_people_are_told_what_waits_and_of_nothing_else(instance: Instance, receiver: Receiver) -> None:
+def test_people_are_told_what_waits_and_of_nothing_else(instance: Instance, receiver: Receiver, engine: Engine) -> None:
     printed = run_command(instance.home, "register", ORCHESTRATOR_NOTIFY=receiver.url)
     try:
         assert "1 address is told" in printed
@@ -88,6 +115,18 @@ def test_people_are_told_what_waits_and_of_nothing_else(instance: Instance, rece
         end_a_run(instance, cycle, "Skipped: 3 of 40", StateType.COMPLETED, "3 fresh comparisons")
         assert receiver.told.get(timeout=TOLD_WITHIN_S)["title"] == "cycle 7: Skipped: 3 of 40"
         assert receiver.told.empty()
+        # What a person puts live is told once, whether by command, desk or form.
+        api, of_its_own = PrefectApi(instance.prefect_api_url), functools.partial(transaction, engine)
+        publish_at(api, of_its_own)
+        put_live_by_hand(engine)
+        for _ in range(2):
+            publish_at(api, of_its_own)
+        told = receiver.told.get(timeout=TOLD_WITHIN_S)
+        assert told["title"] == "The live policy was put live by hand"
+        assert told["message"].endswith("by Ada (as typed into a form). put live by hand: It answers better.")
+        # The next that comes is another one.
+        end_a_run(instance, cycle, "Skipped: 4 of 40", StateType.CANCELLED, "4 fresh comparisons")
+        assert receiver.told.get(timeout=TOLD_WITHIN_S)["title"] == "cycle 7: Skipped: 4 of 40"
         # Nothing said is nothing changed; nobody is nobody.
         run_command(instance.home, "register")
         assert AUTOMATION in automations(instance)
