@@ -176,13 +176,26 @@ def consent(session: Session, rater_id: int, version: str) -> None:
     )
 
 
+# What the platform puts in place of these is who comes, for which study, with which submission.
+ENTRY_QUERIES = {
+    "prolific": "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}",
+    "mturk": "workerId=${workerId}&assignmentId=${assignmentId}&hitId=${hitId}",
+}
+
+
+def entry_url(base: str, platform: str) -> str:
+    """The external URL to enter on a platform; the same for all its studies, as the platform fills in which."""
+    return f"{base}/enter/{platform}?{ENTRY_QUERIES[platform]}"
+
+
 def create_study(
     session: Session, platform: str, external_id: str, completion_code: str, num_comparisons: int
 ) -> t.Study:
     """Add a study of an outside platform whose people may enter."""
-    if platform not in ("prolific", "mturk"):
+    external_id, completion_code = external_id.strip(), completion_code.strip()
+    if platform not in ENTRY_QUERIES:
         raise InvitationError(f"Platform {platform!r} is unknown; expected prolific or mturk.")
-    if num_comparisons < 1 or not external_id.strip() or not completion_code.strip():
+    if num_comparisons < 1 or not external_id or not completion_code:
         raise InvitationError("A study needs the platform's id, a completion code and at least 1 comparison.")
     known = select(t.Study.id).where(t.Study.platform == platform, t.Study.external_id == external_id)
     if session.execute(known).first() is not None:
@@ -208,6 +221,18 @@ def end_study(session: Session, platform: str, external_id: str) -> None:
     ).one_or_none()
     if ended is None:
         raise InvitationError(f"There is no open study {external_id!r} of {platform}.")
+
+
+def study_figures(session: Session) -> list[tuple[t.Study, int, int]]:
+    """Every study, the newest first, with how many came and how many finished."""
+    came, finished = func.count(t.Visit.id), func.count(t.Visit.completed_at)
+    rows = session.execute(
+        select(t.Study, came, finished)
+        .outerjoin(t.Visit, t.Visit.study_id == t.Study.id)
+        .group_by(t.Study.id)
+        .order_by(t.Study.id.desc())
+    )
+    return [(study, num_came, num_finished) for study, num_came, num_finished in rows]
 
 
 def enter(session: Session, platform: str, study_id: str, person_id: str, submission_id: str) -> int:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import tables as t
 from db.session import session
 from orchestrator.commands.printing import print_shown
 from orchestrator.settings import Settings
-
-# What the platform puts in place of these is who comes, for which study, with which submission.
-QUERIES = {
-    "prolific": "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}",
-    "mturk": "workerId=${workerId}&assignmentId=${assignmentId}&hitId=${hitId}",
-}
+from orchestrator.store.acts import machine_user, record_act
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="add a study and print the external URL to enter on the platform")
     end = actions.add_parser("end", help="let nobody else enter; who is in may finish")
     for action in (add, end):
-        action.add_argument("platform", choices=sorted(QUERIES))
+        action.add_argument("platform", choices=("mturk", "prolific"))
         action.add_argument("study", help="the platform's id of the study (Prolific) or HIT (MTurk)")
     add.add_argument("--code", required=True, help="completion code that the platform pays for")
     add.add_argument("--comparisons", type=int, default=10, help="choices to make before the code is shown")
@@ -43,10 +36,12 @@ def run(args: argparse.Namespace) -> int:
     with session(settings.require_database_url()) as database:
         if args.action == "add":
             access.create_study(database, args.platform, args.study, args.code, args.comparisons)
+            record_act(database, machine_user(), "add_study", f"study {args.platform}/{args.study}")
             base = settings.feedback_url or "<address of the feedback app>"
-            shown: Any = {"study": args.study, "url": f"{base}/enter/{args.platform}?{QUERIES[args.platform]}"}
+            shown: Any = {"study": args.study, "url": access.entry_url(base, args.platform)}
         elif args.action == "end":
             access.end_study(database, args.platform, args.study)
+            record_act(database, machine_user(), "end_study", f"study {args.platform}/{args.study}")
             shown = {"study": args.study, "ended": True}
         else:
             shown = _listing(database)
@@ -57,18 +52,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _listing(database: Session) -> list[dict[str, Any]]:
-    came, finished = func.count(t.Visit.id), func.count(t.Visit.completed_at)
-    rows = database.execute(
-        select(
-            t.Study.platform,
-            t.Study.external_id.label("study"),
-            t.Study.num_comparisons,
-            came.label("came"),
-            finished.label("finished"),
-            t.Study.ended_at,
-        )
-        .outerjoin(t.Visit, t.Visit.study_id == t.Study.id)
-        .group_by(t.Study.id)
-        .order_by(t.Study.id)
-    )
-    return [dict(row._mapping) for row in rows]
+    from orchestrator.people.access import study_figures
+
+    return [
+        {
+            "platform": study.platform,
+            "study": study.external_id,
+            "num_comparisons": study.num_comparisons,
+            "came": came,
+            "finished": finished,
+            "ended_at": study.ended_at,
+        }
+        for study, came, finished in reversed(study_figures(database))
+    ]

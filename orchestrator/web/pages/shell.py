@@ -140,6 +140,11 @@ def is_https(request: Request) -> bool:
     return forwarded.split(",")[0].strip() == "https"
 
 
+def base_of(request: Request) -> str:
+    """The address under which the browser has found us, as links to us begin."""
+    return f"{'https' if is_https(request) else 'http'}://{request.headers.get('host', '')}"
+
+
 def address_of(request: Request) -> str | None:
     """Where a request comes from; behind a proxy on this machine, the address that it forwards."""
     return None if request.client is None else request.client.host

@@ -26,6 +26,7 @@ DESK = {
     "touched": "/desk/raters/1/touched",
     "dialogue": "/desk/dialogues/1",
     "invitations": "/desk/invitations",
+    "studies": "/desk/studies",
     "instructions": "/desk/instructions",
     "instructions read": "/desk/instructions/helpful/helpful-2",
     "instructions written": "/desk/instructions/helpful/helpful-2/edit",
@@ -57,6 +58,7 @@ def set_scene(session: Session) -> str:
         queues.add_queue(session, *offer, goal=500 if offer[0] == "helpful" else None)
     ask_for_a_decision(session, initial, judge)
     write_instructions(session)
+    access.create_study(session, "prolific", "66f0a1b2c3d4e5f6a7b8c9d0", "C1X4YZ8Q", 20)
     notices.announce(session, "On **Friday** there is no work. Thank you all!")
     return access.begin_session(session, wil.id)
 

@@ -15,7 +15,7 @@ from db import tables as t
 from orchestrator.errors import ApiError
 from orchestrator.people import access
 from orchestrator.web.pages.desk.shared import Desk
-from orchestrator.web.pages.shell import Id, go_to, is_https, page, text_of
+from orchestrator.web.pages.shell import Id, base_of, go_to, page, text_of
 
 
 def add_invitations(router: APIRouter, desk: Desk) -> None:
@@ -27,18 +27,11 @@ def add_invitations(router: APIRouter, desk: Desk) -> None:
             .group_by(t.Invitation.id)
             .order_by(t.Invitation.id.desc())
         ).all()
-        came, finished = func.count(t.Visit.id), func.count(t.Visit.completed_at)
-        studies = session.execute(
-            select(t.Study, came, finished)
-            .outerjoin(t.Visit, t.Visit.study_id == t.Study.id)
-            .group_by(t.Study.id)
-            .order_by(t.Study.id.desc())
-        ).all()
-        return {"invitations": [tuple(row) for row in rows], "studies": [tuple(row) for row in studies], "link": None}
+        return {"invitations": [tuple(row) for row in rows], "link": None}
 
     @router.get("/invitations")
     def listing(request: Request) -> HTMLResponse:
-        """Invitations and studies: how people come in."""
+        """Invitations: how people come in who are not sent by a platform."""
         return desk.show(request, "invitations.html", _all)
 
     @router.post("/invitations")
@@ -55,8 +48,7 @@ def add_invitations(router: APIRouter, desk: Desk) -> None:
                 max_uses=int(uses) if uses else None,
                 valid_for=timedelta(days=int(days)) if days else None,
             )
-            base = f"{'https' if is_https(request) else 'http'}://{request.headers.get('host', '')}"
-            return _all(session) | {"link": f"{base}/join/{token}"}
+            return _all(session) | {"link": f"{base_of(request)}/join/{token}"}
 
         shown = await desk.act(request, work, "invite", lambda form: f"invitation {text_of(form, 'label')}")
         return page("desk/invitations.html", desk=True, csrf=desk.csrf(request), **shown)

@@ -18,6 +18,7 @@ from orchestrator.web.pages.desk.pairings import add_contestants
 from orchestrator.web.pages.desk.raters import add_dialogues, add_raters
 from orchestrator.web.pages.desk.reports import add_reports
 from orchestrator.web.pages.desk.shared import Desk
+from orchestrator.web.pages.desk.studies import add_studies
 from orchestrator.web.pages.desk.work import add_work
 from orchestrator.web.pages.shell import PageRoute
 from orchestrator.web.service import Feedback
@@ -32,6 +33,7 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     add_live(router, desk)
     add_dialogues(router, desk)
     add_invitations(router, desk)
+    add_studies(router, desk)
     add_instructions(router, desk)
     add_work(router, desk)
     add_contestants(router, desk)
