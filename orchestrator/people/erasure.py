@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,35 @@ _COMPARISONS = f"""
 """
 
 
+ERASING = 0x65726173  # "eras": any number that nothing else uses as the first half of an advisory lock.
+_ANY = 0
+_AT_WORK = text(
+    "select exists (select from pg_locks where locktype = 'advisory' and objsubid = 2 and classid = :key "
+    "and objid = :erasure and database = (select oid from pg_database where datname = current_database()))"
+)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an erasure would blank in the database, at the least: raters go on until it begins."""
+
+    comparisons: int
+    """Those of other raters about the rater's text among them."""
+    messages: int
+    replies: int
+    problem_reports: int
+
+
+def reach(session: Session, rater_id: int) -> Reach:
+    """Count what erasing a rater would blank."""
+
+    def count(query: str) -> int:
+        return int(session.execute(text(f"select count(*) from ({query}) gone"), {"rater_id": rater_id}).scalar_one())
+
+    reports = "select id from problem_reports where rater_id = :rater_id"
+    return Reach(count(_COMPARISONS), count(_MESSAGES), count(_WRITTEN), count(reports))
+
+
 @dataclass(frozen=True)
 class Erased:
     """What an erasure did."""
@@ -89,20 +119,62 @@ def erase(engine: Engine, store: ArtifactStore, handle: str, note: str = "") -> 
         RaterError: there is no such rater, or a cycle is open that may hold the texts.
     """
     with transaction(engine) as session:
-        erasure = _begin(session, handle, note)
-        erasure_id, rater_id = erasure.id, erasure.rater_id
-    _rewrite_artifacts(engine, store, erasure_id, rater_id)
+        erasure_id = begin(session, handle, note).id
+    return go_on(engine, store, erasure_id)
+
+
+def go_on(engine: Engine, store: ArtifactStore, erasure_id: int) -> Erased:
+    """Carry out what was begun, from where it was cut off; one at a time, others wait.
+
+    Raises:
+        RaterError: a cycle is open that may hold the texts.
+    """
     with transaction(engine) as session:
-        _refuse_open_cycle(session)
-        return _blank(session, erasure_id, rater_id)
+        rater_id = session.get_one(t.Erasure, erasure_id).rater_id
+    with _alone(engine, erasure_id):
+        _rewrite_artifacts(engine, store, erasure_id, rater_id)
+        with transaction(engine) as session:
+            refuse_open_cycle(session)
+            return _blank(session, erasure_id, rater_id)
 
 
-def _begin(session: Session, handle: str, note: str) -> t.Erasure:
+@contextmanager
+def _alone(engine: Engine, erasure_id: int) -> Iterator[None]:
+    """Be seen at work on an erasure, and let nobody else rewrite artifacts meanwhile.
+
+    Two who write the same artifact anew would each keep what the other blanked.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        keys = [{"key": ERASING, "erasure": number} for number in (erasure_id, _ANY)]
+        try:
+            for key in keys:
+                connection.execute(text("select pg_advisory_lock(:key, :erasure)"), key)
+            yield
+        finally:
+            # A connection that goes back to its pool would keep them.
+            connection.execute(text("select pg_advisory_unlock_all()"))
+
+
+def at_work(session: Session, erasure_id: int) -> bool:
+    """Whether somebody carries it out now, or waits to, on whichever machine."""
+    return bool(session.scalar(_AT_WORK, {"key": ERASING, "erasure": erasure_id}))
+
+
+def begin(session: Session, handle: str, note: str) -> t.Erasure:
+    """Write down that a rater is to be forgotten, and end their access; an erasure that was begun stays as it is.
+
+    Raises:
+        RaterError: there is no such rater, the note names them, or a cycle is open that may hold the texts.
+    """
     rater = get_rater(session, handle)
     found = session.scalars(select(t.Erasure).where(t.Erasure.rater_id == rater.id)).one_or_none()
     if found is not None:
         return found
-    _refuse_open_cycle(session)
+    if re.search(rf"(?<!\w){re.escape(handle)}(?!\w)", note, re.IGNORECASE):
+        raise RaterError(
+            f"The note names {handle!r}, and it stays on record when the name is gone. Write it without any name."
+        )
+    refuse_open_cycle(session)
     withdraw(session, handle, note)
     erasure = t.Erasure(rater_id=rater.id, note=note)
     session.add(erasure)
@@ -127,12 +199,17 @@ def _begin(session: Session, handle: str, note: str) -> t.Erasure:
     return erasure
 
 
-def _refuse_open_cycle(session: Session) -> None:
+def refuse_open_cycle(session: Session) -> None:
+    """Refuse to erase while a cycle is open.
+
+    Raises:
+        RaterError: one is.
+    """
     number = session.scalar(select(t.Cycle.number).where(t.Cycle.state == "open"))
     if number is not None:
         raise RaterError(
             f"Cycle {number} is open and may hold the texts in its work. Wait for its end, or give it up with "
-            "`orchestrator cycle cancel`; then run the same command again."
+            "`orchestrator cycle cancel`; then erase again."
         )
 
 

@@ -12,10 +12,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
-from db.session import make_engine, session
+from db.session import make_engine, session, transaction
 from orchestrator.commands.printing import print_table
 from orchestrator.people import raters, withdrawal
 from orchestrator.settings import Settings
+from orchestrator.store.acts import machine_user, record_act
 
 _DIALOGUES = 50
 """How many of a rater's dialogues are listed, the newest."""
@@ -120,6 +121,9 @@ def _erase(args: argparse.Namespace) -> int:
     engine = make_engine(url)
     try:
         done = erase(engine, ArtifactStore(settings.artifact_url, settings.home / "cache"), args.handle, args.note)
+        with transaction(engine) as database:
+            # By its id: the record of who erased must not keep the name that is erased.
+            record_act(database, machine_user(), "erase", f"rater {done.rater_id}")
     finally:
         engine.dispose()
     if args.json:

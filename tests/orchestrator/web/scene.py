@@ -24,6 +24,7 @@ DESK = {
     "live": "/desk/live",
     "rater": "/desk/raters/1",
     "touched": "/desk/raters/1/touched",
+    "erasure": "/desk/raters/1/erase",
     "dialogue": "/desk/dialogues/1",
     "invitations": "/desk/invitations",
     "studies": "/desk/studies",

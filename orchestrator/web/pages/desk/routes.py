@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from orchestrator.web.pages.desk.elo import add_elo
 from orchestrator.web.pages.desk.entrance import add_entrance
+from orchestrator.web.pages.desk.erasure import add_erasure
 from orchestrator.web.pages.desk.instructions import add_instructions
 from orchestrator.web.pages.desk.invitations import add_invitations
 from orchestrator.web.pages.desk.live import add_live
@@ -31,6 +32,7 @@ def desk_pages(feedback: Feedback) -> APIRouter:
     add_entrance(router, desk)
     add_raters(router, desk)
     add_live(router, desk)
+    add_erasure(router, desk)
     add_dialogues(router, desk)
     add_invitations(router, desk)
     add_studies(router, desk)

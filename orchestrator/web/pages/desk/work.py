@@ -11,7 +11,9 @@ from starlette.datastructures import FormData
 
 from orchestrator.people import queues
 from orchestrator.people.queues import EVERYTHING, QueueError
+from orchestrator.people.raters import get_rater
 from orchestrator.people.tasks import TASKS
+from orchestrator.store.acts import Actor, record_act
 from orchestrator.web.pages.desk.shared import ROWS, Desk
 from orchestrator.web.pages.shell import Id, go_to, text_of
 
@@ -85,24 +87,31 @@ def _add_groups(router: APIRouter, desk: Desk) -> None:
     @router.post("/groups/join")
     async def join(request: Request) -> Response:
         """Put a rater into a group."""
-        await desk.act(
-            request,
-            lambda session, form: queues.join_group(session, text_of(form, "group"), text_of(form, "handle").strip()),
-            "join_group",
-            lambda form: f"rater {text_of(form, 'handle')}, group {text_of(form, 'group')}",
-        )
+
+        def work(session: Session, form: FormData, actor: Actor) -> None:
+            group, handle = text_of(form, "group"), text_of(form, "handle").strip()
+            queues.join_group(session, group, handle)
+            record_act(session, actor, "join_group", _membership(session, handle, group))
+
+        await desk.act_as(request, work)
         return go_to("/desk/work")
 
     @router.post("/groups/leave")
     async def leave(request: Request) -> Response:
         """Take a rater out of a group."""
-        await desk.act(
-            request,
-            lambda session, form: queues.leave_group(session, text_of(form, "group"), text_of(form, "handle")),
-            "leave_group",
-            lambda form: f"rater {text_of(form, 'handle')}, group {text_of(form, 'group')}",
-        )
+
+        def work(session: Session, form: FormData, actor: Actor) -> None:
+            group, handle = text_of(form, "group"), text_of(form, "handle")
+            queues.leave_group(session, group, handle)
+            record_act(session, actor, "leave_group", _membership(session, handle, group))
+
+        await desk.act_as(request, work)
         return go_to("/desk/work")
+
+
+def _membership(session: Session, handle: str, group: str) -> str:
+    # The rater by id: this record stays when an erasure takes the handle.
+    return f"rater {get_rater(session, handle).id}, group {group}"
 
 
 def _whole(text: str, name: str) -> int:
