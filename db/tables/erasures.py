@@ -11,7 +11,7 @@ from db.tables.base import Base, CreatedAt, Id
 
 
 class Erasure(Base):
-    """A rater's texts and identity are blanked. By `orchestrator rater erase` or at the desk; only `completed_at` is set later.
+    """A rater's texts and identity are blanked, by command or at the desk. Only `completed_at` is set later.
 
     Until then it is under way, and the same command, or the desk, goes on with it.
     """

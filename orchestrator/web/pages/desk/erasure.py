@@ -108,12 +108,14 @@ def _begun(session: Session, rater_id: int, erasing: Erasing | None) -> dict[str
     acts = select(t.OperatorAct).where(t.OperatorAct.act == ACT, t.OperatorAct.subject == f"rater {rater_id}")
     by = session.scalars(acts.order_by(t.OperatorAct.id).limit(1)).one_or_none()
     rewritten = select(func.count()).select_from(t.ErasedArtifact).where(t.ErasedArtifact.erasure_id == row.id)
-    here = erasing is not None and erasing.running(row.id)
+    running = (erasing is not None and erasing.running(row.id)) or erasure.at_work(session, row.id)
+    # It may have been completed since it was read: who is not at work any more is done, or stopped.
+    session.refresh(row)
     return {
         "row": row,
         "by": "by command" if by is None else f"by {by.actor}",
         "artifacts": session.scalars(rewritten).one(),
-        "running": row.completed_at is None and (here or erasure.at_work(session, row.id)),
+        "running": running,
         "problem": None if erasing is None else erasing.problem(row.id),
     }
 
