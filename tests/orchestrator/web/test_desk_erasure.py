@@ -109,6 +109,9 @@ def test_what_was_cut_off_says_why_and_goes_on(
     monkeypatch.undo()
     admin.send(stopped, "/go-on")
     wait_for("the erasure is complete", lambda: done(database, rater_id))
+    with database() as session:
+        acts = session.scalars(select(t.OperatorAct.act).order_by(t.OperatorAct.id)).all()
+        assert acts == ["erase", "go_on_erasing"]
 
 
 def test_whoever_erases_elsewhere_is_seen_and_waited_for(

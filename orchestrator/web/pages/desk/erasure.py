@@ -73,6 +73,7 @@ def _add_beginning(router: APIRouter, desk: Desk, erasing: Erasing | None) -> No
             if begun is None:
                 raise ApiError(422, "unusable", f"No erasure of rater {rater_id} was begun.")
             erasure.refuse_open_cycle(session)
+            record_act(session, actor, "go_on_erasing", f"rater {rater_id}")
             return begun.id
 
         return await _carried_out(desk, request, rater_id, erasing, work)
