@@ -382,6 +382,9 @@ def test_without_yes_nothing_is_changed(
     assert cli.main(["verify"]) == 0
     assert cli.main(["rater", "erase", "ann", "--yes"]) == 0
     assert f"now erased-{week.ann_id}" in capsys.readouterr().out
+    with Session(week.engine) as session:
+        (act,) = session.scalars(select(t.OperatorAct))
+        assert (act.act, act.subject, act.identity) == ("erase", f"rater {week.ann_id}", "machine")
     assert cli.main(["verify"]) == 0
     assert "4 of them were written anew" in capsys.readouterr().out
     with Session(week.engine) as session, pytest.raises(RaterError, match="kept for raters who were erased"):

@@ -67,6 +67,13 @@ def test_a_study_is_added_counted_and_ended(command, database_url: str) -> None:
     assert (status, "no open study 'abc'" in errors) == (2, True)
     status, _, errors = command("study", "add", "prolific", "abc", "--code", "C")
     assert (status, "is there already" in errors) == (2, True)
+    with open_session(database_url) as session:
+        acts = session.query(t.OperatorAct).order_by(t.OperatorAct.id).all()
+        assert [f"{act.act} {act.subject} {act.identity}" for act in acts] == [
+            "add_study study prolific/abc machine",
+            "add_study study mturk/h1 machine",
+            "end_study study prolific/abc machine",
+        ]
 
 
 def test_a_rater_is_shown_read_and_signed_out(command, database_url: str) -> None:
