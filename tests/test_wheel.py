@@ -37,7 +37,9 @@ def test_the_wheel_holds_every_file_of_the_packages_and_the_examples(wheel: Path
         for path in (PROJECT_ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert packed == lying | {f"orchestrator/examples/{path.name}" for path in EXAMPLES.glob("*.toml")}
+    assert packed == lying | {
+        f"orchestrator/examples/{path.relative_to(EXAMPLES)}" for path in EXAMPLES.rglob("*.*") if path.is_file()
+    }
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -31,6 +32,13 @@ ONCE = {
     "evaluate_policy": 2,  # the initial policy and the snapshot
     "write_report": 1,  # and one more for every run that an error ended
 }
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One of this file's own: the tests tell its story from the first week on, each going on from the one before."""
+    with Instance(tmp_path_factory.mktemp("an instance from the start")) as started:
+        yield started
 
 
 def last_run(instance: Instance, flow: str = "cycle") -> dict[str, object]:

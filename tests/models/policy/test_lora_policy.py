@@ -318,7 +318,7 @@ def test_interrupted_training_ends_with_the_same_bytes(inputs, watcher_dir, tmp_
         run_ppo(tmp_path / "killed", inputs, settings)
     monkeypatch.undo()
     state = torch.load(tmp_path / "killed" / "checkpoint" / "state.pt", weights_only=True)["state"]
-    assert all("lora_" in name for part in ("policy", "good") for name in state[part])
+    assert all("lora_" in name for policy in (state["policy"], state["good"]["policy"]) for name in policy)
     assert all("lora_" in name or name.startswith("head.") for name in state["critic"])
     killed = run_ppo(tmp_path / "killed", inputs, settings)
     assert json.loads((killed / "run.json").read_text())["resumed_at_step"] == 2

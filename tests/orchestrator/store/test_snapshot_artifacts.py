@@ -19,7 +19,7 @@ from orchestrator.stages.context import StageContext
 from orchestrator.stages.snapshots import publish_snapshots
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
-from orchestrator.store.ledger import described, snapshots_of
+from orchestrator.store.ledger import snapshots_of
 from orchestrator.store.lineage import lineage
 from tests.db.rows import add_cycle
 from tests.orchestrator.reports.policy_results import BARE_PPO
@@ -65,7 +65,7 @@ def test_snapshots_are_artifacts_of_their_own_and_made_once(
         assert session.scalar(select(func.count()).select_from(t.Artifact)) == 3
         found = snapshots_of(session, run_id)
         assert [artifact.id for artifact in found] == first
-        assert described(found[1]) == {"digest": found[1].digest, "samples": 256, "kl_nats": 4.0, "score": 3.0}
+        assert found[1].results == {"version": 2, "samples": 256, "kl_nats": 4.0, "score": 3.0}
         assert (store.fetch(found[0].digest) / "config.json").read_text() == json.dumps({"weights": "snapshots/01"})
         # As everywhere: it can meet others, is served then, counts for its cycle, and leads back to its run.
         one, two = (get_contestant(session, artifact.digest[7:19]) for artifact in found)
