@@ -72,6 +72,7 @@ def cycle_of(orchestrator: Orchestrator, number: int) -> dict[str, Any]:
 NOTHING = {"decisions": 0, "deployments": 0, "pairings": 0, "late stages": 0}
 
 
+@pytest.mark.slow
 def test_a_cycle_that_is_given_up_while_it_trains_ends_within_seconds_and_promotes_nothing(
     instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path, api: PrefectApi, start: Start
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_cycle_that_is_given_up_while_it_trains_ends_within_seconds_and_promot
     assert "is promoted; only an open cycle" in orchestrator("cycle", "cancel", "0", status=2)
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_names_the_open_cycle_what_is_in_its_way_is_blocked_and_the_form_gives_it_up(
     instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path, api: PrefectApi, start: Start
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_cycle_killed_in_three_ways_repeats_no_finished_stage(
     assert "ended by SIGKILL" in run_and_kill(instance, config_file, "train_policy", "job")
     report = shown_report(instance, 1)
     assert "**Stopped** at `train_policy` by a crash (JobFailed): Job train_policy was ended by SIGKILL." in report
-    assert "data:image/png;base64," in report
+    assert f"[at the desk]({instance.feedback_url}/desk/cycles/1/report)" in report
     # 3. The worker dies, and with it the run it had; its successor sets the run to Crashed.
     assert "evaluate-policies ended as Crashed" in run_and_kill(instance, config_file, "evaluate_policy", "worker")
     # It could not write why; what waited for it knows.
@@ -225,6 +225,7 @@ def test_the_cpu_worker_and_the_prefect_server_die_too(
     assert done | {"write_report": 1} == {**ONCE, "prepare_initial_policy": 1}
 
 
+@pytest.mark.slow
 def test_an_interrupted_cycle_ends_with_the_same_artifacts_as_one_left_alone(
     instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def start(api: PrefectApi, flow: str, **parameters: Any) -> Any:
     return api.state(flow_run_id)
 
 
+@pytest.mark.slow
 def test_a_cycle_waits_and_is_decided_by_a_form_and_taken_back_by_another(
     instance: Instance, orchestrator: Orchestrator, config_file: Path, tmp_path: Path
 ) -> None:

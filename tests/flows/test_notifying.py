@@ -100,6 +100,7 @@ def automations(instance: Instance) -> list[str]:
     return [each["name"] for each in found]
 
 
+@pytest.mark.slow
 def test_people_are_told_what_waits_and_of_nothing_else(instance: Instance, receiver: Receiver, engine: Engine) -> None:
     printed = run_command(instance.home, "register", ORCHESTRATOR_NOTIFY=receiver.url)
     try:

@@ -135,6 +135,7 @@ def named(instance: Instance, name: str) -> int:
     return sum(automation["name"] == name for automation in found)
 
 
+@pytest.mark.slow
 def test_the_scheduler_plans_the_runs_of_a_schedule(instance: Instance, config_file: Path) -> None:
     run_command(instance.home, "register", "--config", str(config_file), "--name", "planned")
     try:
@@ -145,6 +146,7 @@ def test_the_scheduler_plans_the_runs_of_a_schedule(instance: Instance, config_f
         run_command(instance.home, "register", "--remove", "planned")
 
 
+@pytest.mark.slow
 def test_a_schedule_paused_in_the_ui_stays_paused(instance: Instance, config_file: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.toml"
     changed.write_text(config_file.read_text().replace("30 5 * * 2", "30 7 * * 2"))
@@ -174,6 +176,7 @@ def test_deployments_of_earlier_versions_do_not_stay_behind(instance: Instance) 
     assert httpx.get(f"{instance.prefect_api_url}/deployments/name/train-policy/gpu").status_code == 404
 
 
+@pytest.mark.slow
 def test_another_instance_s_server_is_not_written_to(instance: Instance, database_url: str, tmp_path: Path) -> None:
     """A fresh database is another instance, unless a person says that the server is its own."""
     env = {"DATABASE_URL": database_url, "PREFECT_API_URL": instance.prefect_api_url}

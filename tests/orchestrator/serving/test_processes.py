@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -41,6 +42,7 @@ def rater_tokens(env: dict[str, str]) -> list[str]:
     return tokens
 
 
+@pytest.mark.slow
 def test_a_policy_server_killed_in_mid_pair_loses_nothing(
     database: Callable[[], Session], database_url: str, policies: Policies, home: Path
 ) -> None:
