@@ -38,7 +38,7 @@ GROUPS = {
         "elo": ("cycles.elo", "where every contestant that raters compared stands"),
         "evaluate-pm": ("cycles.evaluate_pm", "a preference model on pairs of published benchmarks"),
         "ood": ("cycles.ood", "detectors of requests far from what a policy was trained to answer"),
-        "metrics": ("cycles.metrics", "what jobs measured while they ran, for TensorBoard"),
+        "metrics": ("cycles.metrics", "what jobs measured while they ran, for other tools"),
         "artifacts": ("cycles.artifacts", "list artifacts"),
         "lineage": ("cycles.lineage", "what an artifact, reply or comparison came from and went into"),
         "verify": ("cycles.verify", "check every artifact against its digest"),

@@ -99,7 +99,7 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
     "Secrets": (
         Variable(
             "ORCHESTRATOR_ADMIN_TOKEN",
-            "Shared by stages and policy server, and by which one signs in at the desk, which is closed without it.",
+            "Shared by stages and policy server. One signs in at the desk by it, as `admin`, or by an operator's own token.",
             "policy server, feedback app, stages, commands",
             default_in_words="made by `orchestrator up`, in `admin-token` under the home",
         ),
@@ -125,7 +125,7 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
         Variable(
             "ORCHESTRATOR_NOTIFY",
             "Whom the Prefect server tells of runs that failed, crashed, are blocked, wait for approval, were refused, "
-            "skipped or rolled back: Apprise URLs separated by blanks (`mailto://…`, `slack://…`, `json://…`). Read by "
+            "skipped, and of what a person put live: Apprise URLs separated by blanks (`mailto://…`, `slack://…`, `json://…`). Read by "
             "`orchestrator register` and `up`; unset leaves what an earlier one wrote, `nobody` removes it.",
             "register, up",
         ),
