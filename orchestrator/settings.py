@@ -99,7 +99,8 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
     "Secrets": (
         Variable(
             "ORCHESTRATOR_ADMIN_TOKEN",
-            "Shared by stages and policy server. One signs in at the desk by it, as `admin`, or by an operator's own token.",
+            "Shared by stages and policy server. One signs in at the desk by it, as `admin`, or by an operator's own "
+            "token.",
             "policy server, feedback app, stages, commands",
             default_in_words="made by `orchestrator up`, in `admin-token` under the home",
         ),
@@ -124,9 +125,10 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
     "Who is told": (
         Variable(
             "ORCHESTRATOR_NOTIFY",
-            "Whom the Prefect server tells of runs that failed, crashed, are blocked, wait for approval, were refused, "
-            "skipped, and of what a person put live: Apprise URLs separated by blanks (`mailto://…`, `slack://…`, `json://…`). Read by "
-            "`orchestrator register` and `up`; unset leaves what an earlier one wrote, `nobody` removes it.",
+            "Whom the Prefect server tells of runs that failed, crashed, are blocked, wait for approval, were refused "
+            "or skipped, and of what a person put live: Apprise URLs separated by blanks (`mailto://…`, `slack://…`, "
+            "`json://…`). Read by `orchestrator register` and `up`; unset leaves what an earlier one wrote, `nobody` "
+            "removes it.",
             "register, up",
         ),
         Variable(
