@@ -109,11 +109,17 @@ class StageContext:
                 self._close_killed_attempts(session)
 
     def _close_killed_attempts(self, session: Session) -> None:
-        """A process that was killed could not say so; this attempt, which ended well, says it for the earlier ones."""
+        """A process that was killed could not say so; this attempt, which ended well, says it for the earlier ones.
+
+        Attempts are at the same thing; stages of one name may be at several at once, such as two policies that are
+        scored. One that had not come to know its fingerprint was another flow run's.
+        """
+        same = t.Stage.fingerprint.is_not_distinct_from(self._fingerprint)
+        never_knew = t.Stage.fingerprint.is_(None) & t.Stage.flow_run_id.is_distinct_from(flow_run_id())
         session.execute(
             update(t.Stage)
             .where(t.Stage.cycle_id == self.cycle_id, t.Stage.name == self.name, t.Stage.state == "running")
-            .where(t.Stage.id < self._stage_id)
+            .where(t.Stage.id < self._stage_id, same | never_knew)
             .values(state="failed", error="its process was killed", ended_at=func.clock_timestamp())
         )
 
@@ -216,6 +222,7 @@ def build(
     fingerprint, _, found_id = _sought(context, kind, settings, inputs, fresh, whole=whole)
     if found_id is not None:
         return found_id
+    context.working_on(fingerprint)
     work = work_directory(context, fingerprint, fresh)
     out = work / "write"
     shutil.rmtree(out, ignore_errors=True)
