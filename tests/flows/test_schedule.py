@@ -21,7 +21,7 @@ from tests.waiting import wait_for
 # Debian's package `faketime`. The wrapper of that name is not needed: only clocks are set, no program is run by it.
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(LIBRARY is None, reason="no libfaketime (Debian's package faketime)"),
 ]
 CRON = "30 2 * * 0"
