@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.instance.up import Instance
+from orchestrator.stages.fresh_agreement import last_model
 from tests.flows.tiny_cycle import start_command
 
 Victim = Literal["flow", "job", "worker", "worker-cpu", "prefect-server"]
@@ -98,6 +99,16 @@ def stages_done(url: str, cycle_number: int) -> Counter[str]:
         done = Counter(rows)
     engine.dispose()
     return done
+
+
+def had_a_model_before(url: str, cycle_number: int) -> bool:
+    """Whether an earlier week's preference model was there to be asked about the cycle's comparisons."""
+    engine = create_engine(url)
+    with Session(engine) as session:
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == cycle_number)).one()
+        found = last_model(session, cycle_id)
+    engine.dispose()
+    return found is not None
 
 
 def digests(url: str, cycle_number: int) -> dict[str, str]:
