@@ -24,8 +24,9 @@ from flows.running import OnPools, Runner
 from flows.states import as_state
 from orchestrator import stages
 from orchestrator.cycles import steering
-from orchestrator.cycles.deciding import cycle_id_of, cycle_state, expire, take_decision, to_finish
+from orchestrator.cycles.deciding import cycle_state, expire, take_decision, to_finish
 from orchestrator.cycles.outcomes import WAITING, Outcome
+from orchestrator.cycles.record import cycle_id_of
 from orchestrator.cycles.turn import one_at_a_time
 from orchestrator.database import database
 from orchestrator.errors import CycleCancelled

@@ -1,6 +1,6 @@
 """How far the jobs of a cycle are, in the UI: a bar and a line with the time left each, and PPO's course as a table.
 
-Read from the rows that the worker tells (`orchestrator/stages/telling.py`), so that it may train on any machine.
+Read from the rows that the worker tells (`orchestrator/stages/job_progress.py`), so that it may train on any machine.
 """
 
 from __future__ import annotations

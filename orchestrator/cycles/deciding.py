@@ -5,11 +5,8 @@ What a decision brings about is done by `flows/deciding.py`; `start_finishing` l
 
 from __future__ import annotations
 
-from sqlalchemy import select
-
 from db import tables as t
 from orchestrator.database import database
-from orchestrator.errors import CycleError
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.store import approvals
 from orchestrator.store.acts import Actor
@@ -39,19 +36,6 @@ def to_finish() -> list[int]:
     """Open cycles, by id, that are decided about."""
     with database() as session:
         return approvals.decided_and_open(session)
-
-
-def cycle_id_of(number: int) -> int:
-    """The id of the cycle with this number.
-
-    Raises:
-        CycleError: there is none.
-    """
-    with database() as session:
-        found = session.scalars(select(t.Cycle.id).where(t.Cycle.number == number)).one_or_none()
-    if found is None:
-        raise CycleError(f"There is no cycle {number}. `orchestrator cycle list` shows those there are.")
-    return found
 
 
 def cycle_state(cycle_id: int) -> str:

@@ -175,6 +175,19 @@ def anything_live() -> bool:
         return bool(session.execute(select(exists().where(t.Deployment.ended_at.is_(None)))).scalar_one())
 
 
+def cycle_id_of(number: int) -> int:
+    """The id of the cycle with this number.
+
+    Raises:
+        CycleError: there is none.
+    """
+    with database() as session:
+        found = session.scalars(select(t.Cycle.id).where(t.Cycle.number == number)).one_or_none()
+    if found is None:
+        raise CycleError(f"There is no cycle {number}. `orchestrator cycle list` shows those there are.")
+    return found
+
+
 def cycle_number(cycle_id: int) -> int:
     """The number people know a cycle by."""
     with database() as session:

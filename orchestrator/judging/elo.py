@@ -42,8 +42,8 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class EloNumbers:
-    """Elo of a cycle's snapshot against the initial policy, as recorded; the counts are of those two alone."""
+class EloMeasured:
+    """Elo against one other policy, its 95 % interval, and how the comparisons with it came out."""
 
     elo: float
     ci: tuple[float, float]
@@ -51,24 +51,24 @@ class EloNumbers:
     wins: int
     losses: int
     ties: int
+
+
+@dataclass(frozen=True)
+class EloAgainstLive(EloMeasured):
+    """Against the policy that was live before the snapshot, which is 0 here."""
+
+    live: str
+    """Its digest."""
+
+
+@dataclass(frozen=True)
+class EloNumbers(EloMeasured):
+    """Elo of a cycle's snapshot against the initial policy, as recorded; the counts are of those two alone."""
+
     games: int | None = field(default=None, metadata=IF_MEASURED)
     """Comparisons of the snapshot with any policy; none of an Elo that an earlier version measured."""
     against_live: EloAgainstLive | None = field(default=None, metadata=IF_MEASURED)
     """There where another policy was live before, and people compared the two."""
-
-
-@dataclass(frozen=True)
-class EloAgainstLive:
-    """The same against the policy that was live before the snapshot, which is 0 here."""
-
-    live: str
-    """Its digest."""
-    elo: float
-    ci: tuple[float, float]
-    num_comparisons: int
-    wins: int
-    losses: int
-    ties: int
 
 
 def win_counts(games: Sequence[Game], players: Sequence[str]) -> NDArray[np.float64]:

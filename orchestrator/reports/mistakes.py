@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import tables as t
 from models.preference.results import Mistake
 from models.runtime.results import IF_MEASURED
 from orchestrator.data.comparison_records import records
@@ -36,13 +34,7 @@ def with_texts(
     session: Session, store: ArtifactStore, cycle_id: int, mistakes: Sequence[Mistake]
 ) -> list[ShownMistake]:
     """The mistakes with what the comparison set of the cycle still holds of them."""
-    digest = session.scalars(
-        select(t.Artifact.digest)
-        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
-        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == "comparison_set")
-        .order_by(t.Stage.id.desc())
-        .limit(1)
-    ).first()
+    digest = ledger.newest_of(session, cycle_id, "comparison_set")
     if digest is None:
         return [ShownMistake(**vars(mistake)) for mistake in mistakes]
     # An erasure wrote the set anew elsewhere, with what is left.

@@ -50,7 +50,7 @@ def _ended(samples: int, score: float, kl_nats: float, stopped: str | None) -> s
 
 
 @dataclass(frozen=True)
-class OpenCycle:
+class BeforePPO:
     """How far the open cycle is from PPO."""
 
     number: int
@@ -62,7 +62,7 @@ class OpenCycle:
     """Whether its PPO is still to tell its first line."""
 
 
-def open_cycle() -> OpenCycle | None:
+def before_ppo() -> BeforePPO | None:
     """The open cycle; None where none is open."""
     with database() as session:
         cycle = session.scalars(select(t.Cycle).where(t.Cycle.state == "open")).one_or_none()
@@ -72,7 +72,7 @@ def open_cycle() -> OpenCycle | None:
         stages = [row for row in rows if row.name != REPORT]
         ppo = next((row for row in reversed(stages) if row.name == STAGE), None)
         silent = ppo is not None and session.get(t.StageMetrics, (ppo.id, 0)) is None
-        return OpenCycle(
+        return BeforePPO(
             number=cycle.number,
             stage=stages[-1].name if stages else None,
             stopped=bool(stages) and stages[-1].state == "failed",

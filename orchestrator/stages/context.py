@@ -23,7 +23,7 @@ from orchestrator.errors import CycleCancelled, CycleError, ServiceUnavailable
 from orchestrator.instance.disks import as_disk_full
 from orchestrator.instance.training_jobs import fresh_name, run_job
 from orchestrator.settings import Settings, code_revision, flow_run_id
-from orchestrator.stages.telling import Telling
+from orchestrator.stages.job_progress import JobProgress
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
@@ -149,7 +149,7 @@ class StageContext:
     @contextmanager
     def beside_job(self, work: Path) -> Iterator[Callable[[], None]]:
         """What is to be done every second while a job works in there: ask whether it is wanted, tell how far it is."""
-        telling = Telling(self.engine, self._stage_id, work) if self._stage_id is not None else None
+        telling = JobProgress(self.engine, self._stage_id, work) if self._stage_id is not None else None
 
         def every_second() -> None:
             self.check_wanted()

@@ -67,7 +67,7 @@ def record_elo(session: Session, judged: Judged, played: Sequence[Game]) -> EloN
     numbers = EloNumbers(
         **_against(played, snapshot, anchor, judged.seed),
         games=num_games,
-        against_live=EloAgainstLive(live, **_against(played, snapshot, live, judged.seed))
+        against_live=EloAgainstLive(live=live, **_against(played, snapshot, live, judged.seed))
         if live is not None and live != anchor and _met(played, snapshot, live)
         else None,
     )

@@ -224,6 +224,17 @@ def named_or_newest(
     return last
 
 
+def newest_of(session: Session, cycle_id: int, kind: str) -> str | None:
+    """The digest of what the cycle's newest stage of that kind of artifact ended with; None where there is none."""
+    return session.scalars(
+        select(t.Artifact.digest)
+        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
+        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == kind)
+        .order_by(t.Stage.id.desc())
+        .limit(1)
+    ).first()
+
+
 def snapshots_of(session: Session, run_id: int) -> list[t.Artifact]:
     """The snapshots of a run, by the samples that PPO had learned from."""
     rows = session.scalars(

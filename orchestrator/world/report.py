@@ -18,6 +18,7 @@ from orchestrator.cycles.cost import StageTime, stage_times
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
+from orchestrator.reports.cycle import evaluation_row
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
@@ -100,7 +101,7 @@ def gather(ended: list[EndedCycle], seed: int, seconds: float) -> Report:
             if not entries:
                 entries.append(_initial_entry(session, cycle, initial, store))
             entries.append(_entry(session, cycle, snapshot, initial, store))
-            chosen = _newest_evaluation(session, cycle.id, "best_of_n", cycle.initial_id)
+            chosen = evaluation_row(session, cycle.id, "best_of_n", cycle.initial_id)
             if chosen is not None:
                 best_of = _best_of(chosen, initial, store, session)
         stages = [
@@ -148,18 +149,9 @@ def _best_of(chosen: t.Evaluation, initial: t.Evaluation, store: ArtifactStore, 
 
 
 def _evaluation(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation:
-    found = _newest_evaluation(session, cycle_id, kind, subject_id)
+    found = evaluation_row(session, cycle_id, kind, subject_id)
     assert found is not None, "a cycle that was decided on has evaluated both policies"
     return found
-
-
-def _newest_evaluation(session: Session, cycle_id: int, kind: str, subject_id: int) -> t.Evaluation | None:
-    return session.scalars(
-        select(t.Evaluation)
-        .where(t.Evaluation.cycle_id == cycle_id, t.Evaluation.kind == kind, t.Evaluation.subject_id == subject_id)
-        .order_by(t.Evaluation.id.desc())
-        .limit(1)
-    ).first()
 
 
 def _true_scores(session: Session, evaluation: t.Evaluation, store: ArtifactStore) -> TrueScores:

@@ -101,11 +101,11 @@ def _run_to_watch(settings: Settings, *, wait: bool) -> Run:
     Raises:
         CycleError: there is none and nothing is waited for, or the open cycle stopped before PPO.
     """
-    from orchestrator.reports.ppo_runs import FileRun, ToldRun, open_cycle
+    from orchestrator.reports.ppo_runs import FileRun, ToldRun, before_ppo
 
     said = ""
     while True:
-        cycle = open_cycle() if wait and settings.database_url is not None else None
+        cycle = before_ppo() if wait and settings.database_url is not None else None
         # Without the rows only the files of this machine tell.
         run: Run | None = FileRun.newest(settings.home / "work") if settings.database_url is None else ToldRun.newest()
         if run is not None and not (cycle is not None and cycle.awaited):
@@ -160,18 +160,13 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from sqlalchemy import select
-
-    from db import tables as t
+    from orchestrator.cycles.record import cycle_id_of
     from orchestrator.database import database
     from orchestrator.reports.cycle import cycle_numbers
     from orchestrator.reports.cycle_text import to_markdown
     from orchestrator.store.ledger import cycle_not_reproducible
 
-    with database() as session:
-        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == args.number)).one_or_none()
-    if cycle_id is None:
-        raise CycleError(f"There is no cycle {args.number}. `orchestrator cycle list` shows those there are.")
+    cycle_id = cycle_id_of(args.number)
     numbers = cycle_numbers(cycle_id)
     if args.mistakes:
         return _show_mistakes(cycle_id, numbers, as_json=args.json)
@@ -191,21 +186,12 @@ def _show(args: argparse.Namespace) -> int:
 
 def _pictures(cycle_id: int) -> Path | None:
     """The folder of the cycle's newest report, where it has pictures and the store still holds it."""
-    from sqlalchemy import select
-
-    from db import tables as t
     from orchestrator.database import database
     from orchestrator.store import ledger
     from orchestrator.store.artifacts import ArtifactStore
 
     with database() as session:
-        digest = session.scalars(
-            select(t.Artifact.digest)
-            .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
-            .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == "report")
-            .order_by(t.Stage.id.desc())
-            .limit(1)
-        ).first()
+        digest = ledger.newest_of(session, cycle_id, "report")
         place = ledger.place_of(session, digest) if digest is not None else None
     settings = Settings.from_env()
     store = ArtifactStore(settings.artifact_url, settings.home / "cache")

@@ -411,9 +411,9 @@ def test_the_pairing_table_is_edited_at_the_desk_and_by_command(
         assert pairings.active_pairings(session) == []
 
 
-def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
-    database: Database, database_url: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def three_weeks(database_url: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Digests in the store of the initial policy, last week's snapshot and this week's."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
     digests = []
@@ -422,8 +422,14 @@ def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
         folder.mkdir()
         (folder / "weights").write_text(name)
         digests.append(store.publish(folder).digest)
+    return digests
+
+
+def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
+    database: Database, three_weeks: list[str]
+) -> None:
     with database() as session, session.begin():
-        ids = [add_artifact(session, digest, digest=digest).id for digest in digests]
+        ids = [add_artifact(session, digest, digest=digest).id for digest in three_weeks]
         initial, last, this = (contestants.policy(session, artifact_id).id for artifact_id in ids)
         week = add_cycle(session, config={"initial_policy": {"path": "unused"}})
         pairings.open_pairing(session, "model_comparison", last, initial, week.id)
@@ -435,18 +441,10 @@ def test_a_cycle_ends_the_pairings_of_cycles_and_not_those_of_an_operator(
 
 
 def test_a_cycle_lets_people_compare_its_snapshot_with_what_was_live_before_too(
-    database: Database, database_url: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, three_weeks: list[str]
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    store = ArtifactStore(f"file://{home / 'artifacts'}", home / "cache")
-    digests = []
-    for name in ("initial", "last week's", "this week's"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "weights").write_text(name)
-        digests.append(store.publish(folder).digest)
     with database() as session, session.begin():
-        ids = [add_artifact(session, digest, digest=digest).id for digest in digests]
+        ids = [add_artifact(session, digest, digest=digest).id for digest in three_weeks]
         initial, last, this = (contestants.policy(session, artifact_id).id for artifact_id in ids)
         before, week = add_cycle(session, "promoted"), add_cycle(session, config={"initial_policy": {"path": "unused"}})
         stale = pairings.open_pairing(session, "model_comparison", last, initial, before.id).id

@@ -195,7 +195,7 @@ def whole_cycle(**rest: Any) -> CycleNumbers:
         "best_of_n": evaluation(best_of=4, best_of_points=(BestOfPoint(4, 0.6, 2.0, (1.8, 2.2)),)),
         "detector": _detector(),
         "elo": EloNumbers(
-            80.0, (40.0, 120.0), 200, 120, 70, 10, 300, EloAgainstLive(DIGEST, 30.0, (5.0, 55.0), 100, 55, 40, 5)
+            80.0, (40.0, 120.0), 200, 120, 70, 10, 300, EloAgainstLive(30.0, (5.0, 55.0), 100, 55, 40, 5, DIGEST)
         ),
         "decision": "promote",
         "reasons": (Verdict("kl", True, "KL 1 is within gates.max_kl_nats = 50"),),

@@ -86,13 +86,7 @@ def _report(session: Session, number: int) -> tuple[str, CycleCost]:
     cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == number)).one_or_none()
     if cycle_id is None:
         raise ApiError(404, "no_cycle", f"There is no cycle {number}. The page of cycles lists those there are.")
-    digest = session.scalars(
-        select(t.Artifact.digest)
-        .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
-        .where(t.Stage.cycle_id == cycle_id, t.Artifact.kind == "report")
-        .order_by(t.Stage.id.desc())
-        .limit(1)
-    ).first()
+    digest = ledger.newest_of(session, cycle_id, "report")
     if digest is None:
         raise ApiError(404, "no_report", f"Cycle {number} has no report yet; it is written when the cycle ends.")
     return ledger.place_of(session, digest), cost_of(session, cycle_id)

@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlalchemy import Engine, func
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
 
 from db import tables as t
 from db.session import transaction
@@ -27,7 +26,7 @@ TICK_S = 0.05
 log = logging.getLogger(__name__)
 
 
-class Telling:
+class JobProgress:
     """What one attempt at a stage tells of its job."""
 
     def __init__(self, engine: Engine, stage_id: int, work: Path) -> None:
@@ -46,9 +45,10 @@ class Telling:
         self._told_s = now
         try:
             self._tell(last)
-        except OperationalError as error:
-            # The database is away: the next time tells this too.
-            log.warning("The progress of stage %d could not be told: %s", self._stage_id, error.orig)
+        except Exception as error:
+            # A database that is away, or a line that no number can be read from: hours of training matter more. What
+            # was not told now is told the next time.
+            log.warning("The progress of stage %d could not be told: %s", self._stage_id, error)
 
     def _tell(self, last: bool) -> None:
         progress = self._progress()
