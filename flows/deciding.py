@@ -64,7 +64,7 @@ async def finish_cycle(cycle: Number) -> State:
     return as_state(await finish(run, await run.ask(cycle_id_of, cycle)))
 
 
-@flow(name="expire-approvals")
+@flow(name="expire-approvals", flow_run_name="look for what nobody decided")
 async def expire_approvals() -> State:
     """Refuse what nobody decided in time, finish what was decided, and keep the artifact `live` up to date."""
     run = OnPools()

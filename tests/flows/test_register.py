@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.cancelling import cancel_cycle
 from flows.cycle import cycle
+from flows.deciding import BY_HAND, expire_approvals
 from flows.forms import FIELDS, TITLES
 from flows.healing import AUTOMATION
 from flows.register import TAG, schedule_of
@@ -68,6 +70,13 @@ def test_the_form_has_typed_and_described_fields_in_order(instance: Instance, de
     assert "Unit: rollouts." in fields["iterations"]["description"]
     assert "(`ppo.iterations`; 40 where it has none)" in fields["iterations"]["description"]
     assert not schema.get("required")
+
+
+def test_no_run_of_a_form_or_a_schedule_is_named_by_chance() -> None:
+    """Trainings are named by the cycle that starts them."""
+    assert [
+        flow.name for flow in (cycle, robustness, cancel_cycle, expire_approvals, *BY_HAND) if not flow.flow_run_name
+    ] == []
 
 
 def test_every_field_that_is_stated_is_on_the_cycle_s_form() -> None:
