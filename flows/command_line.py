@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.running import InProcess
+from orchestrator.cycles.until import Until
 from orchestrator.database import as_operators_error
 from orchestrator.errors import OrchestratorError
 
@@ -21,9 +22,9 @@ def config_options(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def printing() -> InProcess:
+def printing(until: Until | None = None) -> InProcess:
     """A runner in this process that prints what it says."""
-    return InProcess(lambda line: print(line, flush=True))
+    return InProcess(lambda line: print(line, flush=True), until)
 
 
 def exit_status(work: Callable[[], None]) -> int:

@@ -21,7 +21,7 @@ from orchestrator.config import CycleConfig
 from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.standing import give_up_abandoned
 from orchestrator.cycles.turn import one_at_a_time, turn_to_take
-from orchestrator.errors import CycleBlocked, CycleBusy, CycleCancelled
+from orchestrator.errors import CycleBlocked, CycleBusy, CycleCancelled, CyclePaused
 from orchestrator.stages.promotion import Decided
 
 
@@ -73,6 +73,8 @@ async def turn(config: CycleConfig, run: Runner, *, fresh: bool = False) -> Outc
         return Outcome("Blocked", str(blocked))
     except CycleCancelled as cancelled:
         return Outcome("Cancelled", str(cancelled))
+    except CyclePaused as paused:
+        return Outcome("Stage done", str(paused))
 
 
 async def take(config: CycleConfig, run: Runner, fresh: bool) -> Outcome:

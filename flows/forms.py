@@ -38,6 +38,7 @@ FIELDS = {
 }
 """Key of the configuration behind each field. A flow's form has those of them that are its parameters."""
 TITLES = {
+    "stage": "Stage",
     "configuration": "Configuration",
     "iterations": "PPO: iterations",
     "kl_coef": "PPO: KL coefficient",

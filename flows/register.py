@@ -33,6 +33,7 @@ from flows.forms import form_of
 from flows.healing import ensure_automation
 from flows.notifying import ensure_notifications, wanted
 from flows.robustness import robustness
+from flows.run_stage import run_stage
 from flows.training import GPU_FLOWS
 from orchestrator.commands.running.register import configure
 from orchestrator.config import CycleConfig, load_config
@@ -46,7 +47,7 @@ POOLS = {
     "gpu": "Trains and evaluates; one run at a time per worker",
 }
 ON_POOL: dict[str, tuple[Flow[..., Any], ...]] = {
-    "cpu": (cancel_cycle, *BY_HAND, expire_approvals),
+    "cpu": (run_stage, cancel_cycle, *BY_HAND, expire_approvals),
     "gpu": (*GPU_FLOWS, robustness),
 }
 """The flows beside the cycle, by the pool that runs them. Each one's Prefect deployment is named as the flow."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from flows.running import Runner
 from orchestrator import stages
 from orchestrator.cycles.record import check_open
-from orchestrator.errors import CycleCancelled
+from orchestrator.errors import CycleCancelled, CyclePaused
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +35,20 @@ async def report_anew(run: Runner, cycle_id: int) -> None:
 
 @asynccontextmanager
 async def reported_if_stopped(run: Runner, cycle_id: int) -> AsyncIterator[None]:
-    """Publish the report where an error ends the run in here, a check's refusal or a crash; then end it as it was.
+    """Publish the report where a run ends in here before its cycle: on an error, or after the one stage it was for.
 
     A run that is cancelled says nothing, and one that is killed can't.
 
     Raises:
         CycleCancelled: the cycle was given up, and whatever error ended the run came of that.
+        CyclePaused: as raised in here.
     """
     try:
         yield
     except CycleCancelled:
+        raise
+    except CyclePaused:
+        await publish_report(run, cycle_id)
         raise
     except Exception as error:
         try:

@@ -28,6 +28,7 @@ from flows.progress import Showing
 from flows.threads import in_thread
 from orchestrator.cycles.record import check_open
 from orchestrator.cycles.turn import artifacts_of_run
+from orchestrator.cycles.until import Until
 from orchestrator.errors import CycleCancelled, JobFailed, JobRefused
 
 P = ParamSpec("P")
@@ -71,8 +72,9 @@ class Runner(Protocol):
 class InProcess:
     """Everything in this process, without a Prefect server."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], until: Until | None = None) -> None:
         self._say = say
+        self._until = until or Until()
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something quick that is no stage."""
@@ -80,8 +82,12 @@ class InProcess:
 
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage in a thread."""
-        self._say(function.__name__)  # type: ignore[attr-defined]
-        return await in_thread(function, *args, **kwargs)
+        name: str = function.__name__  # type: ignore[attr-defined]
+        self._until.begin(name, kwargs)
+        self._say(name)
+        result = await in_thread(function, *args, **kwargs)
+        self._until.end(name)
+        return result
 
     async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
         """Run the flow's function.
@@ -89,10 +95,12 @@ class InProcess:
         Raises:
             CycleCancelled: the cycle was given up meanwhile.
         """
+        self._until.begin(gpu_flow.name, kwargs)
         self._say(gpu_flow.fn.__name__)
         made: M | State = await gpu_flow.fn(*args, **kwargs)
         if isinstance(made, State):
             raise CycleCancelled(made.message or "")
+        self._until.end(gpu_flow.name)
         return made
 
     async def scheduled(self) -> bool:
@@ -120,7 +128,8 @@ class InProcess:
 class OnPools:
     """Inside a flow run: stages are tasks of it, what needs a GPU a run of its own on the gpu pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: Until | None = None) -> None:
+        self._until = until or Until()
         self._title = "cycle"
         self._showing = Showing()
 
@@ -131,6 +140,7 @@ class OnPools:
     async def stage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a stage as a task, so that the UI shows where the cycle is."""
         name: str = function.__name__  # type: ignore[attr-defined]
+        self._until.begin(name, kwargs)
         # Prefect's types know of no state from a task that is awaited.
         named: Any = _stage.with_options(name=name, task_run_name=name)
         async with self._showing.following(str(flow_run.id)):
@@ -138,6 +148,7 @@ class OnPools:
         if state.is_cancelled():
             raise CycleCancelled(state.message or "")
         result: T = await state.aresult()
+        self._until.end(name)
         return result
 
     async def on_gpu(self, gpu_flow: GpuFlow[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
@@ -147,6 +158,7 @@ class OnPools:
             JobFailed: the run failed, crashed or was cancelled.
             CycleCancelled: the cycle was given up meanwhile.
         """
+        self._until.begin(gpu_flow.name, kwargs)
         parameters = inspect.signature(gpu_flow.fn).bind(*args, **kwargs).arguments
         started = await arun_deployment(
             # As `register.py` names it: after what it does, which the UI's list of deployments shows.
@@ -170,7 +182,9 @@ class OnPools:
                 f"{gpu_flow.name} ended as {state.name}: {state.message or 'no message'}. {_how_to_go_on(state)}"
             )
         made: type[M] = get_type_hints(gpu_flow.fn)["return"]
-        return made.by_stage(await asyncio.to_thread(artifacts_of_run, str(started.id)))
+        found = made.by_stage(await asyncio.to_thread(artifacts_of_run, str(started.id)))
+        self._until.end(gpu_flow.name)
+        return found
 
     async def scheduled(self) -> bool:
         """Whether Prefect's scheduler made this run."""

@@ -59,6 +59,10 @@ class CycleCancelled(CycleError):
     """The cycle is not open any more: nothing of it is written. Says who gave it up, and why."""
 
 
+class CyclePaused(CycleError):
+    """A run was asked to end before the cycle does, and has; says after what."""
+
+
 class DiskFull(OrchestratorError):
     """A disk has no room for what was to be written; names it, what is free, and about how much is needed."""
 

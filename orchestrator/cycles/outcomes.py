@@ -1,7 +1,8 @@
 """How a run of the cycle ends: a word of its own for each way, and the type by which Prefect colours it.
 
-Green: a policy went live. Grey: none did, and nothing is wrong. Red: somebody has to do something. The words are the
-names of the run's state (docs/decisions/0012-words-of-states.md); errors and crashes keep Prefect's.
+Green: a policy went live, or the one stage that was asked for is done. Grey: none did, and nothing is wrong. Red:
+somebody has to do something. The words are the names of the run's state (docs/decisions/0012-words-of-states.md);
+errors and crashes keep Prefect's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ StateTypeName = Literal["COMPLETED", "CANCELLED", "FAILED", "PAUSED"]
 WAITING = "Waiting for approval"
 TYPES: dict[str, StateTypeName] = {
     "Week 0": "COMPLETED",
+    "Stage done": "COMPLETED",
     "Promoted": "COMPLETED",
     "Refused": "CANCELLED",
     "Skipped": "CANCELLED",
@@ -22,7 +24,7 @@ TYPES: dict[str, StateTypeName] = {
     WAITING: "PAUSED",
     "Blocked": "FAILED",
 }
-AS_IT_SHOULD = ("Week 0", "Promoted", "Refused", "Skipped", WAITING)
+AS_IT_SHOULD = ("Week 0", "Stage done", "Promoted", "Refused", "Skipped", WAITING)
 """Ends at which nobody has to do anything, or somebody was asked to."""
 
 

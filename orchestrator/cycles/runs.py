@@ -28,9 +28,14 @@ News = Callable[[], list[str]]
 """What has happened since it was last asked, as lines for a person."""
 
 
-def start_cycle(api: PrefectApi, config: Path, overrides: list[str], *, fresh: bool = False) -> str:
-    """Start a run of the cycle's Prefect deployment; returns the flow run's id."""
-    return api.start_run(DEPLOYMENT, flow_parameters(config, overrides, fresh=fresh))
+def start_cycle(
+    api: PrefectApi, config: Path, overrides: list[str], *, fresh: bool = False, stage: str | None = None
+) -> str:
+    """Start a run of the cycle's Prefect deployment, or of the one that ends after a stage; the flow run's id."""
+    parameters = flow_parameters(config, overrides, fresh=fresh)
+    if stage is not None:
+        return api.start_run("run-stage/run-stage", parameters | {"stage": stage})
+    return api.start_run(DEPLOYMENT, parameters)
 
 
 def flow_parameters(config: Path, overrides: list[str], *, fresh: bool = False) -> dict[str, Any]:

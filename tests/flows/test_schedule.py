@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
+from flows.healing import AUTOMATION
 from flows.slots import PASSED_OVER
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
-from tests.flows.tiny_cycle import run_command
+from tests.flows.kills import job_of
+from tests.flows.tiny_cycle import run_command, write_comparisons
 from tests.waiting import wait_for
 
 # Debian's package `faketime`. The wrapper of that name is not needed: only clocks are set, no program is run by it.
@@ -158,3 +162,52 @@ def test_a_change_of_daylight_saving_takes_no_slot_twice(
         clock.set("2027-10-31 01:31:00")
         wait_for("the plan", lambda: scheduled(instance, clock, "2027-11-07 01:30"), 240)
         assert len(wait_for_slots(instance, clock, before + 1)) == before + 1
+
+
+def test_a_cycle_longer_than_a_week_takes_one_slot_and_the_next_begins_at_its_end(
+    database_url: str, clock: Clock, home: Path, weekly: Path, tmp_path: Path
+) -> None:
+    clock.set("2027-01-02 12:00:00")
+    with Instance(home, config=weekly, database_url=database_url) as instance:
+        wait_for("the plan", lambda: scheduled(instance, clock, "2027-01-10 01:30"), 240)
+        dont_miss_heartbeats(instance)
+        run_command(home, "cycle", "run", "--config", str(weekly))
+        comparisons = write_comparisons(tmp_path / "week.jsonl", 0, 50)
+        run_command(home, "import", "--question", "helpful", "--source", "tiny", str(comparisons))
+        clock.set("2027-01-03 01:29:55")
+        wait_for("PPO", lambda: job_of(home, "train_policy") is not None, 240)
+        job = job_of(home, "train_policy")
+        assert job is not None
+        with stopped(job.pid):
+            clock.set("2027-01-10 01:29:55")
+            wait_for("the second slot's run", lambda: states_of(instance, "2027-01-10") == ["Queued"], 240)
+            assert cycles(instance) == 2
+        slots = wait_for_slots(instance, clock, 2)
+        assert slots[0][0] == "2027-01-03 01:30"
+        assert slots[0][1] in ("Promoted", "Refused")
+        assert slots[1] == ("2027-01-10 01:30", "Skipped: 0 of 40")
+        assert cycles(instance) == 2
+
+
+def dont_miss_heartbeats(instance: Instance) -> None:
+    """Take away what ends silent runs: of a week that passes within a second no heartbeat tells."""
+    url = instance.prefect_api_url
+    [silence] = [each for each in httpx.post(f"{url}/automations/filter", json={}).json() if each["name"] == AUTOMATION]
+    httpx.delete(f"{url}/automations/{silence['id']}").raise_for_status()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that does nothing in here and goes on after it, however this ends."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def states_of(instance: Instance, day: str) -> list[str]:
+    """The states of the schedule's runs of a day's slot."""
+    of_cycles = {"flows": {"name": {"any_": ["cycle"]}}, "flow_runs": {"tags": {"all_": ["auto-scheduled"]}}}
+    found = PrefectApi(instance.prefect_api_url).flow_runs(of_cycles)
+    return [run["state_name"] for run in found if run["expected_start_time"].startswith(day)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.commands.cycles import decide
 from orchestrator.commands.starting import become_inline, checked_start, configure_start
+from orchestrator.cycles.until import STAGES
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.settings import Settings
 
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     start = actions.add_parser("run", help="run a cycle, or go on with the open one")
     configure_start(start, "TOML file that says what to train")
+    start.add_argument("--stage", choices=STAGES, help="end after this stage; with --fresh it alone is done anew")
     watch = actions.add_parser("watch", help="follow the newest PPO run, on whichever machine it trains; waits for it")
     watch.add_argument("--once", action="store_true", help="what there is so far, without waiting")
     listing = actions.add_parser("list", help="cycles and how they ended")
@@ -64,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     checked_start(args)
     if args.inline:
-        become_inline("flows.inline", args)
+        become_inline("flows.inline", args, ["--stage", args.stage] if args.stage else None)
     from orchestrator.cycles.runs import Progress, print_to_end, start_cycle
     from orchestrator.instance.identity import own_prefect
 
     api = own_prefect()
     # From here on: what happens between the start and the first look is news too.
     progress = Progress()
-    flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh)
+    flow_run_id = start_cycle(api, args.config, args.set, fresh=args.fresh, stage=args.stage)
     print_to_end(api, flow_run_id, progress.news, wait=not args.no_wait)
     return 0
 
