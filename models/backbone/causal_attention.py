@@ -22,6 +22,14 @@ MAX_TOKENS = 256
 QUERIES = 64
 
 
+def attends_to_window(config: Any) -> bool:
+    """Whether some layer of a model attends to the newest tokens alone, or to anything else but all before."""
+    layers = getattr(config, "layer_types", None)
+    if layers is None:  # Mistral says it so.
+        return getattr(config, "sliding_window", None) is not None
+    return set(layers) != {"full_attention"}
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attended values (B, T, H·d) of texts of T tokens, each token with itself and those before it.
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 # Rotary embeddings whose angles depend on the length of the text cannot be tabulated.
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+BY_LENGTH = ("dynamic", "longrope")
+"""Those of which the angles of all rows of a forward follow its longest row."""
+
+
+def depends_on_length(config: Any) -> bool:
+    """Whether a model computes a row otherwise in one forward with a longer row than by itself."""
+    stated = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    # One set of parameters, or one for each type of layer.
+    return any(each.get("rope_type") in BY_LENGTH for each in (stated, *stated.values()) if isinstance(each, dict))
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone.causal_attention import causal_attention
+from models.backbone.causal_attention import attends_to_window, causal_attention
 from models.backbone.llama_layer import by_hand, complex_angles, finish, queries_keys_values
 from models.backbone.rotary import FIXED_ROTARY, rotated
+
+_FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
 def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) -> Tensor:
@@ -41,9 +43,12 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) 
         attention = layer.self_attn
         normed = _norm(layer.input_layernorm, hidden)
         query, key, value = (
-            projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            projection(normed).unflatten(-1, (-1, attention.head_dim))
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if hasattr(attention, "q_norm"):
+            query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         # Angles in the format of the heads: float32 ones would make them float32 again.
         angles = cos.to(query.dtype), sin.to(query.dtype)
         query, key = rotated(query, *angles), rotated(key, *angles)
@@ -91,9 +96,9 @@ def computes_itself(trunk: Any) -> bool:
     config = trunk.config
     return (
         not (trunk._forward_pre_hooks or trunk._forward_hooks)
-        and type(trunk).__name__ in ("LlamaModel", "Qwen2Model")
+        and type(trunk).__name__ in _FAMILIES
+        and not attends_to_window(config)
         and (config.rope_parameters or {}).get("rope_type", "default") in FIXED_ROTARY
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and config.hidden_act == "silu"
         and config._attn_implementation == "sdpa"
         and not (trunk.training and (config.attention_dropout or trunk.gradient_checkpointing))

@@ -118,9 +118,9 @@ class DecodeEngine:
             max_slots: replies decoded at the same time; further ones wait their turn.
             max_context: prompt and reply tokens of one request, by default what the model can hold.
             precision: in which replies are computed, by default the weights' own format. Another one holds a copy of
-                the weights for Llama and Qwen2, and converts them in every step for the others.
-            graphs: decode Llama and Qwen2 in steps of few fixed shapes, which a GPU records and replays; by default on
-                a GPU. On a CPU, where it costs time, only tests ask for it.
+                the weights for Llama and its like, and converts them in every step for the others.
+            graphs: decode Llama and its like in steps of few fixed shapes, which a GPU records and replays; by default
+                on a GPU. On a CPU, where it costs time, only tests ask for it.
         """
         limit = getattr(model.config, "max_position_embeddings", None)
         self.model = model

@@ -1,4 +1,4 @@
-"""Decoding for the Llama and Qwen2 families with weights read straight from the Hugging Face model.
+"""Decoding for the Llama, Mistral, Qwen2 and Qwen3 families with weights read straight from the Hugging Face model.
 
 One forward without module calls, masks only where needed, over the cache of keys and values in
 `key_value_cache.py`, whose rows are requests; `tests/models/sampling/test_engine.py` holds it against the plain
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone.adapters import low_rank
+from models.backbone.causal_attention import attends_to_window
 from models.backbone.rotary import FIXED_ROTARY, rotated
 from models.sampling.in_place import place, refreshed, tensors
 from models.sampling.key_value_cache import KeyValueCache, Views
@@ -34,18 +35,29 @@ class _Projection(NamedTuple):
     low_rank: tuple[Tensor, Tensor] | None = None
 
 
-# Norm, queries with keys and values, output, norm, gate with up, down. No norm: it is part of the product after it.
-_Layer = tuple[Tensor | None, list[_Projection], _Projection, Tensor | None, list[_Projection], _Projection]
+class _Layer(NamedTuple):
+    """What a layer multiplies with, in its order; None for a norm that is part of the product after it."""
+
+    norm_1: Tensor | None
+    qkv: list[_Projection]
+    head_norms: Tensor | None
+    """Of queries and keys before they are rotated (heads + kv_heads, head_dim); None for families without."""
+    out: _Projection
+    norm_2: Tensor | None
+    gate_up: list[_Projection]
+    down: _Projection
+
+
+_FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def supports(model: Any) -> bool:
     """Whether this decoder computes what the model computes; others take the generic path."""
     config = getattr(model, "config", None)
-    if type(model).__name__ not in ("LlamaForCausalLM", "Qwen2ForCausalLM") or config is None:
+    if type(model).__name__ not in _FAMILIES or config is None or attends_to_window(config):
         return False
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return rotary in FIXED_ROTARY and set(layers) == {"full_attention"} and config.hidden_act == "silu"
+    return rotary in FIXED_ROTARY and config.hidden_act == "silu"
 
 
 class LlamaDecoder:
@@ -83,7 +95,9 @@ class LlamaDecoder:
         """
         trunk = self.model.model
         join = sum(p.numel() for p in self.model.parameters()) < _JOIN_BELOW_PARAMETERS
-        self._folded = join and self.dtype == torch.float32
+        # Between a product and what would be folded into it, a norm of heads would undo it.
+        heads_are_normed = hasattr(trunk.layers[0].self_attn, "q_norm")
+        self._folded = join and self.dtype == torch.float32 and not heads_are_normed
         self._scale = 1.0 if self._folded else self.head_dim**-0.5
         projections = functools.partial(_projections, join=join, dtype=self.dtype)
         old_layers, old_outer, lent = (self._layers, self._outer, self._borrowed) if in_place else ([], None, set())
@@ -92,9 +106,10 @@ class LlamaDecoder:
         self._layers = []
         for index, layer in enumerate(trunk.layers):
             attention, mlp = layer.self_attn, layer.mlp
-            made = (
+            made = _Layer(
                 layer.input_layernorm.weight.detach().to(self.dtype),
                 projections([attention.q_proj, attention.k_proj, attention.v_proj]),
+                self._head_norms(attention) if heads_are_normed else None,
                 projections([attention.o_proj])[0],
                 layer.post_attention_layernorm.weight.detach().to(self.dtype),
                 projections([mlp.gate_proj, mlp.up_proj]),
@@ -120,7 +135,7 @@ class LlamaDecoder:
         The two coordinates of a plane of the rotary embedding come to stand side by side, as those of a complex number;
         scores don't depend on the order of coordinates. Weights lie in memory as the product reads them.
         """
-        norm_1, qkv, out, norm_2, gate_up, down = layer
+        norm_1, qkv, _, out, norm_2, gate_up, down = layer
         assert norm_1 is not None
         assert norm_2 is not None
         heads = self.heads + 2 * self.kv_heads
@@ -133,7 +148,12 @@ class LlamaDecoder:
         weight, bias = qkv[0].weight, qkv[0].bias
         joined = _Projection(weight[order] * norm_1 * scale[:, None], None if bias is None else bias[order] * scale)
         gated = _Projection(gate_up[0].weight * norm_2, gate_up[0].bias)
-        return None, [_laid_out(joined)], _laid_out(out), None, [_laid_out(gated)], _laid_out(down)
+        return _Layer(None, [_laid_out(joined)], None, _laid_out(out), None, [_laid_out(gated)], _laid_out(down))
+
+    def _head_norms(self, attention: Any) -> Tensor:
+        """The weights of a layer's norms of queries and keys, a row a head."""
+        weights = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
+        return torch.cat(weights).detach().to(self.dtype)
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` requests of up to `length` tokens; what is cached is kept."""
@@ -175,8 +195,8 @@ class LlamaDecoder:
         real = torch.arange(width, device=device) <= (last % width)[:, None, None, None]
         angles = [x[:width].repeat(count, 1, 1) for x in self._angles]
         hidden = F.embedding(ids.view(-1), self._embedding)
-        for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
+        for index, (norm_1, qkv, head_norms, out, norm_2, gate_up, down) in enumerate(self._layers):
+            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, head_norms, angles)
             # (2, b, kv_heads, width, head_dim)
             keys_values = pairs.view(count, width, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
             self.cache.write(index, keys_values, target, source)
@@ -232,8 +252,8 @@ class LlamaDecoder:
         angles = [x[positions] for x in self._angles]
         groups = self.heads // self.kv_heads
         hidden = F.embedding(ids, self._embedding)
-        for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self._layers):
-            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, angles)
+        for index, (norm_1, qkv, head_norms, out, norm_2, gate_up, down) in enumerate(self._layers):
+            query, pairs = self._attention_inputs(self._normed(hidden, norm_1), qkv, head_norms, angles)
             self.cache.put(index, places, pairs)
             query = query.view(count * self.kv_heads, groups, self.head_dim)
             if self._scale != 1:
@@ -277,7 +297,9 @@ class LlamaDecoder:
         normed = hidden * torch.addcmul(self._eps, length, length, value=1 / hidden.shape[-1]).rsqrt_()
         return normed if weight is None else normed.mul_(weight)
 
-    def _attention_inputs(self, hidden: Tensor, qkv: list[_Projection], angles: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _attention_inputs(
+        self, hidden: Tensor, qkv: list[_Projection], head_norms: Tensor | None, angles: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Queries (n, heads, head_dim) and keys before values (n, 2 * kv_heads, head_dim), each whole in memory.
 
         Queries and keys are rotated.
@@ -291,9 +313,14 @@ class LlamaDecoder:
         cos, sin = angles
         if len(qkv) == 1:
             both, value = _linear(hidden, qkv[0]).view(shape).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+            if head_norms is not None:
+                both = self._normed(both, None) * head_norms
             query, key = rotated(both, cos, sin).split([self.heads, self.kv_heads], dim=1)
         else:
             query, key, value = (_linear(hidden, projection).view(shape) for projection in qkv)
+            if head_norms is not None:
+                query = self._normed(query, None) * head_norms[: self.heads]
+                key = self._normed(key, None) * head_norms[self.heads :]
             query, key = rotated(query, cos, sin), rotated(key, cos, sin)
         return query.contiguous(), torch.cat((key, value), dim=1)
 

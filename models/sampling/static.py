@@ -1,4 +1,4 @@
-"""Decoding steps of few fixed shapes for Llama and Qwen2, which a GPU records once and replays: CUDA graphs.
+"""Decoding steps of few fixed shapes for Llama and its like, which a GPU records once and replays: CUDA graphs.
 
 A step is some hundred small operations, each about 5 µs to launch, while a GPU is done with many of them in less
 (`python -m benchmarks.launches`). A graph launches them all at once, but only for the shapes and the memory that it was

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.backbone.trunk import computes_itself, states_at
-from tests.models.sampling.tiny_models import GENERIC, llama, qwen2
+from tests.models.sampling.tiny_models import GENERIC, llama, mistral, qwen2, qwen3
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 OWN = {
@@ -12,6 +12,8 @@ OWN = {
     "llama, one key-value head, wide heads": lambda: llama(num_key_value_heads=1, head_dim=16),
     "llama, biases everywhere": lambda: llama(attention_bias=True, mlp_bias=True),
     "qwen2": qwen2,
+    "mistral": mistral,
+    "qwen3": qwen3,
 }
 
 

@@ -19,9 +19,11 @@ from tests.models.sampling.tiny_models import (
     FAST,
     GENERIC,
     assert_equal_to_plain_forward,
+    gemma3,
     llama,
     plain_logps,
     qwen2,
+    qwen3,
     some_prompts,
 )
 
@@ -45,11 +47,57 @@ def test_engine_gives_the_log_probs_of_the_plain_forward(name):
             assert EOS not in completion.ids
 
 
+@pytest.mark.parametrize("name", [name for name in GENERIC if name != "llama with dynamic rotary scaling"])
+def test_all_running_requests_are_one_forward_a_step(name, monkeypatch):
+    model = GENERIC[name]()
+    engine = DecodeEngine(model, eos_id=-1, max_slots=5)
+    widths = []
+    forward = GenericDecoder._forward
+
+    def counted(decoder, batch, ids):
+        widths.append(ids.shape[1])
+        return forward(decoder, batch, ids)
+
+    monkeypatch.setattr(GenericDecoder, "_forward", counted)
+    prompts = [prompt for prompt in some_prompts() if len(prompt) > 1]
+    steps = 0
+    for i, prompt in enumerate(prompts):
+        engine.submit(prompt, SamplingParams(5 + 3 * i, seed=i))
+    while engine.active:
+        running = len(engine._running)
+        widths.clear()
+        engine.step()
+        # Prompts apart, which are computed before they join.
+        assert widths.count(1) == (1 if running else 0)
+        steps += 1
+    assert steps > len(prompts)
+
+
+def test_columns_that_only_ended_replies_needed_are_given_up():
+    model = gemma3()
+    engine = DecodeEngine(model, eos_id=-1)
+    long, short = some_prompts()[6], some_prompts()[0]
+    engine.submit(long, SamplingParams(4, seed=0))
+    engine.submit(short, SamplingParams(20, seed=1))
+    widths = []
+    while engine.active:
+        engine.step()
+        widths += [batch.mask.shape[1] for batch in engine._decoder._batches]
+    assert widths[:3] == [len(long) + step for step in range(3)]
+    # After the long one's end the short one's own tokens are left.
+    assert widths[3] == len(short) + 3
+    model.set_attn_implementation("eager")
+    assert_equal_to_plain_forward(
+        model, DecodeEngine(model, eos_id=-1).generate([long, short], [SamplingParams(4), SamplingParams(30)])
+    )
+
+
+@pytest.mark.parametrize("family", [qwen2, qwen3])
 @pytest.mark.parametrize("joined", [True, False])
-def test_large_models_keep_their_projections_apart(monkeypatch, joined):
+def test_large_models_keep_their_projections_apart(monkeypatch, joined, family):
     if not joined:
         monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
-    model = qwen2()
+    model = family()
     engine = DecodeEngine(model, EOS)
     assert (len(engine._decoder._layers[0][1]) == 1) == joined
     assert_equal_to_plain_forward(model, engine.generate(some_prompts(4), SamplingParams(8, seed=3)))

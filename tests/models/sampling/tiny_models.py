@@ -5,14 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 FORWARD_TOLERANCE = 1e-4  # float32, sums in another order
@@ -47,6 +57,19 @@ def qwen2(**changes):
     return with_norms(model)
 
 
+def mistral(**changes):
+    torch.manual_seed(0)
+    config = MistralConfig(**(SMALL | WIDE | {"num_key_value_heads": 2, "sliding_window": None} | changes))
+    return with_norms(MistralForCausalLM(config).eval())
+
+
+def qwen3(**changes):
+    """With norms of the heads of queries and keys."""
+    torch.manual_seed(0)
+    config = Qwen3Config(**(SMALL | WIDE | {"num_key_value_heads": 2, "head_dim": 8} | changes))
+    return with_norms(Qwen3ForCausalLM(config).eval())
+
+
 def gpt2():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
@@ -74,12 +97,53 @@ FAST = {
     "llama 3 rotary scaling": lambda: llama(rope_parameters=LLAMA3_ROPE),
     "qwen2": qwen2,
     "qwen2, tied head": lambda: qwen2(tie_word_embeddings=True),
+    "mistral": mistral,
+    "qwen3": qwen3,
+    "qwen3, wide heads, tied head": lambda: qwen3(head_dim=16, tie_word_embeddings=True),
 }
+
+
+def gemma3(**changes):
+    """Layers with a window of 8 tokens and layers without."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        **(SMALL | WIDE | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8})
+        | {"layer_types": ["sliding_attention", "full_attention"], "attn_implementation": "eager"}
+        | changes
+    )
+    return with_norms(Gemma3ForCausalLM(config).eval())
+
+
+def qwen3_5():
+    """A hybrid: one layer of linear attention with states in place of keys, one of attention."""
+    torch.manual_seed(0)
+    config = Qwen3_5TextConfig(
+        **(SMALL | WIDE | {"num_key_value_heads": 2, "head_dim": 8}),
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+    )  # fmt: skip
+    return with_norms(Qwen3_5ForCausalLM(config).eval())
+
+
+def lfm2():
+    """A hybrid of short convolutions and attention."""
+    torch.manual_seed(0)
+    config = Lfm2Config(**(SMALL | WIDE | {"num_key_value_heads": 2}), layer_types=["conv", "full_attention"])
+    return with_norms(Lfm2ForCausalLM(config).eval())
+
+
 GENERIC = {
     "gpt2": gpt2,
     "gpt-neox": neox,
+    "gemma 3": gemma3,
+    "qwen 3.5": qwen3_5,
+    "lfm 2": lfm2,
     "qwen2 with a sliding window": lambda: qwen2(
         use_sliding_window=True, sliding_window=8, max_window_layers=0, attn_implementation="eager"
+    ),
+    "mistral with a sliding window": lambda: mistral(sliding_window=8, attn_implementation="eager"),
+    "qwen3 with a sliding window": lambda: qwen3(
+        use_sliding_window=True, sliding_window=8, max_window_layers=1, attn_implementation="eager"
     ),
     "llama with dynamic rotary scaling": lambda: llama(
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
