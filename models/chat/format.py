@@ -18,6 +18,8 @@ from typing import Any, Literal, TypedDict
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
@@ -39,6 +41,8 @@ FILES = (
 _MARKUP = re.compile(r"<\S+>|\[\S+\]")
 # Templates may ask for today's date; a training example must not depend on the day it was encoded.
 _FIXED_DATE = "26 Jul 2024"
+# What tokenizers take for white space beside an added token, by Unicode's property.
+_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _PRIVATE_USE = range(0xE000, 0xF900)
 _USER_STAND_IN, _REPLY_STAND_IN = chr(0xE000), chr(0xE001)
 
@@ -64,13 +68,10 @@ class ChatFormat:
         self._folder = folder
         # Kept from now on: what is copied is what was read, even if the folder moves or changes.
         self._files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
-        self._tokenizer = _with_markup_special(tokenizer)
-        # From here on no text is ever parsed for control tokens; those of the template are found by
-        # ourselves.
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._template = _environment().from_string(template)
+        self._tokenizer = _for_plain_text(_with_markup_special(tokenizer))
+        # A text that does not begin what is encoded: SentencePiece's mark of a first word may belong to the very first.
+        self._inner_tokenizer = _for_plain_text(_without_first_mark(self._tokenizer))
+        self._template = self._parsed(template)
         self._variables: dict[str, str] = dict(chat.get("template_variables", {}))
         self.bos_id: int | None = chat.get("bos_id")
         self.eos_id: int = chat["eos_id"]
@@ -78,12 +79,25 @@ class ChatFormat:
         self.score_id: int = chat["score_id"]
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._control = _control_tokens(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._takes_blanks_before = {token.content for token in added if token.lstrip}
+        self._takes_blanks_after = {token.content for token in added if token.rstrip}
         self.control_ids = frozenset(self._control.values())
         self._control_pattern = re.compile(
             "|".join(re.escape(token) for token in sorted(self._control, key=len, reverse=True))
         )
         self._glue = self._find_glue()
         self._reply_context = self._find_reply_context()
+
+    def _parsed(self, template: str) -> jinja2.Template:
+        try:
+            return _environment().from_string(template)
+        except jinja2.TemplateError as error:
+            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise ChatFormatError(
+                f"The chat template of {self._folder} can't be read{line}: {error}. Give the folder another "
+                f"{TEMPLATE_FILE}."
+            ) from error
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatFormat:
@@ -191,22 +205,34 @@ class ChatFormat:
     def _encode_rendered(self, rendered: str, separator: str) -> list[int]:
         """Ids of a rendered dialogue: its control tokens are the template's, the rest is plain text."""
         ids: list[int] = []
-        position = 0
+        position, last = 0, ""
         for match in self._control_pattern.finditer(rendered):
-            ids += self._encode_text(rendered[position : match.start()].replace(separator, ""))
+            ids += self._encode_between(last, rendered[position : match.start()], match.group(), separator)
             ids.append(self._control[match.group()])
-            position = match.end()
-        ids += self._encode_text(rendered[position:].replace(separator, ""))
+            position, last = match.end(), match.group()
+        ids += self._encode_between(last, rendered[position:], "", separator)
         # Some templates write a BOS and so does the text they were given; a model has seen one.
         while len(ids) > 1 and self.bos_id is not None and ids[0] == ids[1] == self.bos_id:
             ids.pop(0)
         return ids
 
-    def _encode_text(self, text: str) -> list[int]:
-        """Ids of plain text; never a control id."""
+    def _encode_between(self, before: str, text: str, after: str, separator: str) -> list[int]:
+        """Ids of what stands between two control tokens, either of which may be "" where there is none.
+
+        Some control tokens take the white space beside them with them (`rstrip` of Phi-3's roles).
+        """
+        return self._encode_text(self._stripped(before, text, after).replace(separator, ""), inner=bool(before))
+
+    def _stripped(self, before: str, text: str, after: str) -> str:
+        text = text.lstrip(_WHITE_SPACE) if before in self._takes_blanks_after else text
+        return text.rstrip(_WHITE_SPACE) if after in self._takes_blanks_before else text
+
+    def _encode_text(self, text: str, *, inner: bool = True) -> list[int]:
+        """Ids of plain text, by default such as stands behind something; never a control id."""
         if not text:
             return []
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        tokenizer = self._inner_tokenizer if inner else self._tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         if self.control_ids.isdisjoint(ids):
             return ids
         # A vocabulary that holds its control tokens as ordinary pieces too: encode those spots letter by
@@ -215,10 +241,10 @@ class ChatFormat:
         position = 0
         for match in self._control_pattern.finditer(text):
             for piece in (text[position : match.start()], *match.group()):
-                ids += self._tokenizer.encode(piece, add_special_tokens=False).ids if piece else []
+                ids += tokenizer.encode(piece, add_special_tokens=False).ids if piece else []
             position = match.end()
         if position < len(text):
-            ids += self._tokenizer.encode(text[position:], add_special_tokens=False).ids
+            ids += tokenizer.encode(text[position:], add_special_tokens=False).ids
         return [i for i in ids if i not in self.control_ids]
 
     # What stands between the prompt and the reply
@@ -238,8 +264,9 @@ class ChatFormat:
     def _find_reply_context(self) -> str:
         """What the template writes between the last control token, or the user's text, and the reply."""
         before = self._before_reply().removesuffix(self._glue) if self._glue else self._before_reply()
-        ends = [match.end() for match in self._control_pattern.finditer(before)]
-        return before[max(before.rindex(_USER_STAND_IN) + 1, *ends, 0) :]
+        said = before.rindex(_USER_STAND_IN) + 1
+        *_, last = [None, *self._control_pattern.finditer(before, said)]
+        return before[said:] if last is None else self._stripped(last.group(), before[last.end() :], "")
 
     def _before_reply(self) -> str:
         rendered = self._render(
@@ -248,6 +275,17 @@ class ChatFormat:
         if _REPLY_STAND_IN not in rendered or _USER_STAND_IN not in rendered:
             raise ChatFormatError(f"The chat template of {self._folder} leaves out what the user or assistant says.")
         return rendered[: rendered.rindex(_REPLY_STAND_IN)]
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` ... `{% endgeneration %}`, which marks what the assistant writes: here it is plain text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """What stands between the two tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -260,7 +298,7 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
@@ -273,6 +311,25 @@ def _with_markup_special(tokenizer: Tokenizer) -> Tokenizer:
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
         token["special"] = token["special"] or _MARKUP.fullmatch(token["content"]) is not None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _for_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer such that no text is parsed for control tokens; those of the template are found by ourselves."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _without_first_mark(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for a text that is not the first of what is encoded (`prepend_scheme` "first" of Metaspace)."""
+    state = json.loads(tokenizer.to_str())
+    parts = [state["pre_tokenizer"] or {}]
+    parts += parts[0].get("pretokenizers", [])
+    for part in parts:
+        if part.get("prepend_scheme") == "first":
+            part["prepend_scheme"] = "never"
     return Tokenizer.from_str(json.dumps(state))
 
 

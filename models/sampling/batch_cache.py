@@ -7,6 +7,7 @@ them are found by their names in `transformers.cache_utils`, and a cache with an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def cut_left(cache: Any, columns: int) -> None:
         if (length := _length(layer)) is None:
             continue
         left = length - columns
-        _replace(layer, lambda tensor, at, left=left: tensor if at is None else _newest(tensor, at, left))
+        _replace(layer, functools.partial(_newest, columns=left))
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = left
 
@@ -93,8 +94,10 @@ def _length(layer: Any) -> int | None:
     return int(getattr(layer, "cumulative_length", layer.keys.shape[-2]))
 
 
-def _newest(tensor: Tensor, at: int, columns: int) -> Tensor:
-    """The newest columns, at most so many."""
+def _newest(tensor: Tensor, at: int | None, columns: int) -> Tensor:
+    """The newest columns, at most so many; all of a tensor without columns."""
+    if at is None:
+        return tensor
     kept = min(columns, tensor.shape[at])
     return tensor.narrow(at, tensor.shape[at] - kept, kept)
 

@@ -29,6 +29,16 @@ THINKING = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
+PHI3 = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+MARKED = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['role'] == 'assistant' %}{% generation %}{{- message['content'] + '<|im_end|>\n' }}"
+    "{%- endgeneration %}{%- else %}{{- message['content'] + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 
 
 def own() -> PreTrainedTokenizerFast:
@@ -84,6 +94,28 @@ def unigram() -> PreTrainedTokenizerFast:
     return _fast(tokenizer, LLAMA2, bos_token="<s>", eos_token="</s>")
 
 
+def mistral() -> PreTrainedTokenizerFast:
+    """SentencePiece unigram that marks the first word of a whole text alone."""
+    fast = unigram()
+    state = json.loads(fast.backend_tokenizer.to_str())
+    state["pre_tokenizer"]["prepend_scheme"] = "first"
+    return _fast(Tokenizer.from_str(json.dumps(state)), LLAMA2, bos_token="<s>", eos_token="</s>")
+
+
+def phi3() -> PreTrainedTokenizerFast:
+    """Control tokens that take the white space behind them with them, and one the white space before it."""
+    tokenizer = byte_level_bpe(["<|endoftext|>"])
+    tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", rstrip=True) for name in ("user", "assistant", "system")])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True, lstrip=True)])
+    return _fast(tokenizer, PHI3, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def smollm3() -> PreTrainedTokenizerFast:
+    """A template that marks what the assistant writes."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return _fast(byte_level_bpe(special), MARKED, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
 def gpt_neox() -> PreTrainedTokenizerFast:
     """GPT-NeoX: no template, no pad token, runs of spaces as added tokens."""
     tokenizer = byte_level_bpe(["<|endoftext|>", "<|padding|>"])
@@ -108,7 +140,10 @@ def _fast(tokenizer: Tokenizer, template: str | None, **tokens: str) -> PreTrain
     return fast
 
 
-FAMILIES = {maker.__name__: maker for maker in (own, llama3, qwen2, thinking, llama2, unigram, gpt_neox, plain_text)}
+FAMILIES = {
+    maker.__name__: maker
+    for maker in (own, llama3, qwen2, thinking, llama2, unigram, mistral, phi3, smollm3, gpt_neox, plain_text)
+}
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
