@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.backbone.batches import chunks_by_length, right_padded
+from models.backbone.output_layer import logits_of
 from models.chat.format import ChatFormat, Message
 from models.initial_policy.distillation import (
     PROMPT_FILE,
@@ -154,12 +155,6 @@ def read(model: Any, pad_id: int, group: list[DistilledText], device: torch.devi
             found[row] = Targets(*(part.cpu() for part in targets_of(logits)))
     parts = [targets for targets in found if targets is not None]
     return Targets(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
-
-
-def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of chosen places alone: a large vocabulary times every place of a batch would not fit in memory."""
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    return logits
 
 
 def save_aside(tensors: dict[str, torch.Tensor], file: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from models.backbone.batches import chunks_by_length
+from models.backbone.output_layer import logits_of
 from models.backbone.precision import Precision, computing_in
 from models.initial_policy.distillation import (
     Manifest,
@@ -83,4 +84,4 @@ def summed_kl(model: Any, shard: Shard, rows: list[int], device: torch.device) -
     ids, mask, targets = shard.batch(rows, device)
     # Causal attention never looks right, so real tokens don't see the padding and no attention mask is needed.
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return distillation_kl(model.get_output_embeddings()(hidden[mask]), targets).sum()
+    return distillation_kl(logits_of(model, hidden[mask]), targets).sum()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from models.backbone.output_layer import OutputLayerUnknown, check_output_layer
 from models.backbone.precision import note_precision
 from models.chat.format import ChatFormat, ChatFormatError
 from models.initial_policy.distillation import (
@@ -57,6 +58,10 @@ def run(job: Job) -> None:
     manifest, chat, held_out = _load(folder, student)
     note_precision(settings.precision, job.device)
     model: Any = load_causal_lm(student, device=job.device)
+    try:
+        check_output_layer(model, "Distillation")
+    except OutputLayerUnknown as error:
+        raise JobError(str(error)) from error
     plan = steps_of(manifest, settings, job.seed)
     state = _train(job, settings, model, Shards(folder), plan, held_out)
     results = DistilledResults(

@@ -15,6 +15,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from models.backbone.output_layer import OutputLayerUnknown, check_output_layer
 from models.chat.dialogue_files import DIALOGUES_FILE
 from models.chat.format import ChatFormat, ChatFormatError
 from models.initial_policy.distillation import (
@@ -57,6 +58,7 @@ def run(job: Job) -> None:
         chat = ChatFormat.load(job.input("teacher"))
         prompt_tokens = len(chat.encode(prompt))
         model = load_causal_lm(job.input("teacher"), device=job.device)
+        check_output_layer(model, "A distillation set")
         check_room(model, prompt_tokens, settings.max_tokens)
         shards = job.out / "shards"
         shards.mkdir(exist_ok=True)
@@ -75,7 +77,7 @@ def run(job: Job) -> None:
             job.log(number + 1, texts=len(group), tokens=tokens, rest_mass=float(targets.rest_logprob.exp().mean()))
             job.progress(min(tokens, settings.tokens), settings.tokens, "teacher")
             job.save_checkpoint(number + 1, {"sizes": done, "tokens": tokens})
-    except (ChatFormatError, DistillationError) as error:
+    except (ChatFormatError, DistillationError, OutputLayerUnknown) as error:
         raise JobError(str(error)) from error
     if len(done) < 2:
         raise JobError(f"The text holds {sum(done)} usable texts, all of which are held out; give more of it.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.backbone.output_layer import output_layer
 from models.backbone.precision import Precision, computing_in, filling
 from models.backbone.trunk import goes_by_hand, states_at
 from models.policy.reply_chunks import ReplyChunk
@@ -36,10 +37,10 @@ class Policy:
     def __init__(self, model: Any, precision: Precision = "float32") -> None:
         self.model = model
         self.precision = precision
-        self.head = model.get_output_embeddings()
-        self._plain_head = _has_plain_head(model)
+        # None for families of which the way from states to logits is not known; they are run whole.
+        self._head = output_layer(model)
         # Set to False beside a policy that can't: only the same operations give the same digits.
-        self.by_hand = self._plain_head and goes_by_hand(model.base_model)
+        self.by_hand = self._head is not None and goes_by_hand(model.base_model)
 
     def states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
         """Final hidden states (N, D) and logits (N, V) of the chunk's reply tokens."""
@@ -47,12 +48,12 @@ class Policy:
             return self._states_and_logits(chunk)
 
     def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
-        if self._plain_head:
+        if self._head is not None:
             count = len(chunk.positions)
             padding = filling(self.precision, self.model.device).tokens(count) - count
             positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
             states = states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
-            return states[:count], self.head(states)[:count]
+            return states[:count], self._head(states)[:count]
         output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
         hidden = output.hidden_states[-1]
         logits = output.logits.reshape(-1, output.logits.shape[-1]).index_select(0, chunk.positions)
@@ -109,19 +110,3 @@ def selected_logps(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         log-probs (N,) and entropies (N,), float32.
     """
     return _SelectedLogps.apply(logits, ids)
-
-
-@torch.no_grad()
-def _has_plain_head(model: Any) -> bool:
-    """Whether logits are the output embedding of the trunk's last state and nothing else.
-
-    Some families scale or cap their logits afterwards; they are run whole.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        return False
-    probe = torch.arange(4, device=model.device)[None]
-    states = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-    expected = model(input_ids=probe, use_cache=False).logits
-    plain = head(states)
-    return plain.shape == expected.shape and torch.equal(plain, expected)

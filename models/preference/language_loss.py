@@ -15,13 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone.batches import right_padded
+from models.backbone.output_layer import check_output_layer
 from models.model_folders.loading import load_causal_lm
 from models.preference.pairs import TokenPair
 
 
 def frozen_output_layer(initial: Path, device: torch.device) -> nn.Module:
-    """The layer that turns hidden states into logits, a copy of the initial policy's."""
-    layer: nn.Module = load_causal_lm(initial, device=device).get_output_embeddings()
+    """The layer that turns hidden states into logits, a copy of the initial policy's.
+
+    Raises:
+        OutputLayerUnknown: its family does more with logits than is known.
+    """
+    layer = check_output_layer(load_causal_lm(initial, device=device), "preference_model.lm_coef")
     return layer.requires_grad_(False)
 
 

@@ -35,6 +35,7 @@ class Training:
         note_precision(settings.precision, job.device)
         try:
             self.weights = question_weights((pair.question for pair in pairs), settings.harmless_weight)
+            self.output_layer = frozen_output_layer(job.input("initial"), job.device) if settings.lm_coef else None
         except ValueError as error:
             raise JobError(str(error)) from error
         self.targets = (
@@ -42,7 +43,6 @@ class Training:
             if settings.targets == "soft"
             else None
         )
-        self.output_layer = frozen_output_layer(job.input("initial"), job.device) if settings.lm_coef else None
         self.steps_per_epoch = math.ceil(len(pairs) / settings.batch_pairs)
         self.num_steps = self.steps_per_epoch * settings.epochs
         self.warmup_steps = math.ceil(settings.warmup_fraction * self.num_steps)

@@ -383,4 +383,4 @@ def test_the_sampler_says_what_the_trainer_reads_with_an_adapter_that_does_somet
     if not join:
         # A large model's weights are sampled from where they are.
         decoding = engine._decoder._layers[0]
-        assert decoding[2].weight.data_ptr() == base.model.layers[0].self_attn.o_proj.weight.data_ptr()
+        assert decoding.out.weight.data_ptr() == base.model.layers[0].self_attn.o_proj.weight.data_ptr()

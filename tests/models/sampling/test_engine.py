@@ -99,7 +99,7 @@ def test_large_models_keep_their_projections_apart(monkeypatch, joined, family):
         monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
     model = family()
     engine = DecodeEngine(model, EOS)
-    assert (len(engine._decoder._layers[0][1]) == 1) == joined
+    assert (len(engine._decoder._layers[0].qkv) == 1) == joined
     assert_equal_to_plain_forward(model, engine.generate(some_prompts(4), SamplingParams(8, seed=3)))
 
 
