@@ -60,14 +60,21 @@ def _templates() -> Environment:
     return environment
 
 
-def page(template: str, *, status: int = 200, me: SignedIn | None = None, **values: Any) -> HTMLResponse:
+def page(template: str, *, status: int = 200, me: SignedIn | None = None, **values: object) -> HTMLResponse:
     """A page of a template; `me` is whoever is signed in."""
+    return page_of(template, values, status=status, me=me)
+
+
+def page_of(
+    template: str, values: Mapping[str, object], *, status: int = 200, me: SignedIn | None = None
+) -> HTMLResponse:
+    """The same of values that were gathered elsewhere."""
     return HTMLResponse(label_cells(rendered(template, me=me, **values)), status, SECURITY_HEADERS)
 
 
-def rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: object) -> str:
     """The HTML of a template, whole page or part of one; everything that people wrote is escaped."""
-    return _templates().get_template(template).render(**values)
+    return _templates().get_template(template).render(values)
 
 
 def wants_page(request: Request) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -24,6 +24,20 @@ from orchestrator.web.pages.shell import Id, go_to, text_of
 ACT = "erase"
 
 
+@dataclass(frozen=True)
+class Begun:
+    """How far an erasure is."""
+
+    row: t.Erasure
+    by: str
+    """In words: by whom it was begun, or how."""
+    artifacts: int
+    """Written anew so far."""
+    running: bool
+    problem: str | None
+    """What stopped it in this process."""
+
+
 def add_erasure(router: APIRouter, desk: Desk) -> None:
     """The routes of erasing one rater."""
     store = desk.feedback.store
@@ -37,13 +51,17 @@ def _add_page(router: APIRouter, desk: Desk, erasing: Erasing | None) -> None:
     def look(rater_id: Id, request: Request) -> HTMLResponse:
         """What erasing a rater reaches, and the form; how far it is once it was begun."""
 
-        def work(session: Session) -> dict[str, Any]:
-            shown = {"id": rater_id, "handle": handle_of(session, rater_id), "here": erasing is not None}
-            shown["begun"] = _begun(session, rater_id, erasing)
-            shown["touched"] = withdrawal.touched(session, rater_id)
-            shown["reach"] = erasure.reach(session, rater_id)
-            shown["with_text"] = erasure.WITH_TEXT
-            return shown | {"hindrance": _hindrance(session)}
+        def work(session: Session) -> Mapping[str, object]:
+            return {
+                "id": rater_id,
+                "handle": handle_of(session, rater_id),
+                "here": erasing is not None,
+                "begun": _begun(session, rater_id, erasing),
+                "touched": withdrawal.touched(session, rater_id),
+                "reach": erasure.reach(session, rater_id),
+                "with_text": erasure.WITH_TEXT,
+                "hindrance": _hindrance(session),
+            }
 
         return desk.show(request, "erase.html", work)
 
@@ -101,7 +119,7 @@ def _row(session: Session, rater_id: int) -> t.Erasure | None:
     return session.scalars(select(t.Erasure).where(t.Erasure.rater_id == rater_id)).one_or_none()
 
 
-def _begun(session: Session, rater_id: int, erasing: Erasing | None) -> dict[str, Any] | None:
+def _begun(session: Session, rater_id: int, erasing: Erasing | None) -> Begun | None:
     """How far an erasure is; None where none was begun."""
     row = _row(session, rater_id)
     if row is None:
@@ -112,13 +130,13 @@ def _begun(session: Session, rater_id: int, erasing: Erasing | None) -> dict[str
     running = (erasing is not None and erasing.running(row.id)) or erasure.at_work(session, row.id)
     # It may have been completed since it was read: who is not at work any more is done, or stopped.
     session.refresh(row)
-    return {
-        "row": row,
-        "by": "by command" if by is None else f"by {by.actor}",
-        "artifacts": session.scalars(rewritten).one(),
-        "running": running,
-        "problem": None if erasing is None else erasing.problem(row.id),
-    }
+    return Begun(
+        row=row,
+        by="by command" if by is None else f"by {by.actor}",
+        artifacts=session.scalars(rewritten).one(),
+        running=running,
+        problem=None if erasing is None else erasing.problem(row.id),
+    )
 
 
 def _hindrance(session: Session) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -15,11 +15,11 @@ from db import tables as t
 from orchestrator.errors import ApiError
 from orchestrator.people import access
 from orchestrator.web.pages.desk.shared import Desk
-from orchestrator.web.pages.shell import Id, base_of, go_to, page, text_of
+from orchestrator.web.pages.shell import Id, base_of, go_to, text_of
 
 
 def add_invitations(router: APIRouter, desk: Desk) -> None:
-    def _all(session: Session) -> dict[str, Any]:
+    def _all(session: Session) -> Mapping[str, object]:
         joined = func.count(t.InvitationUse.rater_id)
         rows = session.execute(
             select(t.Invitation, joined)
@@ -38,7 +38,7 @@ def add_invitations(router: APIRouter, desk: Desk) -> None:
     async def invite(request: Request) -> Response:
         """Make an invitation; its link is shown in the answer, once."""
 
-        def work(session: Session, form: FormData) -> dict[str, Any]:
+        def work(session: Session, form: FormData) -> Mapping[str, object]:
             uses, days = text_of(form, "max_uses").strip(), text_of(form, "days").strip()
             if not all(value == "" or (value.isdecimal() and 0 < int(value) <= 10_000) for value in (uses, days)):
                 raise ApiError(422, "not_a_number", "Give whole numbers from 1 to 10,000, or nothing.")
@@ -48,10 +48,10 @@ def add_invitations(router: APIRouter, desk: Desk) -> None:
                 max_uses=int(uses) if uses else None,
                 valid_for=timedelta(days=int(days)) if days else None,
             )
-            return _all(session) | {"link": f"{base_of(request)}/join/{token}"}
+            return {**_all(session), "link": f"{base_of(request)}/join/{token}"}
 
         shown = await desk.act(request, work, "invite", lambda form: f"invitation {text_of(form, 'label')}")
-        return page("desk/invitations.html", desk=True, csrf=desk.csrf(request), **shown)
+        return desk.page(request, "invitations.html", shown)
 
     @router.post("/invitations/{invitation_id}/end")
     async def end(invitation_id: Id, request: Request) -> Response:

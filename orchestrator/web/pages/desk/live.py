@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -45,7 +44,7 @@ def add_live(router: APIRouter, desk: Desk) -> None:
     _add_changes(router, desk)
 
 
-def card(session: Session) -> dict[str, Any]:
+def card(session: Session) -> Mapping[str, object]:
     """What the desk's first page says of the loop."""
     state = loop_now(session)
     return {"loop_state": state, "live_lines": live_said(state), "loop_lines": loop_said(state)}
@@ -56,9 +55,10 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
     def live(request: Request) -> HTMLResponse:
         """What is live and where the loop is; what waits; what was live before; what people did."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             history = deployments(session, HISTORY)
-            return card(session) | {
+            return {
+                **card(session),
                 "carried_out": _carried_out(session),
                 "history": history,
                 "past": _past(history),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -20,7 +20,7 @@ def add_notices(router: APIRouter, desk: Desk) -> None:
     def listing(request: Request) -> HTMLResponse:
         """What raters reported, and what they are told."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             current = select(t.Announcement).where(t.Announcement.ended_at.is_(None))
             return {
                 "reports": notices.problem_reports(session, limit=ROWS),

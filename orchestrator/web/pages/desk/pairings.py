@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -31,7 +31,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
     def listing(request: Request) -> HTMLResponse:
         """The pairing table and the contestants."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             return {
                 "figures": pairings.pairing_figures(session, ROWS),
                 "contestants": [one for one in contestants.contestants(session) if one.kind != "policy"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -35,10 +36,11 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
     def by_volume(request: Request, number: PageNumber = 1) -> HTMLResponse:
         """Raters, those with most comparisons first."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             rows = quality.raters_by_volume(session, ROWS + 1, (number - 1) * ROWS)
             agreement = quality.agreement(session)
-            return card(session) | {
+            return {
+                **card(session),
                 "raters": rows[:ROWS], "agreement": agreement, "number": number, "more": len(rows) > ROWS,
             }  # fmt: skip
 
@@ -50,7 +52,7 @@ def _add_one(router: APIRouter, desk: Desk) -> None:
     def one(rater_id: Id, request: Request, number: PageNumber = 1) -> HTMLResponse:
         """One rater: figures, status, and the dialogues to read."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             found = quality.figures_of(session, rater_id)
             if found is None:
                 raise ApiError(404, "not_found", f"There is no rater {rater_id}.")
@@ -98,7 +100,7 @@ def _add_withdrawal(router: APIRouter, desk: Desk) -> None:
     def touched(rater_id: Id, request: Request) -> HTMLResponse:
         """What a rater's comparisons went into; and the way out of every future set."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             handle = handle_of(session, rater_id)
             return {"id": rater_id, "handle": handle, "touched": withdrawal.touched(session, rater_id)}
 
@@ -131,7 +133,7 @@ def add_dialogues(router: APIRouter, desk: Desk) -> None:
     def read(dialogue_id: Id, request: Request) -> HTMLResponse:
         """A dialogue with every pair and choice, to be read."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             found = whole_dialogue(session, dialogue_id)
             if found is None:
                 raise ApiError(404, "not_found", f"There is no dialogue {dialogue_id}.")

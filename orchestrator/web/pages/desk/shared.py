@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
@@ -17,7 +17,7 @@ from orchestrator.errors import ApiError, OrchestratorError
 from orchestrator.people.operators import ADMIN, as_actor, operator_of
 from orchestrator.store.acts import Actor, record_act
 from orchestrator.web.desk_access import desk_csrf, is_desk_cookie, operator_in
-from orchestrator.web.pages.shell import check_same_site, page, text_of
+from orchestrator.web.pages.shell import check_same_site, page, page_of, text_of
 from orchestrator.web.service import Feedback
 
 R = TypeVar("R")
@@ -58,13 +58,18 @@ class Desk:
             raise DeskSignInFirst
         return as_actor(operator)
 
-    def show(self, request: Request, template: str, work: Callable[[Session], dict[str, Any]]) -> HTMLResponse:
+    def show(self, request: Request, template: str, work: Callable[[Session], Mapping[str, object]]) -> HTMLResponse:
         """A page of what `work` reads."""
 
-        def read(session: Session) -> dict[str, Any]:
-            return {"who": self.actor(session, request).name} | work(session)
+        def read(session: Session) -> Mapping[str, object]:
+            return {"who": self.actor(session, request).name, **work(session)}
 
-        return page(f"desk/{template}", desk=True, csrf=self.csrf(request), **self.feedback.transaction(read))
+        return self.page(request, template, self.feedback.transaction(read))
+
+    def page(self, request: Request, template: str, values: Mapping[str, object], *, status: int = 200) -> HTMLResponse:
+        """A page of what was read already, whose forms this browser may send."""
+        shared = {"desk": True, "csrf": self.csrf(request)}
+        return page_of(f"desk/{template}", {**shared, **values}, status=status)
 
     async def act(
         self, request: Request, work: Callable[[Session, FormData], R], did: str, to: str | Callable[[FormData], str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -32,7 +32,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
     def listing(request: Request) -> HTMLResponse:
         """Studies, how many came and finished, and what to enter at the platforms."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             urls = {platform: access.entry_url(base_of(request), platform) for platform in ENTRY_QUERIES}
             return {"studies": access.study_figures(session), "urls": urls, "platforms": PLATFORMS}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -30,7 +30,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
     def listing(request: Request) -> HTMLResponse:
         """Queues with what each brought towards its goal, and groups with their members."""
 
-        def work(session: Session) -> dict[str, Any]:
+        def work(session: Session) -> Mapping[str, object]:
             return {
                 "queues": queues.queue_figures(session, ROWS),
                 "groups": queues.group_members(session),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -25,6 +25,7 @@ from orchestrator.web.pages.rater.shared import RaterPages, key_of
 from orchestrator.web.pages.shell import (
     go_to,
     page,
+    page_of,
 )
 
 
@@ -33,7 +34,7 @@ def add_home(router: APIRouter, shared: RaterPages) -> None:
     def home(request: Request) -> HTMLResponse:
         """What there is to do, what is open, what was done."""
 
-        def work(session: Session, me: SignedIn) -> dict[str, Any]:
+        def work(session: Session, me: SignedIn) -> Mapping[str, object]:
             offered: list[Offer] = offers_at_home(session, me.rater)
             return {
                 "announcements": current_announcements(session),
@@ -45,7 +46,7 @@ def add_home(router: APIRouter, shared: RaterPages) -> None:
             }
 
         me, shown = shared.for_me(request, work)
-        return page("home.html", me=me, tasks=TASKS, prompts=PROMPTS, **shown)
+        return page_of("home.html", {"tasks": TASKS, "prompts": PROMPTS, **shown}, me=me)
 
 
 def add_tasks(router: APIRouter, shared: RaterPages) -> None:
