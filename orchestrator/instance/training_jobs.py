@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ def run_job(
     name: str,
     *,
     inputs: dict[str, Path],
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     seed: int,
     work: Path,
     device: str = "auto",

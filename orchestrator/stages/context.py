@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 from sqlalchemy import Engine, func, update
 from sqlalchemy.exc import OperationalError
@@ -27,7 +27,7 @@ from orchestrator.stages.job_progress import JobProgress
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
-Write = Callable[[Path], dict[str, Any]]
+Write = Callable[[Path], Mapping[str, object]]
 """Fills a directory with an artifact's files and returns its results."""
 
 
@@ -177,12 +177,12 @@ class StageContext:
             ledger.check_whole(session, [artifact])
         return self.store.fetch(artifact.digest)
 
-    def results(self, artifact_id: int) -> dict[str, Any]:
+    def results(self, artifact_id: int) -> Mapping[str, object]:
         """The numbers an artifact was published with."""
         return self.artifact(artifact_id).results
 
     def record_evaluation(
-        self, kind: str, subject_id: int, numbers: dict[str, Any], artifact_id: int | None = None
+        self, kind: str, subject_id: int, numbers: Mapping[str, object], artifact_id: int | None = None
     ) -> None:
         """Append what was measured about an artifact, once per cycle and measurement."""
         with self.session() as session:
@@ -208,7 +208,7 @@ class StageContext:
 def build(
     context: StageContext,
     kind: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     inputs: dict[str, int],
     write: Write,
     *,
@@ -234,7 +234,12 @@ def build(
 
 
 def _sought(
-    context: StageContext, kind: str, settings: dict[str, Any], inputs: dict[str, int], fresh: bool, whole: bool = True
+    context: StageContext,
+    kind: str,
+    settings: Mapping[str, object],
+    inputs: dict[str, int],
+    fresh: bool,
+    whole: bool = True,
 ) -> tuple[str, dict[str, str], int | None]:
     """Fingerprint of what is to be made, its inputs' digests by role, and its id where the ledger has it already."""
     with context.session() as session:
@@ -254,7 +259,7 @@ def run_job_stage(
     kind: str,
     job: str,
     inputs: dict[str, int],
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     fresh: bool = False,
 ) -> int:
     """The artifact that a training job makes from these inputs: found in the ledger, or made now.
@@ -305,8 +310,8 @@ def _publish(
     kind: str,
     fingerprint: str,
     directory: Path,
-    settings: dict[str, Any],
-    results: dict[str, Any],
+    settings: Mapping[str, object],
+    results: Mapping[str, object],
     inputs: dict[str, int],
 ) -> int:
     published = context.store.publish(directory)

@@ -36,7 +36,7 @@ def check_fresh_agreement(cycle_id: int, comparison_set_id: int, *, fresh: bool 
             settings={"threads": context.config.preference_model.threads, "shards": shards},
             fresh=fresh,
         )
-        numbers = context.results(evaluation_id) | {"of_cycle": number}
+        numbers = {**context.results(evaluation_id), "of_cycle": number}
         context.record_evaluation("fresh_agreement", model_id, numbers, evaluation_id)
         return evaluation_id
 

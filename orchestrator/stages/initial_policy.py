@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from models.initial_policy.settings import DistillationSetSettings, PretrainSettings, StudentTraining
 from models.runtime.files import link_or_copy
@@ -22,7 +21,7 @@ def from_hugging_face(context: StageContext, section: InitialPolicySection, *, f
     assert section.path is not None
     source = model_folder(section.path, section.revision)
 
-    def write(out: Path) -> dict[str, Any]:
+    def write(out: Path) -> Mapping[str, object]:
         files = _model_files(source)
         for file in files:
             link_or_copy(file.resolve(), out / file.name)

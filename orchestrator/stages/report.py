@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from db import tables as t
 from models.policy.results import JudgedReply
@@ -50,7 +49,7 @@ def write_report(cycle_id: int, failure: str | None = None) -> WrittenReport:
         lasting = replace(numbers, stages=())
         recorded = {key: value for key, value in lasting.to_json().items() if key != "stages"}
 
-        def write(out: Path) -> dict[str, Any]:
+        def write(out: Path) -> Mapping[str, object]:
             (out / "report.json").write_text(json.dumps(recorded, indent=1, sort_keys=True))
             named_pictures = [(picture, f"{picture.name}.png") for picture in pictures]
             (out / "report.md").write_text(to_markdown(lasting, named_pictures), encoding="utf-8")

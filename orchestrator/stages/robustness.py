@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 
@@ -108,7 +107,7 @@ def write_report(
         figure = gap_picture(numbers)
         picture = Picture("gap", CAPTION, png(figure))
 
-        def write(out: Path) -> dict[str, Any]:
+        def write(out: Path) -> Mapping[str, object]:
             law = curve_law(run.curve)
             report = part_to_json(numbers) | {"kl_law": part_to_json(law) if law is not None else None}
             (out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -26,7 +25,7 @@ RUN = "run"
 """The role of a PPO run in the lineage of the snapshots that it kept on its way."""
 
 
-def fingerprint(kind: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
+def fingerprint(kind: str, settings: Mapping[str, object], inputs: Mapping[str, str]) -> str:
     """SHA-256 (hex) of what is asked for: kind, settings, and the digest of the input in each role.
 
     Where it runs, when, by whom and by which revision of the code play no part.
@@ -54,8 +53,8 @@ def record(
     kind: str,
     fingerprint: str,
     published: Published,
-    settings: dict[str, Any],
-    results: dict[str, Any],
+    settings: Mapping[str, object],
+    results: Mapping[str, object],
     inputs: dict[str, int],
     cycle_id: int | None,
     code_revision: str | None = None,
@@ -97,7 +96,7 @@ def record_evaluation(
     cycle_id: int | None,
     kind: str,
     subject_id: int,
-    numbers: dict[str, Any],
+    numbers: Mapping[str, object],
     artifact_id: int | None = None,
 ) -> t.Evaluation:
     """Append what was measured about an artifact. The same numbers from the same cycle and source are one row."""
@@ -114,10 +113,10 @@ def record_evaluation(
     )
     last = session.execute(query).scalar_one_or_none()
     # A tuple comes back from the database as a list; compare and keep what will come back.
-    numbers = json.loads(json.dumps(numbers))
-    if last is not None and last.numbers == numbers:
+    kept = json.loads(json.dumps(numbers))
+    if last is not None and last.numbers == kept:
         return last
-    row = t.Evaluation(cycle_id=cycle_id, kind=kind, subject_id=subject_id, numbers=numbers, artifact_id=artifact_id)
+    row = t.Evaluation(cycle_id=cycle_id, kind=kind, subject_id=subject_id, numbers=kept, artifact_id=artifact_id)
     session.add(row)
     session.flush()
     return row
