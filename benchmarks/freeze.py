@@ -215,11 +215,11 @@ def run(engine: Engine, postmaster: int, work: Path, num: int, num_fresh: int) -
     week_one = seconds["week 1: freeze"] + seconds["week 1: export"]
     week_two = seconds["week 2: freeze"] + seconds["week 2: export"]
     # One comparison in fifty is a "can't tell", which is left out.
-    assert results["num_comparisons"] == num - num // 50
-    assert again["num_comparisons"] == num + num_fresh - (num + num_fresh) // 50
+    assert results.num_comparisons == num - num // 50
+    assert again.num_comparisons == num + num_fresh - (num + num_fresh) // 50
     return {
         "comparisons": num,
-        "bytes_per_line": round(num_bytes / results["num_comparisons"]),
+        "bytes_per_line": round(num_bytes / results.num_comparisons),
         "bare_copy_s": [round(value, 2) for value in bare],
         "week_1_s": round(week_one, 2),
         "week_2_s": round(week_two, 3),

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import Engine
 
 from models.runtime.files import link_or_copy
-from models.runtime.results import IF_MEASURED
+from models.runtime.results import IF_MEASURED, part_to_json
 from orchestrator.config import ComparisonsSection
 from orchestrator.data.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
 from orchestrator.data.copy_binary import BinaryRows
@@ -60,6 +60,23 @@ class ComparisonSetResults:
     by_source: Mapping[str, int] | None = field(default=None, metadata=IF_MEASURED)
 
 
+class ShardEntry(TypedDict):
+    """A shard in the manifest."""
+
+    file: str
+    sha256: str
+    records: int
+    num_train: int
+    num_held_out: int
+    freeze_id: int
+    first_id: int
+    last_id: int
+    excluded: dict[str, int]
+    """Comparisons in no training, by reason."""
+    excluded_file: str | None
+    excluded_sha256: str | None
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """Which part of a freeze a shard covers: runs of successive comparison ids, both ends included."""
@@ -83,7 +100,7 @@ class ShardPlan:
 
 def build_comparison_set(
     engine: Engine, freeze_id: int, section: ComparisonsSection, previous: Path | None, out: Path
-) -> dict[str, Any]:
+) -> ComparisonSetResults:
     """Write the comparison set of a freeze and all freezes before it into `out`; returns its counts.
 
     The same freeze and settings give the same bytes, with or without `previous`, the directory of an earlier freeze's
@@ -106,7 +123,7 @@ def build_comparison_set(
         (out / WITHDRAWN_FILE).write_text(json.dumps(withdrawn) + "\n", encoding="utf-8")
     keys = sorted({json.loads(line)["split_key"] for line in pinned})
 
-    def write(plan: ShardPlan) -> dict[str, Any]:
+    def write(plan: ShardPlan) -> ShardEntry:
         entry = taken_over.get(plan)
         if entry is not None and previous is not None:
             for file in (entry["file"], entry["excluded_file"]):
@@ -118,10 +135,11 @@ def build_comparison_set(
 
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="shard") as pool:
         shards = list(pool.map(write, plans))
-    manifest = _manifest(freeze_id, section, shards)
+    results = _counted(freeze_id, section, shards)
+    manifest = {**part_to_json(results), "shards": shards}
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "manifest.json").write_text(text, encoding="utf-8")
-    return {key: value for key, value in manifest.items() if key != "shards"}
+    return results
 
 
 def _plans(cursor: Any, freeze_id: int) -> Iterator[ShardPlan]:
@@ -173,10 +191,10 @@ def _withdrawn(cursor: Any, freeze_id: int) -> list[int]:
 
 def _reusable(
     cursor: Any, previous: Path, pinned: list[str], withdrawn: list[int], plans: list[ShardPlan]
-) -> dict[ShardPlan, dict[str, Any]]:
+) -> dict[ShardPlan, ShardEntry]:
     """The shards of the earlier set whose comparisons are split and left out today as they were then."""
     manifest = json.loads((previous / "manifest.json").read_text(encoding="utf-8"))
-    entries = {entry["file"]: entry for entry in manifest["shards"]}
+    entries: dict[str, ShardEntry] = {entry["file"]: entry for entry in manifest["shards"]}
     earlier_lines = (previous / "pinned.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     changed = {json.loads(line)["split_key"] for line in set(pinned) ^ set(earlier_lines)}
     file = previous / WITHDRAWN_FILE
@@ -207,7 +225,7 @@ def _write_shard(
     pinned_keys: list[str],
     withdrawn: list[int],
     out: Path,
-) -> dict[str, Any]:
+) -> ShardEntry:
     for statement in PREPARE:
         cursor.execute(statement)
     if pinned_keys:
@@ -272,7 +290,7 @@ class _ShardSink:
         if self._excluded is not None:
             self._excluded.close()
 
-    def entry(self, plan: ShardPlan) -> dict[str, Any]:
+    def entry(self, plan: ShardPlan) -> ShardEntry:
         """The shard's entry in the manifest."""
         return {
             "file": self._file,
@@ -289,25 +307,24 @@ class _ShardSink:
         }
 
 
-def _manifest(freeze_id: int, section: ComparisonsSection, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _counted(freeze_id: int, section: ComparisonsSection, shards: Sequence[ShardEntry]) -> ComparisonSetResults:
     excluded: Counter[str] = Counter()
     for shard in shards:
         excluded.update(shard["excluded"])
     num_train = sum(shard["num_train"] for shard in shards)
     num_held_out = sum(shard["num_held_out"] for shard in shards)
     fresh = [shard for shard in shards if shard["freeze_id"] == freeze_id]
-    return {
-        "format": MANIFEST_FORMAT,
-        "freeze_id": freeze_id,
-        "settings": section.selection(),
-        "num_comparisons": num_train + num_held_out,
-        "num_train": num_train,
-        "num_held_out": num_held_out,
-        "num_fresh": sum(shard["records"] for shard in fresh),
-        "num_excluded": sum(excluded.values()),
-        "excluded": dict(sorted(excluded.items())),
-        "shards": shards,
-    }
+    return ComparisonSetResults(
+        format=MANIFEST_FORMAT,
+        freeze_id=freeze_id,
+        settings=section.selection(),
+        num_comparisons=num_train + num_held_out,
+        num_train=num_train,
+        num_held_out=num_held_out,
+        num_fresh=sum(shard["records"] for shard in fresh),
+        num_excluded=excluded.total(),
+        excluded=dict(sorted(excluded.items())),
+    )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ The lines are made in Postgres because there they never become objects: a millio
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from db.split import HASH_DIGITS, held_out_threshold
 from orchestrator.config import ComparisonsSection
@@ -165,7 +166,7 @@ def copy_statement(
     any_pinned: bool,
     any_erased: bool,
     withdrawn: list[int],
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, Mapping[str, object]]:
     """A COPY that gives one row per block of comparison ids, and its parameters.
 
     Its columns: number of the block, training records, held-out records, their lines, and the lines of what was left
@@ -226,7 +227,7 @@ copy (
     }
 
 
-def _parameters(section: ComparisonsSection) -> dict[str, Any]:
+def _parameters(section: ComparisonsSection) -> dict[str, object]:
     return {
         "min_strength": section.min_strength,
         "label_kinds": list(section.label_kinds),
@@ -237,7 +238,7 @@ def _parameters(section: ComparisonsSection) -> dict[str, Any]:
 
 def membership_query(
     section: ComparisonsSection, freeze_id: int, *, comparison_id: int | None = None, rater_id: int | None = None
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, Mapping[str, object]]:
     """Which comparisons are in the set of a freeze: rows of rater id and comparison ids, most comparisons first.
 
     Narrowed to one comparison or one rater where given.

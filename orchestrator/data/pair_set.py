@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from db.split import is_held_out, split_key
+from models.runtime.results import part_to_json
 from orchestrator.config import OrientationSection
 from orchestrator.data.check import name_of
 from orchestrator.data.comparison_records import oriented
+from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.formats import detect, detect_or_none, make_parser
 from orchestrator.data.formats.reading import RecordFile
 from orchestrator.data.formats.records import ImportedComparison, Parser, RawRecord, Refused, load_object
@@ -27,8 +29,20 @@ MANIFEST_FORMAT = 1
 SHARD = "shards/pairs.jsonl"
 
 
-def write_pair_set(records: Iterable[Mapping[str, Any]], held_out_fraction: float, out: Path) -> dict[str, Any]:
-    """Write records {id, source, question, prompt, better, worse} as a comparison set; returns its counts.
+class PairRecord(TypedDict):
+    """A preference pair from a file, as it stands in a comparison set before it is split."""
+
+    id: str
+    source: str
+    tranche: NotRequired[str]
+    question: str
+    prompt: list[Any]
+    better: list[Any]
+    worse: list[Any]
+
+
+def write_pair_set(records: Iterable[PairRecord], held_out_fraction: float, out: Path) -> ComparisonSetResults:
+    """Write the records as a comparison set; returns its counts.
 
     Split by the same hash of the opening message as comparisons, so that a dialogue that is also among them falls on
     the same side.
@@ -52,17 +66,17 @@ def write_pair_set(records: Iterable[Mapping[str, Any]], held_out_fraction: floa
             sources[record["source"]] += 1
     if not counts["train"]:
         raise ConfigError("The files give no training pair. Name others, or leave the setting out.")
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "num_comparisons": counts.total(),
-        "num_train": counts["train"],
-        "num_held_out": counts["held_out"],
-        "by_source": dict(sorted(sources.items())),
-        "excluded": {},
-        "shards": [{"file": SHARD, "sha256": digest.hexdigest(), "records": counts.total()}],
-    }
+    results = ComparisonSetResults(
+        format=MANIFEST_FORMAT,
+        num_comparisons=counts.total(),
+        num_train=counts["train"],
+        num_held_out=counts["held_out"],
+        by_source=dict(sorted(sources.items())),
+    )
+    shards = [{"file": SHARD, "sha256": digest.hexdigest(), "records": counts.total()}]
+    manifest = {**part_to_json(results), "shards": shards}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return {key: value for key, value in manifest.items() if key != "shards"}
+    return results
 
 
 def objects_of(file: Path) -> Iterator[tuple[str, RawRecord]]:
@@ -149,7 +163,7 @@ def _pair_of(item: ImportedComparison, id: str, source: str, question: str) -> d
     return oriented(id=id, source=source, question=question, side=item.side, prompt=prompt, a=a, b=b)
 
 
-def write_orientation_pairs(file: Path, out: Path) -> dict[str, Any]:
+def write_orientation_pairs(file: Path, out: Path) -> Mapping[str, object]:
     """Write `pairs.jsonl` for the orientation check: records as in a comparison set, from prompt/chosen/rejected.
 
     Raises:

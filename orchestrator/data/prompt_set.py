@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from db.split import split_key
 from orchestrator.data.comparison_records import records
@@ -22,9 +22,24 @@ KINDS = ("helpful", "harmless")
 SPLITS = ("train", "held_out")
 
 
+class PromptSetManifest(TypedDict):
+    """What a prompt set is published with; `manifest.json` holds the same."""
+
+    format: int
+    num_prompts: int
+    num_train: int
+    num_held_out: int
+    counts: dict[str, dict[str, int]]
+    """By split and kind."""
+    repeated: int
+    held_out_elsewhere: int
+    """Training prompts left out because they open like a held-out one."""
+    sha256: str
+
+
 def build_prompt_set(
     comparisons: Path, out: Path, *, train_file: Path | None = None, held_out_file: Path | None = None
-) -> dict[str, Any]:
+) -> PromptSetManifest:
     """Write `prompts.jsonl` and `manifest.json` from a comparison set; returns the counts.
 
     Each prompt stands there once per kind; the kind is the question that was asked about its replies. `train_file` adds
@@ -58,7 +73,7 @@ def build_prompt_set(
             "The comparison set has no held-out dialogue to judge the policy on. Collect more, raise "
             "comparisons.held_out_fraction, or name prompts in prompts.held_out_file."
         )
-    manifest = {
+    manifest: PromptSetManifest = {
         "format": MANIFEST_FORMAT,
         "num_prompts": sum(writer.counts.values()),
         "num_train": sum(counts["train"].values()),

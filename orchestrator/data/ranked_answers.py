@@ -7,14 +7,15 @@ accepted, minus 1 where its votes are negative; each A > B becomes `GOOD: A > BA
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import PMPSection
+from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.formats.records import RawRecord
-from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
+from orchestrator.data.pair_set import PairRecord, comparisons_in, objects_of, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
@@ -22,7 +23,7 @@ GOOD, BAD = "GOOD: ", "BAD: "
 SOURCE = "pmp"
 
 
-def write_pmp_pairs(files: list[Path], section: PMPSection, out: Path) -> dict[str, Any]:
+def write_pmp_pairs(files: list[Path], section: PMPSection, out: Path) -> ComparisonSetResults:
     """Write the pairs of the files as a comparison set; returns its counts.
 
     Raises:
@@ -33,7 +34,7 @@ def write_pmp_pairs(files: list[Path], section: PMPSection, out: Path) -> dict[s
     return write_pair_set(pairs, section.held_out_fraction, out)
 
 
-def binary(pair: Mapping[str, Any]) -> list[dict[str, Any]]:
+def binary(pair: PairRecord) -> list[PairRecord]:
     """The two pairs of a ranked one: `GOOD: A > BAD: A` and `BAD: B > GOOD: B` [43]."""
     better, worse = pair["better"], pair["worse"]
     return [
@@ -42,7 +43,7 @@ def binary(pair: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def ranked_pairs(file: Path) -> Iterator[dict[str, Any]]:
+def ranked_pairs(file: Path) -> Iterator[PairRecord]:
     """Every A > B of a file: StackExchange questions with their answers' votes, or any format that can be imported.
 
     Ranked trees give every two ranked siblings; answers of equal score give no pair.

@@ -20,7 +20,7 @@ from orchestrator.errors import CycleError
 FILE = "reference.jsonl"
 
 
-def choose(comparisons: Path, pairs: int, out: Path) -> dict[str, Any]:
+def choose(comparisons: Path, pairs: int, out: Path) -> Mapping[str, object]:
     """Write the held-out records with the smallest hash of their texts: the same ones, whatever their ids and order.
 
     Raises:
@@ -41,13 +41,13 @@ def _place(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"reference/{texts}".encode()).hexdigest()
 
 
-def reference_set_from_file(file: Path, out: Path) -> dict[str, Any]:
+def reference_set_from_file(file: Path, out: Path) -> Mapping[str, object]:
     pairs = pair_set.write_orientation_pairs(file, out)
     (out / "pairs.jsonl").rename(out / FILE)
     return pairs
 
 
-def _write(chosen: Iterator[Mapping[str, Any]], out: Path) -> dict[str, Any]:
+def _write(chosen: Iterator[Mapping[str, Any]], out: Path) -> Mapping[str, object]:
     num_pairs = 0
     with (out / FILE).open("w", encoding="utf-8", newline="\n") as file:
         for record in chosen:

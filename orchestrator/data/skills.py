@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import SkillSection
+from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.formats.records import RawRecord
-from orchestrator.data.pair_set import comparisons_in, objects_of, write_pair_set
+from orchestrator.data.pair_set import PairRecord, comparisons_in, objects_of, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
@@ -20,7 +21,7 @@ Pair = tuple[list[Any], list[Any], list[Any]]
 """Prompt, better and worse continuation."""
 
 
-def write_skill_set(skills: list[SkillSection], held_out_fraction: float, out: Path) -> dict[str, Any]:
+def write_skill_set(skills: list[SkillSection], held_out_fraction: float, out: Path) -> ComparisonSetResults:
     """Write the comparisons of all skills as one comparison set, each skill a source of its own; returns its counts.
 
     Raises:
@@ -29,7 +30,7 @@ def write_skill_set(skills: list[SkillSection], held_out_fraction: float, out: P
     return write_pair_set((record for skill in skills for record in skill_records(skill)), held_out_fraction, out)
 
 
-def skill_records(skill: SkillSection) -> Iterator[dict[str, Any]]:
+def skill_records(skill: SkillSection) -> Iterator[PairRecord]:
     """The records of one skill's file, its template applied."""
     file = Path(skill.file)
     read = TEMPLATES[skill.template]

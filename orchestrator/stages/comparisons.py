@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from models.runtime.results import result_to_json
+from models.runtime.results import part_to_json, result_to_json
 from orchestrator.data import check, freeze, named_files
 from orchestrator.stages.context import StageContext, build
 
@@ -19,9 +19,9 @@ def freeze_comparisons(cycle_id: int, *, fresh: bool = False) -> int:
             freeze_id = frozen.id
             previous = freeze.previous_comparison_set(session, freeze_id, section)
 
-        def write(out: Path) -> dict[str, Any]:
+        def write(out: Path) -> Mapping[str, object]:
             earlier = context.store.fetch(previous.digest) if previous is not None else None
-            return freeze.build_comparison_set(context.engine, freeze_id, section, earlier, out)
+            return part_to_json(freeze.build_comparison_set(context.engine, freeze_id, section, earlier, out))
 
         # What a freeze holds never changes, so its id stands for its content, within one database.
         settings = section.selection() | {"freeze_id": freeze_id, "freeze": freeze.freeze_digest(frozen)}
@@ -34,7 +34,7 @@ def check_data(cycle_id: int, comparison_set_id: int, *, fresh: bool = False) ->
         files = [Path(file) for file in context.config.comparisons.check_against]
         settings = {"against": [[check.name_of(file), named_files.file_digest(file)] for file in files]}
 
-        def write(out: Path) -> dict[str, Any]:
+        def write(out: Path) -> Mapping[str, object]:
             return result_to_json(check.check_comparison_set(context.fetch(comparison_set_id), files, out))
 
         return build(context, "data_check", settings, {"comparisons": comparison_set_id}, write, fresh=fresh)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 
 from db import tables as t
 from models.preference.results import OrderedPairs, PreferenceModelResults
 from models.preference.settings import PreferenceModelSettings, RankingSettings
-from models.runtime.results import result_from_json
+from models.runtime.results import part_to_json, result_from_json
 from orchestrator.config import told
 from orchestrator.data import named_files, pair_set
 from orchestrator.data.named_files import file_digest
@@ -36,7 +36,7 @@ def pretrained_trunk(context: StageContext, initial_id: int, *, fresh: bool) -> 
             "held_out_fraction": section.held_out_fraction,
         },
         {},
-        lambda out: write_pmp_pairs(files, section, out),
+        lambda out: part_to_json(write_pmp_pairs(files, section, out)),
         fresh=fresh,
     )
     return run_job_stage(
@@ -57,7 +57,7 @@ def reference_set(context: StageContext, comparison_set_id: int) -> int:
     section = context.config.reference
     if section.file is not None:
         file = Path(section.file)
-        settings: dict[str, Any] = {"file": named_files.file_digest(file)}
+        settings: Mapping[str, object] = {"file": named_files.file_digest(file)}
         return build(context, "reference_set", settings, {}, lambda out: reference_set_from_file(file, out))
     settings = {"project": context.config.name, "pairs": section.pairs}
     query = (
@@ -199,7 +199,7 @@ def preference_model_inputs(
             "skill_set",
             {"skills": skill_settings, "held_out_fraction": fraction},
             {},
-            lambda out: write_skill_set(skills, fraction, out),
+            lambda out: part_to_json(write_skill_set(skills, fraction, out)),
             fresh=fresh,
         )
     return inputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from models.policy.settings import WritingSettings
 from orchestrator.config import told
@@ -22,7 +22,7 @@ def build_prompts(occasion: Occasion, comparison_set_id: int, *, fresh: bool = F
         }
         settings = {f"{name}_file": named_files.file_digest(file) for name, file in extra.items()}
 
-        def write(out: Path) -> dict[str, Any]:
+        def write(out: Path) -> Mapping[str, object]:
             comparisons = context.fetch(comparison_set_id)
             return freeze.build_prompt_set(
                 comparisons, out, train_file=extra.get("train"), held_out_file=extra.get("held_out")

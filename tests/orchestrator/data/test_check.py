@@ -285,13 +285,13 @@ def test_no_opening_message_of_a_real_set_is_in_both_parts(engine: Engine, data_
         with (directory / shard["file"]).open(newline="\n") as lines:
             for record in map(json.loads, lines):
                 openings[record["split"]].add(normalised(record["prompt"][0]["content"]))
-    assert counts["num_train"] > 900
-    assert counts["num_held_out"] > 353 + 150
+    assert counts.num_train > 900
+    assert counts.num_held_out > 353 + 150
     assert openings["train"] & openings["held_out"] == set()
 
     found = check_comparison_set(directory, [data_dir / "hh_harmless_base/dev.jsonl.gz"], tmp_path)
     assert found.openings_in_several_parts == 0
-    assert found.comparisons == counts["num_comparisons"] == 1281 + 353
+    assert found.comparisons == counts.num_comparisons == 1281 + 353
     (overlap,) = found.against
     # Every held-out record of the file is found, and the ids are of comparisons of the set; no text is written.
     assert overlap.by_part["held_out"] >= 353

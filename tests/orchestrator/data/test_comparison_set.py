@@ -63,8 +63,8 @@ def test_a_record_says_everything_about_a_comparison(engine: Engine, tmp_path: P
         }
     results = build(engine, tmp_path / "set", frozen(engine))
     assert records(tmp_path / "set") == [expected]
-    assert results["num_comparisons"] == results["num_fresh"] == 1
-    assert results["excluded"] == {}
+    assert results.num_comparisons == results.num_fresh == 1
+    assert results.excluded == {}
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_what_is_left_out_is_counted_with_its_reason(engine: Engine, tmp_path: P
     results = build(engine, tmp_path / "set", frozen(engine), section=section)
     assert [record["id"] for record in records(tmp_path / "set")] == ids
     assert excluded(tmp_path / "set") == reasons
-    assert results["excluded"] == dict.fromkeys(sorted(reasons.values()), 1)
-    assert (results["num_comparisons"], results["num_excluded"]) == (3, 7)
+    assert results.excluded == dict.fromkeys(sorted(reasons.values()), 1)
+    assert (results.num_comparisons, results.num_excluded) == (3, 7)
 
 
 def test_ties_enter_where_they_are_asked_for_and_change_nothing_else(engine: Engine, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_ties_enter_where_they_are_asked_for_and_change_nothing_else(engine: Eng
 
     section = ComparisonsSection(held_out_fraction=0.5, ties=["tie"])
     results = build(engine, tmp_path / "with", freeze_id, section=section)
-    assert results["excluded"] == {"none_cant_tell": 1}
+    assert results.excluded == {"none_cant_tell": 1}
     one, two = records(tmp_path / "with")
     assert [one] == records(tmp_path / "without")
     assert (one["id"], two["id"]) == ids
@@ -190,11 +190,11 @@ def test_the_split_goes_by_dialogue_and_agrees_with_python(engine: Engine, tmp_p
     found = records(tmp_path / "set")
     assert all((record["split"] == "held_out") == is_held_out(record["split_key"], 0.3) for record in found)
     assert len({record["split_key"] for record in found}) == 60
-    assert (results["num_train"], results["num_held_out"]) == (
+    assert (results.num_train, results.num_held_out) == (
         sum(record["split"] == "train" for record in found),
         sum(record["split"] == "held_out" for record in found),
     )
-    assert 0 < results["num_held_out"] < results["num_train"]
+    assert 0 < results.num_held_out < results.num_train
 
 
 def test_a_pinned_dialogue_is_held_out_and_its_twin_in_training_is_removed(engine: Engine, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_pinned_dialogue_is_held_out_and_its_twin_in_training_is_removed(engin
         (ids[1], "train"),
     ]
     assert excluded(tmp_path / "set") == {twin_id: "held_out_elsewhere"}
-    assert results["excluded"] == {"held_out_elsewhere": 1}
+    assert results.excluded == {"held_out_elsewhere": 1}
 
 
 def test_the_next_week_takes_over_the_shards_and_equals_a_set_built_anew(
@@ -232,7 +232,7 @@ def test_the_next_week_takes_over_the_shards_and_equals_a_set_built_anew(
     assert len(shared) == 3  # 4 + 4 + 2
     for name in shared:
         assert (tmp_path / "one" / "shards" / name).samefile(tmp_path / "two" / "shards" / name)
-    assert (first["num_comparisons"], results["num_comparisons"], results["num_fresh"]) == (10, 13, 3)
+    assert (first.num_comparisons, results.num_comparisons, results.num_fresh) == (10, 13, 3)
     assert [record["id"] for record in records(tmp_path / "two")[:10]] == [
         record["id"] for record in records(tmp_path / "one")
     ]
@@ -252,7 +252,7 @@ def test_a_pin_that_comes_later_rewrites_the_shards_it_touches_and_no_other(
     build(engine, tmp_path / "anew", second)
     assert contents(tmp_path / "two") == contents(tmp_path / "anew")
     assert [record["id"] for record in records(tmp_path / "two")] == [early[0], *early[2:], pinned]
-    assert results["excluded"] == {"held_out_elsewhere": 1}
+    assert results.excluded == {"held_out_elsewhere": 1}
     names = sorted(path.name for path in (tmp_path / "one" / "shards").iterdir())
     same = [(tmp_path / "one/shards" / name).samefile(tmp_path / "two/shards" / name) for name in names]
     assert same == [False, True]
@@ -284,7 +284,7 @@ def test_an_earlier_set_is_found_only_with_the_same_settings(engine: Engine, tmp
 
 def test_an_empty_freeze_gives_an_empty_set(engine: Engine, tmp_path: Path) -> None:
     results = build(engine, tmp_path / "set", frozen(engine))
-    assert results["num_comparisons"] == 0
+    assert results.num_comparisons == 0
     assert records(tmp_path / "set") == []
 
 

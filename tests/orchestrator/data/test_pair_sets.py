@@ -69,7 +69,7 @@ def test_real_ranked_trees_become_a_comparison_set_that_the_job_reads(data_dir: 
     # 506 pairs by the data's README; those of two equal replies are refused.
     assert 490 <= num_ranked <= 506
     results = write_pmp_pairs([file], PMPSection(held_out_fraction=0.1), tmp_path)
-    assert results["num_comparisons"] == 2 * num_ranked
+    assert results.num_comparisons == 2 * num_ranked
     found = list(stream_records(tmp_path, read_manifest(tmp_path)))
     assert len(found) == 2 * num_ranked
     assert {record["source"] for record in found} == {"pmp:trees"}
@@ -78,7 +78,7 @@ def test_real_ranked_trees_become_a_comparison_set_that_the_job_reads(data_dir: 
     for record in found:
         by_key.setdefault(record["split_key"], set()).add(record["split"])
     assert all(len(splits) == 1 for splits in by_key.values())
-    assert 0 < results["num_held_out"] < results["num_train"]
+    assert 0 < results.num_held_out < results.num_train
 
 
 def test_a_record_of_no_known_shape_is_named(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_skill_in_an_importable_format_is_taken_as_it_is(tmp_path: Path) -> No
     hh = {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi?\n\nAssistant: No."}
     skill = SkillSection(name="more", file=str(lines(tmp_path / "hh.jsonl", hh)), question="harmless")
     results = write_skill_set([skill], 0.0001, tmp_path / "out")
-    assert results["by_source"] == {"more": 1}
+    assert results.by_source == {"more": 1}
     [record] = stream_records(tmp_path / "out", read_manifest(tmp_path / "out"))
     assert (texts(record), record["question"], record["split"]) == (("Yes.", "No."), "harmless", "train")
 
