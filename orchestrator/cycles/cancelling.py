@@ -18,7 +18,7 @@ from orchestrator.cycles.standing import left_by_run
 from orchestrator.cycles.telling import publish_live
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
-from orchestrator.instance.prefect_api import ENDED, PrefectApi
+from orchestrator.instance.prefect_api import ENDED, FlowRunJson, PrefectApi
 from orchestrator.store.acts import Actor
 
 POLL_S = 0.3
@@ -111,7 +111,7 @@ class _Ending:
         if self._api is None:
             return
         for run in self._runs(self._api):
-            id_, name, ended = str(run["id"]), str(run["name"]), run["state_type"] in ENDED
+            id_, name, ended = run["id"], run["name"], run["state_type"] in ENDED
             if ended and id_ in self._asked:
                 del self._asked[id_]
                 self._say_why(self._api, id_)
@@ -128,7 +128,7 @@ class _Ending:
         if state.type == "CANCELLED" and not state.message and line is not None:
             api.set_state(id_, state.type, state.name, line)
 
-    def _runs(self, api: PrefectApi) -> list[dict[str, object]]:
+    def _runs(self, api: PrefectApi) -> list[FlowRunJson]:
         """The Prefect runs that worked on the cycle, and those that they started."""
         ids = _runs_of(self._cycle_id)
         if not ids:

@@ -6,9 +6,8 @@ An experiment's stages have no rows there; its run is followed by what Prefect t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 
@@ -34,11 +33,11 @@ def start_cycle(
     """Start a run of the cycle's Prefect deployment, or of the one that ends after a stage; the flow run's id."""
     parameters = flow_parameters(config, overrides, fresh=fresh)
     if stage is not None:
-        return api.start_run("run-stage/run-stage", parameters | {"stage": stage})
+        return api.start_run("run-stage/run-stage", {**parameters, "stage": stage})
     return api.start_run(DEPLOYMENT, parameters)
 
 
-def flow_parameters(config: Path, overrides: list[str], *, fresh: bool = False) -> dict[str, Any]:
+def flow_parameters(config: Path, overrides: list[str], *, fresh: bool = False) -> Mapping[str, object]:
     """The parameters that the flows of cycles and experiments share."""
     return {"config": str(config.absolute()), "overrides": overrides, "fresh": fresh}
 

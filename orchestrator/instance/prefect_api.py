@@ -9,11 +9,11 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx
 
@@ -74,6 +74,39 @@ def prefect_environment(home: Path) -> dict[str, str]:
     }
 
 
+class StateJson(TypedDict):
+    """What Prefect tells of a state."""
+
+    type: str
+    name: str | None
+    message: str | None
+
+
+class FlowRunJson(TypedDict):
+    """What we read of all that Prefect tells of a flow run."""
+
+    id: str
+    name: str
+    state: StateJson | None
+    state_type: str | None
+    state_name: str | None
+    expected_start_time: str
+    """ISO 8601."""
+    auto_scheduled: bool
+    """Whether a schedule began it, and no person."""
+
+
+class TaskRunJson(TypedDict):
+    """What we read of all that Prefect tells of a task run."""
+
+    id: str
+    name: str
+    state_type: str | None
+    state_name: str
+    total_run_time: float
+    """Seconds."""
+
+
 @dataclass(frozen=True)
 class FlowRunState:
     """Where a flow run is: `type` is one of Prefect's, `name` and `message` may be ours."""
@@ -105,7 +138,7 @@ class PrefectApi:
         """Where a person looks."""
         return self.url.removesuffix("/api")
 
-    def start_run(self, deployment: str, parameters: dict[str, Any]) -> str:
+    def start_run(self, deployment: str, parameters: Mapping[str, object]) -> str:
         """Start a run of a Prefect deployment, `flow/deployment`; returns the flow run's id.
 
         Raises:
@@ -130,12 +163,14 @@ class PrefectApi:
 
     def state(self, flow_run_id: str) -> FlowRunState:
         """The state of a flow run."""
-        state = self.flow_run(flow_run_id).get("state") or {}
-        return FlowRunState(state.get("type", "PENDING"), state.get("name") or "Pending", state.get("message") or "")
+        state = self.flow_run(flow_run_id).get("state")
+        if state is None:
+            return FlowRunState("PENDING", "Pending", "")
+        return FlowRunState(state["type"], state.get("name") or "Pending", state.get("message") or "")
 
-    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+    def flow_run(self, flow_run_id: str) -> FlowRunJson:
         """Everything Prefect tells about a flow run."""
-        run: dict[str, Any] = self._request("GET", f"/flow_runs/{flow_run_id}").json()
+        run: FlowRunJson = self._request("GET", f"/flow_runs/{flow_run_id}").json()
         return run
 
     def cancel(self, flow_run_id: str) -> None:
@@ -156,9 +191,9 @@ class PrefectApi:
             expected=(200, 201),
         )
 
-    def flow_runs(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
+    def flow_runs(self, filters: Mapping[str, object]) -> list[FlowRunJson]:
         """Flow runs that a filter of Prefect's API selects, newest first."""
-        runs: list[dict[str, Any]] = self._request(
+        runs: list[FlowRunJson] = self._request(
             "POST", "/flow_runs/filter", json={**filters, "sort": "START_TIME_DESC"}
         ).json()
         return runs
@@ -205,9 +240,9 @@ class PrefectApi:
         }
         self._request("POST", "/events", json=[told], expected=(200, 204))
 
-    def task_runs(self, flow_run_id: str) -> list[dict[str, Any]]:
+    def task_runs(self, flow_run_id: str) -> list[TaskRunJson]:
         """Everything Prefect tells about the tasks of a flow run, in the order in which they began."""
-        runs: list[dict[str, Any]] = self._request(
+        runs: list[TaskRunJson] = self._request(
             "POST",
             "/task_runs/filter",
             json={"flow_runs": {"id": {"any_": [flow_run_id]}}, "sort": "EXPECTED_START_TIME_ASC"},
@@ -241,8 +276,7 @@ class PrefectApi:
 
     def server_home(self) -> str | None:
         """`PREFECT_HOME` of the server, a folder of its machine; None where it tells none."""
-        settings: dict[str, Any] = self._request("GET", "/admin/settings").json()
-        home: str | None = settings.get("home")
+        home: str | None = self._request("GET", "/admin/settings").json().get("home")
         return home
 
     def _request(self, method: str, path: str, json: Any = None, expected: tuple[int, ...] = (200,)) -> httpx.Response:

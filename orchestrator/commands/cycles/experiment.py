@@ -36,7 +36,7 @@ def _robustness(args: argparse.Namespace) -> int:
     from orchestrator.instance.identity import own_prefect
 
     api = own_prefect()
-    parameters = flow_parameters(args.config, args.set, fresh=args.fresh) | {"comparisons": args.comparisons}
+    parameters = {**flow_parameters(args.config, args.set, fresh=args.fresh), "comparisons": args.comparisons}
     flow_run_id = api.start_run(ROBUSTNESS, parameters)
     print_to_end(api, flow_run_id, TaskProgress(api, flow_run_id).news, wait=not args.no_wait)
     if not args.no_wait:
