@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -34,6 +35,34 @@ _random = random.SystemRandom()
 _SEED_BITS = 53
 
 
+class Sampling(TypedDict):
+    """How a candidate's text is drawn, as the policy server takes it and as it is stored."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    best_of: NotRequired[int | None]
+    preference_model: NotRequired[str | None]
+
+
+class Answered(TypedDict):
+    """The columns of a candidate that say who answers, and how."""
+
+    snapshot_id: int | None
+    deployment_id: int | None
+    contestant: str | None
+    contestant_id: int | None
+    sampling: Sampling | None
+
+
+class NewCandidate(Answered):
+    """A candidate that is written before its first token."""
+
+    pair_id: int
+    side: Side
+    seed: int
+
+
 @dataclass(frozen=True)
 class CandidateRow:
     """A candidate as it is stored: the weights, settings and seed that make its text, and the text once it is there."""
@@ -42,7 +71,7 @@ class CandidateRow:
     side: Side
     digest: str | None
     """Of the weights; None where they are not ours, or a person writes."""
-    sampling: dict[str, Any]
+    sampling: Mapping[str, object]
     seed: int
     text: str | None
     kind: Kind = "policy"
@@ -153,7 +182,7 @@ class Sampled:
     text: str
     reply_tokens: int | None
     truncated: bool
-    details: dict[str, Any] | None = None
+    details: Mapping[str, object] | None = None
     """What the contestant reported: the scores of best-of-k, the model that an endpoint names."""
     writer_id: int | None = None
     """The person who wrote it."""
@@ -236,7 +265,7 @@ def _draw_pair(
         return None
     # Neighbouring seeds are as independent as any, and let one request ask for both replies of one snapshot.
     seed = secrets.randbits(_SEED_BITS) & ~1
-    written = [
+    written: list[NewCandidate] = [
         {"pair_id": pair_id, "side": side, "seed": seed + offset, **_answered_by(contestant, live)}
         for offset, (side, contestant) in enumerate(zip(SIDES, drawn, strict=True))
     ]
@@ -248,7 +277,7 @@ def _draw_pair(
     return PairRow(pair_id, dialogue_id, message_id, question, candidates, None, prompt_of(session, message_id))
 
 
-def _answered_by(contestant: Contestant | None, live: LiveDeployment) -> dict[str, Any]:
+def _answered_by(contestant: Contestant | None, live: LiveDeployment) -> Answered:
     """The columns of a candidate that say who answers, and how; the live policy where no pairing was drawn."""
     sampling = _sampling(live)
     if contestant is None or contestant.kind == "policy":
@@ -261,7 +290,7 @@ def _answered_by(contestant: Contestant | None, live: LiveDeployment) -> dict[st
             "sampling": sampling,
         }
     if contestant.kind == "best_of":
-        sampling |= {"best_of": contestant.k, "preference_model": contestant.preference_model}
+        sampling = {**sampling, "best_of": contestant.k, "preference_model": contestant.preference_model}
     return {
         "snapshot_id": contestant.snapshot_id,
         "deployment_id": None,
@@ -272,7 +301,7 @@ def _answered_by(contestant: Contestant | None, live: LiveDeployment) -> dict[st
 
 
 def _fresh(
-    id_: int, side: Side, row: dict[str, Any], contestant: Contestant | None, live: LiveDeployment
+    id_: int, side: Side, row: NewCandidate, contestant: Contestant | None, live: LiveDeployment
 ) -> CandidateRow:
     """A candidate that was written a moment ago."""
     digest = live.digest if contestant is None else contestant.digest
@@ -280,7 +309,7 @@ def _fresh(
     return CandidateRow(id_, side, digest, row["sampling"] or {}, row["seed"], None, kind, _endpoint(contestant))
 
 
-def _sampling(live: LiveDeployment) -> dict[str, Any]:
+def _sampling(live: LiveDeployment) -> Sampling:
     """Sampling settings of the live cycle's [serving] section, equal for every contestant."""
     serving = ServingSection.model_validate(live.serving)
     return {

@@ -9,7 +9,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,7 @@ class Chosen:
 
     reply: Reply | OutsideReply
     text: str
-    details: dict[str, Any]
+    details: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Completion:
         params: list[SamplingParams],
         request: ChatRequest,
         best_of: BestOf | None,
-        details: dict[str, Any],
+        details: Mapping[str, object],
     ) -> None:
         self._server = server
         self._best_of = best_of
@@ -272,14 +272,14 @@ class Completion:
         delta: dict[str, str],
         finish: str | None = None,
         reply_tokens: int | None = None,
-        details: dict[str, Any] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> str:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, **(details or {})}
+        choice: dict[str, object] = {"index": index, "delta": delta, "finish_reason": finish, **(details or {})}
         if reply_tokens is not None:
             choice["reply_tokens"] = reply_tokens
         return self._event({"choices": [choice]})
 
-    def _event(self, fields: dict[str, Any]) -> str:
+    def _event(self, fields: Mapping[str, object]) -> str:
         return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', **fields})}\n\n"
 
     def _usage(self) -> dict[str, int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -80,7 +80,7 @@ class OutsideEngine:
             logger.warning("%s", reply.failure)
         reply.changed.set()
 
-    async def _stream(self, body: dict[str, Any], reply: OutsideReply) -> None:
+    async def _stream(self, body: Mapping[str, object], reply: OutsideReply) -> None:
         finished = None
         async with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
             if response.is_error:

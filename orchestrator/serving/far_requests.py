@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class FarRequests:
         self.far = 0
         """Requests that were far from home, since the start."""
 
-    async def judge(self, messages: list[Message]) -> dict[str, Any]:
+    async def judge(self, messages: list[Message]) -> Mapping[str, object]:
         """What is told beside the answer: {"ood": {...}} where the action is `flag`, else nothing.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -72,7 +72,7 @@ class ChatRequest(BaseModel):
     def _supported(self) -> Self:
         if (self.best_of or 1) > 1 and self.preference_model is None:
             raise ValueError("best_of needs preference_model, the digest of the preference model that chooses")
-        extra: dict[str, Any] = self.model_extra or {}
+        extra = self.model_extra or {}
         unsupported = [name for name in _UNSUPPORTED if extra.get(name)]
         if unsupported:
             raise ValueError(f"{', '.join(unsupported)} can't be used with this server; leave it out")

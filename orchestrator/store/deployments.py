@@ -6,6 +6,7 @@ Who else may answer raters is in `orchestrator/conversations/contestants.py`; wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -29,7 +30,7 @@ class LiveDeployment:
     kind: str
     """Kind of the artifact: `initial_policy` or `snapshot`."""
     cycle_id: int | None
-    serving: dict[str, Any]
+    serving: Mapping[str, object]
     """Section [serving] of the configuration of the cycle that deployed it; {} where no cycle did."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,11 @@ class ReplyRequest:
 
     digest: str
     messages: list[dict[str, str]]
-    sampling: dict[str, Any]
+    sampling: Mapping[str, object]
     seed: int
     n: int = 1
 
-    def body(self, *, stream: bool) -> dict[str, Any]:
+    def body(self, *, stream: bool) -> Mapping[str, object]:
         """The JSON body of the request."""
         return {
             "model": self.digest,
@@ -44,9 +44,9 @@ class OutsideRequest:
     model: str
     key: str | None = field(repr=False)
     messages: list[dict[str, str]]
-    sampling: dict[str, Any]
+    sampling: Mapping[str, object]
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Mapping[str, object]:
         """The JSON body of the request; no seed, which not every model takes."""
         return {"model": self.model, "messages": self.messages, **self.sampling}
 
@@ -62,7 +62,7 @@ class Delta:
     reply_tokens: int | None = None
     """None where an outside model does not say."""
     truncated: bool = False
-    details: dict[str, Any] | None = None
+    details: Mapping[str, object] | None = None
     """What else was told about the reply: the scores of best-of-k, the name that an outside model gives itself."""
 
 
@@ -220,7 +220,7 @@ def _outside_delta(answer: dict[str, Any]) -> Delta:
     )
 
 
-def _check_snapshot(answer: dict[str, Any], request: ReplyRequest) -> None:
+def _check_snapshot(answer: Mapping[str, object], request: ReplyRequest) -> None:
     """The reply must come from the weights that were written down for it before it was asked for."""
     if answer.get("system_fingerprint") != request.digest:
         raise PolicyUnavailable(
