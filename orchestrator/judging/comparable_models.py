@@ -30,12 +30,20 @@ MIX = ("questions", "sources", "harmless_weight")
 
 
 @dataclass(frozen=True)
+class Parent:
+    """What a preference model was made from, in one role."""
+
+    digest: str
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A preference model's results, and by name what must be the same in models that are compared."""
 
     id: int
     results: ModelSummary
-    traits: dict[str, Any]
+    traits: Mapping[str, object]
     start: tuple[int, str | None]
     """Number of parameters, and digest of the initial policy: models of one size must begin alike."""
 
@@ -80,7 +88,7 @@ def left_out_line(left_out: Mapping[str, int]) -> str:
 
 def _difference(own: Candidate, other: Candidate, any_mix: bool) -> str | None:
     """The first thing that keeps two models apart."""
-    for name in own.traits | other.traits:
+    for name in {**own.traits, **other.traits}:
         if own.traits.get(name) != other.traits.get(name) and not (any_mix and name in MIX):
             return name
     if any_mix and own.start[0] != other.start[0]:
@@ -109,14 +117,14 @@ def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
         .order_by(t.Artifact.id)
     )
     rows = session.execute(query).all()
-    inputs: dict[int, dict[str, Any]] = {row.id: {} for row in rows}
+    inputs: dict[int, dict[str, Parent]] = {row.id: {} for row in rows}
     edges = (
         select(t.LineageEdge.child_id, t.LineageEdge.role, t.Artifact.digest, t.Artifact.settings)
         .join(t.Artifact, t.Artifact.id == t.LineageEdge.parent_id)
         .where(t.LineageEdge.child_id.in_(inputs))
     )
     for edge in session.execute(edges):
-        inputs[edge.child_id][edge.role] = edge
+        inputs[edge.child_id][edge.role] = Parent(edge.digest, edge.settings)
     # A model of before there was a setting was trained with its default.
     defaults = values_of(PreferenceModelSection())
     selected = ComparisonsSection().model_dump(mode="json", exclude={"check_against"})
@@ -141,6 +149,6 @@ def _candidates(session: Session, model: t.Artifact) -> Iterator[Candidate]:
         yield Candidate(row.id, summary, traits, start)
 
 
-def _known(row: Any, names: Iterable[str]) -> dict[str, Any]:
+def _known(row: Any, names: Iterable[str]) -> dict[str, object]:
     """The columns of these names that results of this age have."""
     return {name: value for name in names if (value := getattr(row, name)) is not None}

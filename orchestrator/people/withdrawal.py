@@ -5,9 +5,9 @@ What was made before stays as it was and can be replayed; `touched` lists it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -25,14 +25,14 @@ class Touched:
     """All that the rater made, used or not."""
     withdrawn_at: datetime | None
     note: str | None
-    artifacts: tuple[dict[str, Any], ...]
+    artifacts: tuple[Mapping[str, object], ...]
     """id, kind, digest and cycle of each, nearest first: comparison sets, preference models, snapshots …"""
-    deployments: tuple[dict[str, Any], ...]
+    deployments: tuple[Mapping[str, object], ...]
     """id, snapshot_id, started_at, ended_at and num_replies of each: where those answered raters."""
     reply_ids: tuple[int, ...]
     """Every reply to raters that those artifacts wrote or chose."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Mapping[str, object]:
         """The same as JSON values."""
         return {
             "comparisons": self.comparisons,
@@ -93,5 +93,5 @@ def touched(session: Session, rater_id: int) -> Touched:
     )
 
 
-def _facts(facts: dict[str, Any]) -> dict[str, Any]:
+def _facts(facts: Mapping[str, object]) -> Mapping[str, object]:
     return {key: facts[key] for key in ("id", "snapshot_id", "started_at", "ended_at", "num_replies")}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -75,7 +75,18 @@ def record_elo(session: Session, judged: Judged, played: Sequence[Game]) -> EloN
     return numbers
 
 
-def _against(played: Sequence[Game], snapshot: str, anchor: str, seed: int) -> dict[str, Any]:
+class Against(TypedDict):
+    """The fields of `EloMeasured`."""
+
+    elo: float
+    ci: tuple[float, float]
+    num_comparisons: int
+    wins: int
+    losses: int
+    ties: int
+
+
+def _against(played: Sequence[Game], snapshot: str, anchor: str, seed: int) -> Against:
     """The snapshot's Elo with the anchor at 0, and what was said of the two directly."""
     rating = elo_ratings(played, anchor, seed=seed)[snapshot]
     scores = [game.score if game.first == snapshot else 1 - game.score for game in _met(played, snapshot, anchor)]

@@ -6,9 +6,10 @@ the cycle) is done by a flow, `flows/deciding.py`, or by the cycle's next run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -34,9 +35,9 @@ class Waiting:
     digest: str
     why: str
     """Why a person is asked."""
-    reasons: list[dict[str, Any]]
+    reasons: Sequence[Mapping[str, object]]
     """The gates' verdicts: `gate`, `passed`, `reason`."""
-    evidence: dict[str, Any]
+    evidence: Mapping[str, object]
     since: datetime
     expires_at: datetime
 
@@ -46,8 +47,8 @@ def hold_for_decision(
     cycle_id: int,
     snapshot_id: int,
     why: str,
-    reasons: list[dict[str, Any]],
-    evidence: dict[str, Any],
+    reasons: Sequence[Mapping[str, object]],
+    evidence: Mapping[str, object],
     timeout: timedelta,
 ) -> t.Approval:
     """Ask people whether the snapshot shall go live; asked again, the first question stands.

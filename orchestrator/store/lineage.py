@@ -183,8 +183,8 @@ class _Builder:
         for artifact in self.session.execute(query).scalars().all():
             for _, ids in self._members(artifact, comparison_id=comparison_id, rater_id=rater_id):
                 self.artifacts_down([artifact.id])
-                facts = {} if rater_id is None else {"comparison_ids": ids}
-                self.graph.connect(child_of, f"artifact:{artifact.id}", "comparisons", **facts)
+                of_rater = None if rater_id is None else ids
+                self.graph.connect(child_of, f"artifact:{artifact.id}", "comparisons", of_rater)
 
     def _members(
         self, artifact: t.Artifact, *, comparison_id: int | None = None, rater_id: int | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 # Raters named per comparison set in the readable tree; JSON names them all.
 RATERS_SHOWN = 8
@@ -17,7 +16,8 @@ class Node:
     key: str
     kind: str
     label: str
-    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+    facts: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """What else is told of it, as JSON values."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Edge:
     parent: str
     child: str
     role: str
-    facts: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    comparison_ids: list[int] | None = field(default=None, compare=False, hash=False)
+    """A rater's comparisons in a comparison set."""
 
 
 @dataclass
@@ -46,11 +47,11 @@ class Lineage:
         self.nodes[node.key] = node
         return True
 
-    def connect(self, parent: str, child: str, role: str, **facts: Any) -> None:
+    def connect(self, parent: str, child: str, role: str, comparison_ids: list[int] | None = None) -> None:
         """Add an edge, once."""
         if (parent, child, role) not in self._connected:
             self._connected.add((parent, child, role))
-            self.edges.append(Edge(parent, child, role, facts))
+            self.edges.append(Edge(parent, child, role, comparison_ids))
 
     def upstream(self) -> list[Node]:
         """Everything the subject came from, nearest first."""
@@ -60,13 +61,13 @@ class Lineage:
         """Everything the subject went into, nearest first."""
         return self._reach({key: [e.child for e in edges] for key, edges in self._by("parent").items()})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Mapping[str, object]:
         """Subject, what it came from, what it went into, and the edges between them, as JSON values."""
         return {
             "subject": _node_json(self.nodes[self.subject]),
             "upstream": [_node_json(node) for node in self.upstream()],
             "downstream": [_node_json(node) for node in self.downstream()],
-            "edges": [{"parent": e.parent, "child": e.child, "role": e.role} | e.facts for e in self.edges],
+            "edges": [_edge_json(edge) for edge in self.edges],
         }
 
     def render(self) -> str:
@@ -82,20 +83,22 @@ class Lineage:
 
     def _tree(self, key: str, edges: dict[str, list[Edge]], side: str, indent: str, shown: set[str]) -> Iterable[str]:
         below = edges.get(key, [])
-        raters = [edge for edge in below if getattr(edge, side).startswith("rater:") and "comparison_ids" in edge.facts]
+        raters = [
+            edge for edge in below if getattr(edge, side).startswith("rater:") and edge.comparison_ids is not None
+        ]
         hidden = raters[RATERS_SHOWN:]
         below = [edge for edge in below if edge not in hidden]
         for place, edge in enumerate(below):
             last = place == len(below) - 1 and not hidden
             node = self.nodes[getattr(edge, side)]
-            count = f" ({len(edge.facts['comparison_ids'])} comparisons)" if "comparison_ids" in edge.facts else ""
+            count = "" if edge.comparison_ids is None else f" ({len(edge.comparison_ids)} comparisons)"
             again = " (see above)" if node.key in shown and node.key in edges else ""
             yield f"{indent}{'└─' if last else '├─'} {edge.role}: {node.label}{count}{again}"
             if node.key not in shown:
                 shown.add(node.key)
                 yield from self._tree(node.key, edges, side, indent + ("   " if last else "│  "), shown)
         if hidden:
-            num_hidden = sum(len(edge.facts["comparison_ids"]) for edge in hidden)
+            num_hidden = sum(len(edge.comparison_ids or ()) for edge in hidden)
             yield f"{indent}└─ and {len(hidden)} more raters ({num_hidden} comparisons); --json names them"
 
     def _by(self, side: str) -> dict[str, list[Edge]]:
@@ -114,5 +117,10 @@ class Lineage:
         return [self.nodes[key] for key in queue[1:]]
 
 
-def _node_json(node: Node) -> dict[str, Any]:
-    return {"key": node.key, "kind": node.kind, "label": node.label} | node.facts
+def _node_json(node: Node) -> Mapping[str, object]:
+    return {"key": node.key, "kind": node.kind, "label": node.label, **node.facts}
+
+
+def _edge_json(edge: Edge) -> Mapping[str, object]:
+    ends = {"parent": edge.parent, "child": edge.child, "role": edge.role}
+    return ends if edge.comparison_ids is None else {**ends, "comparison_ids": edge.comparison_ids}

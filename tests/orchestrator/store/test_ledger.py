@@ -142,7 +142,7 @@ def test_a_reply_leads_back_to_weights_pm_comparisons_and_raters(session: Sessio
         f"rater:{loop.anna.id}",
     }
     (edge,) = [edge for edge in found.edges if edge.child == f"artifact:{loop.set.id}"]
-    assert edge.facts == {"comparison_ids": [loop.one.id, loop.two.id]}  # ben's tie is in no set
+    assert edge.comparison_ids == [loop.one.id, loop.two.id]  # ben's tie is in no set
     assert keys(found.downstream()) == {f"comparison:{loop.late.id}"}  # not frozen yet
 
 
