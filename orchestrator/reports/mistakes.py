@@ -6,9 +6,8 @@ so from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -18,7 +17,7 @@ from orchestrator.data.comparison_records import records
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 
-Messages = list[dict[str, Any]]
+Messages = list[Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
+from orchestrator.reports.ppo_runs import MetricsLine
 from orchestrator.reports.wording import number
 
 # Title, key in metrics.jsonl, format, and what it is. A column that a run does not have (no watcher) stays out of its
@@ -38,7 +38,7 @@ class Table:
         self._columns: list[tuple[str, str, str, str]] = []
         self._last_step = 0
 
-    def rows(self, lines: list[dict[str, Any]]) -> Iterator[str]:
+    def rows(self, lines: list[MetricsLine]) -> Iterator[str]:
         """What is new among the run's lines. A run that was killed goes on at an earlier step, and says so."""
         if lines and lines[-1]["step"] < self._last_step:
             self._last_step = lines[-1]["step"]
@@ -53,21 +53,27 @@ class Table:
                 yield "  ".join(f"{title:>{_width(title)}}" for title, *_ in self._columns)
             self._last_step = line["step"]
             yield "  ".join(
-                f"{number(line.get(key), form, missing=''):>{_width(title)}}" for title, key, form, _ in self._columns
+                f"{number(_measured(line, key), form, missing=''):>{_width(title)}}"
+                for title, key, form, _ in self._columns
             ).rstrip()
             for outcome in ("stopped", "recovered"):
                 if line.get(outcome):
                     yield f"{outcome}: {line[outcome]}"
 
 
-def course(lines: list[dict[str, Any]]) -> list[dict[str, str]]:
+def course(lines: list[MetricsLine]) -> list[dict[str, str]]:
     """The lines as rows of a table by the titles of its columns; of a run that went on earlier, the later ones."""
     columns = [column for column in COLUMNS if lines and column[1] in lines[0]]
     by_step = {line["step"]: line for line in lines}
     return [
-        {title: number(by_step[step].get(key), form, missing="") for title, key, form, _ in columns}
+        {title: number(_measured(by_step[step], key), form, missing="") for title, key, form, _ in columns}
         for step in sorted(by_step)
     ]
+
+
+def _measured(line: MetricsLine, key: str) -> float | None:
+    value = line.get(key)
+    return value if isinstance(value, int | float) else None
 
 
 def _width(title: str) -> int:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, NotRequired, Protocol, TypedDict, cast
 
 from sqlalchemy import func, select
 
@@ -27,13 +27,23 @@ PPO_KEY = "objective/kl"
 GO_ON = "Run the cycle again to continue from its last checkpoint."
 
 
+class MetricsLine(TypedDict):
+    """A line of a job's metrics.jsonl: besides these its numbers, by the names that the job gives them."""
+
+    step: int
+    stopped: NotRequired[str | None]
+    """The tripwire that ended PPO there."""
+    recovered: NotRequired[str | None]
+    """Why PPO went back to earlier weights there."""
+
+
 class Run(Protocol):
     """A PPO run, wherever it is."""
 
     def title(self) -> str:
         """What it is: its cycle where that is known, and how many iterations it has."""
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[MetricsLine]:
         """What it has measured so far, an object per iteration."""
 
     def state(self) -> State:
@@ -115,11 +125,11 @@ def jobs_of_runs(flow_run_ids: Iterable[str]) -> list[JobOfRun]:
         ]
 
 
-def measured_by(stage_id: int) -> list[dict[str, Any]]:
+def measured_by(stage_id: int) -> list[MetricsLine]:
     """What a stage's job has measured so far, an object per line."""
     with database() as session:
         query = select(t.StageMetrics.numbers).where(t.StageMetrics.stage_id == stage_id)
-        return list(session.scalars(query.order_by(t.StageMetrics.line)))
+        return cast(list[MetricsLine], list(session.scalars(query.order_by(t.StageMetrics.line))))
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class ToldRun:
         of = "" if progress is None or progress.steps is None else f", {progress.steps} iterations"
         return f"PPO, cycle {number}{of}"
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[MetricsLine]:
         """What it has measured so far, an object per iteration."""
         return measured_by(self.stage_id)
 
@@ -195,7 +205,7 @@ class FileRun:
             pass
         return ", ".join(parts) + f": {self.folder / 'metrics.jsonl'}"
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[MetricsLine]:
         """The whole lines of its metrics.jsonl; the last may be half written."""
         return read_lines(self.folder)
 
@@ -232,7 +242,7 @@ class FileRun:
         return _ended(facts["samples"], facts["score_end"], facts["kl_nats"], facts["stopped"])
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
+def read_lines(folder: Path) -> list[MetricsLine]:
     """The whole lines of a job's metrics.jsonl; the last may be half written."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from models.policy.results import JudgedReply
 from models.runtime.results import part_to_json
@@ -37,7 +37,7 @@ def pick(old: Iterable[JudgedReply], new: Iterable[JudgedReply], old_policy: Old
     return samples
 
 
-def sample_lines(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def sample_lines(samples: Sequence[Sample]) -> list[Mapping[str, object]]:
     """The records of samples.jsonl, by which an erasure finds texts: two of each sample, the old one first."""
     return [
         {"policy": policy} | part_to_json(reply)

@@ -10,8 +10,9 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sqlalchemy import Engine, func
 from sqlalchemy.dialects.postgresql import insert
@@ -26,6 +27,15 @@ TICK_S = 0.05
 log = logging.getLogger(__name__)
 
 
+class Progress(TypedDict):
+    """What a job says of itself in `progress.json`."""
+
+    phase: str
+    step: int
+    steps: int
+    eta_s: float | None
+
+
 class JobProgress:
     """What one attempt at a stage tells of its job."""
 
@@ -33,7 +43,7 @@ class JobProgress:
         self._engine, self._stage_id, self._work = engine, stage_id, work
         self._began_s = time.time() - TICK_S
         self._told_s = -math.inf
-        self._said: dict[str, Any] | None = None
+        self._said: Progress | None = None
         self._bytes = self._lines = 0
         """How much of metrics.jsonl was told."""
 
@@ -72,18 +82,18 @@ class JobProgress:
         self._lines += len(lines)
         self._bytes += size
 
-    def _progress(self) -> dict[str, Any] | None:
+    def _progress(self) -> Progress | None:
         """What the job said of itself since this attempt began."""
         file = self._work / "progress.json"
         try:
             if file.stat().st_mtime < self._began_s:
                 return None
-            said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            said: Progress = json.loads(file.read_text(encoding="utf-8"))
             return said
         except (OSError, ValueError):
             return None
 
-    def _new_lines(self) -> tuple[list[dict[str, Any]], int]:
+    def _new_lines(self) -> tuple[list[Mapping[str, object]], int]:
         """The whole lines since the last look, and their bytes."""
         try:
             with (self._work / "metrics.jsonl").open("rb") as file:

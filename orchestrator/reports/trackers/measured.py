@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import func, select
 
 from db import tables as t
 from orchestrator.database import database
-from orchestrator.reports.ppo_runs import measured_by, read_lines
+from orchestrator.reports.ppo_runs import MetricsLine, measured_by, read_lines
 from orchestrator.settings import Settings
 
 SHORT = 12
@@ -28,7 +27,7 @@ class MeasuredRun:
 
     name: str
     """After its job and the beginning of its fingerprint, e.g. `train_policy-2f7c61ab90d4`."""
-    lines: list[dict[str, Any]]
+    lines: list[MetricsLine]
     """An object per line of its metrics, each with its `step`."""
     wall_time_s: float
     """When it measured last, in seconds since 1970.
@@ -49,7 +48,7 @@ def measured_runs(settings: Settings) -> list[MeasuredRun]:
     return [runs[name] for name in sorted(runs)]
 
 
-def numbers_of(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def numbers_of(line: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """The finite numbers of a line, by their names; its step, texts and switches are none."""
     for name, value in line.items():
         if name != "step" and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
