@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -244,6 +244,14 @@ def _choose_layer(
     return layer_by_rule(num_layers), "rule"
 
 
+class Judged(TypedDict):
+    """What the detector does with prompts that it never saw."""
+
+    false_alarms: Beyond
+    examples: Examples | None
+    others: OtherPrompts | None
+
+
 def _judged(
     settings: OodSettings,
     statistics: Mapping[str, Tensor],
@@ -251,7 +259,7 @@ def _judged(
     read: _Read,
     layer: int,
     by_layer: Mapping[int, float | None],
-) -> dict[str, Any]:
+) -> Judged:
     """The fields of the results that say what the detector does with prompts that it never saw."""
     _, _, test_lengths, example_lengths, other_lengths = read.lengths
     test = score_states(settings.detector, statistics, read.test[layer])

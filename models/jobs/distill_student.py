@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -102,20 +102,31 @@ def _load(folder: Path, student: Path) -> tuple[Manifest, ChatFormat, Shard]:
     return manifest, chat, held_out
 
 
+class Trained(TypedDict):
+    """What a checkpoint holds beside weights and optimiser."""
+
+    step: int
+    tokens: int
+    curve: list[tuple[int, float, float | None]]
+    """Tokens, KL of the held-out texts, and mean KL of training since the point before, nats per token."""
+    recent: NotRequired[list[float]]
+    """KLs of the steps since the last point."""
+
+
 def _train(
     job: Job, settings: DistillSettings, model: Any, shards: Shards, plan: Sequence[tuple[int, Any]], held_out: Shard
-) -> dict[str, Any]:
-    """Take the steps of the plan that are left; gives what a checkpoint holds beside weights and optimiser."""
+) -> Trained:
+    """Take the steps of the plan that are left."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     every = max(1, len(plan) // (CURVE_POINTS - 1))
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "curve": []}
+    state: Trained = {"step": 0, "tokens": 0, "curve": []}
     checkpoint = job.load_checkpoint()
     if checkpoint is not None:
         model.load_state_dict(checkpoint[1]["model"])
         optimiser.load_state_dict(checkpoint[1]["optimiser"])
         state = checkpoint[1]["state"]
     else:
-        state["curve"].append([0, held_out_kl(model, held_out, job.device), None])
+        state["curve"].append((0, held_out_kl(model, held_out, job.device), None))
         job.log(0, tokens=0, held_out_kl_nats=state["curve"][0][1])
     started_s, seen = time.monotonic(), 0
     recent: list[float] = list(state.get("recent", []))
@@ -135,13 +146,13 @@ def _train(
         line: dict[str, float] = {"kl_nats": kl, "learning_rate": rate, "grad_norm": grad_norm.item()}
         if done % every == 0 or done == len(plan):
             line["held_out_kl_nats"] = held_out_kl(model, held_out, job.device)
-            state["curve"].append([state["tokens"], line["held_out_kl_nats"], sum(recent) / len(recent)])
+            state["curve"].append((state["tokens"], line["held_out_kl_nats"], sum(recent) / len(recent)))
             recent = []
         job.log(done, tokens=state["tokens"], **line)
         job.progress(done, len(plan), "distil")
         if done % settings.checkpoint_every == 0 and done < len(plan):
             kept = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            job.save_checkpoint(done, kept | {"state": state | {"recent": recent}})
+            job.save_checkpoint(done, kept | {"state": {**state, "recent": recent}})
     if seen:
         job.facts["tokens_per_s"] = round(seen / (time.monotonic() - started_s))
     return state

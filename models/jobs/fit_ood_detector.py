@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from models.chat.format import ChatFormat, ChatFormatError, Message
 from models.detectors.detector import save_detector
@@ -51,7 +50,7 @@ def run(job: Job) -> None:
         )
     except (ChatFormatError, ValueError) as error:
         raise JobError(f"No detector: {error}. The prompts are those of kind {settings.home!r} in the set.") from error
-    description: dict[str, Any] = {
+    description = {
         "kind": settings.detector,
         "layer": fitted.layer,
         "threshold": fitted.threshold,

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ from models.runtime.job import Job
 CLIPPED, MOVED = "policy/clipfrac_avg", "watch/ratio_error"
 Minibatches = Callable[[int, int, int], Iterator[list[int]]]
 """Rows of each minibatch, from iteration, epoch and the number of replies."""
+
+
+class LearnerState(TypedDict):
+    """What a checkpoint holds of the learner."""
+
+    optimiser: dict[str, Any]
+    optimiser_steps: int
+    kl_coef: float
+    rate_factor: NotRequired[float]
+    """Not in a checkpoint of before there were recoveries."""
 
 
 class PolicyLearner:
@@ -72,7 +82,7 @@ class PolicyLearner:
         self.rate_factor = 1.0  # smaller after a recovery
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> LearnerState:
         """For the checkpoint; the weights are the job's."""
         return {
             "optimiser": self.optimiser.state_dict(),
@@ -81,11 +91,11 @@ class PolicyLearner:
             "rate_factor": self.rate_factor,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: LearnerState) -> None:
         """Go on from a checkpoint, after the weights were put back."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.optimiser_steps, self.kl_coef = state["optimiser_steps"], state["kl_coef"]
-        self.rate_factor = state.get("rate_factor", 1.0)  # a checkpoint of before there were recoveries has none
+        self.rate_factor = state.get("rate_factor", 1.0)
 
     def learn(
         self, iteration: int, rollout: Rollout, first_chunks: Sequence[Sequence[ReplyChunk]]

@@ -9,18 +9,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
 from models.policy.results import Interval, LastSignals, LogpAccuracy, LogpPoint, RolloutSignals, WatchResult
 from models.policy.rollout import Rollout, RolloutCollector
 from models.policy.settings import WatchSettings
-from models.policy.watch import Watch, rollout_signals, twin_gap
+from models.policy.watch import Watch, WatchState, rollout_signals, twin_gap
 from models.preference.comparison_set import ComparisonSetError
 from models.preference.model import PreferenceModel
 from models.preference.results import Accuracy
 from models.runtime.job import Job, JobError
 from models.runtime.results import part_to_json
+
+
+class MonitorState(TypedDict):
+    """What a checkpoint holds of what looks on."""
+
+    watch: WatchState
+    logp_curve: list[Mapping[str, Any]]
+    """Fields of `LogpPoint`."""
 
 
 class PolicyMonitor:
@@ -131,11 +139,11 @@ class PolicyMonitor:
         )
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> MonitorState:
         """For the checkpoint."""
         return {"watch": self.watch.state, "logp_curve": [part_to_json(point) for point in self.logp_curve]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: MonitorState) -> None:
         """Go on from a checkpoint."""
         self.watch.restore(state["watch"])
         self.logp_curve = [LogpPoint(**point) for point in state["logp_curve"]]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbone.adapters import learned_state, restore
-from models.policy.learning import PolicyLearner
+from models.policy.learning import LearnerState, PolicyLearner
 from models.policy.results import LEARNED_WIRES
 
 TOO_LARGE_A_STEP = ("not_finite", "ratio", "clip_fraction")
@@ -48,7 +48,7 @@ class LastGood:
     rounds: int
     """Rounds of learning that are in the weights."""
     critic: Mapping[str, Tensor] | None = None
-    learner: Mapping[str, Any] | None = None
+    learner: LearnerState | None = None
 
     @classmethod
     def now(cls, model: nn.Module, critic: nn.Module, learner: PolicyLearner, rounds: int, *, whole: bool) -> LastGood:

@@ -6,8 +6,9 @@ does. Which combinations make no sense stands in the `check` of each class.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from models.runtime.settings import Checked, SettingError, setting
 from models.runtime.training_choices import (
@@ -507,7 +508,7 @@ class WritingSettings(Checked):
     )
 
 
-def choices(settings: PPOSettings) -> dict[str, Any]:
+def choices(settings: PPOSettings) -> Mapping[str, object]:
     """What the paper leaves open and no setting says: it stands beside the settings on the artifact."""
     own_trunk = settings.critic in ("separate", "preference_model")
     return {

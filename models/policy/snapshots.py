@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from models.policy.results import CurvePoint, KeptSnapshot
 from models.runtime.files import link_or_copy
@@ -23,6 +23,14 @@ FIRST_STEP = 0.01
 CANDIDATES_PER_SNAPSHOT = 3
 # Of the result of a run, in which its snapshots lie.
 FOLDER = "snapshots"
+
+
+class SnapshotsState(TypedDict):
+    """What a checkpoint holds of the candidates; the weights themselves are on disk already."""
+
+    step: float
+    kept: list[Mapping[str, Any]]
+    """Fields of `CurvePoint`."""
 
 
 class SnapshotKeeper:
@@ -92,11 +100,11 @@ class SnapshotKeeper:
         for point in self.listed():
             shutil.copytree(self.place(point), result / point.folder, copy_function=link_or_copy)
 
-    def state_dict(self) -> dict[str, Any]:
-        """For the job's checkpoint; the weights themselves are on disk already."""
+    def state_dict(self) -> SnapshotsState:
+        """For the job's checkpoint."""
         return {"step": self.step, "kept": [part_to_json(kept) for kept in self.kept]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: SnapshotsState) -> None:
         """As it was at the checkpoint; what was written since is deleted, and will be written again."""
         self.step, self.kept = float(state["step"]), [CurvePoint(**kept) for kept in state["kept"]]
         self.settle()

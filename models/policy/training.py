@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
 from models.backbone.precision import note_precision
@@ -23,9 +25,9 @@ from models.model_folders.loading import embedding_table
 from models.model_folders.saving import model_card
 from models.policy.critic import Critic
 from models.policy.inputs import prompts_that_fit
-from models.policy.learning import PolicyLearner
+from models.policy.learning import LearnerState, PolicyLearner
 from models.policy.model import Policy
-from models.policy.monitor import PolicyMonitor
+from models.policy.monitor import MonitorState, PolicyMonitor
 from models.policy.prompts import KINDS, PromptSetError, PromptStream
 from models.policy.recovery import LastGood, Tripped, smaller_step_helps
 from models.policy.reply_chunks import ReplyChunk
@@ -33,7 +35,7 @@ from models.policy.results import CurvePoint, PPOResult, Recovery
 from models.policy.roles import Roles
 from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.policy.settings import PPOSettings, choices
-from models.policy.snapshots import SnapshotKeeper
+from models.policy.snapshots import SnapshotKeeper, SnapshotsState
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError
 from models.runtime.random_numbers import derive_seed, permutation
@@ -46,6 +48,24 @@ CARD = (
     "A policy trained with PPO against a preference model, starting from the initial policy. "
     "`kl_nats` is its distance from the initial policy per reply, on training prompts."
 )
+
+
+class Checkpoint(LearnerState):
+    """What a run goes on from."""
+
+    policy: Mapping[str, Tensor]
+    critic: Mapping[str, Tensor]
+    sampler_gap: float
+    good: dict[str, Any]
+    """Fields of `LastGood`; of before there were recoveries, the weights of the policy alone."""
+    kept: list[int]
+    """Iterations that are in the weights; not there of before there were recoveries, and neither are `recoveries`."""
+    recoveries: list[Mapping[str, Any]]
+    """Fields of `Recovery`."""
+    curve: list[Mapping[str, Any]]
+    """Fields of `CurvePoint`."""
+    snapshots: SnapshotsState
+    monitor: MonitorState
 
 
 class PolicyTraining:
@@ -391,21 +411,19 @@ class PolicyTraining:
         return LastGood.now(self.policy.model, self.critic, self.learner, len(self.kept), whole=whole)
 
     def _checkpoint(self, iteration: int) -> None:
-        self.job.save_checkpoint(
-            iteration,
-            {
-                "policy": learned_state(self.policy.model),
-                "critic": learned_state(self.critic),
-                **self.learner.state,
-                "sampler_gap": self.sampler_gap,
-                "good": vars(self.good),
-                "kept": self.kept,
-                "recoveries": [part_to_json(recovery) for recovery in self.recoveries],
-                "curve": [part_to_json(point) for point in self.curve],
-                "snapshots": self.snapshots.state_dict(),
-                "monitor": self.monitor.state,
-            },
-        )
+        state: Checkpoint = {
+            "policy": learned_state(self.policy.model),
+            "critic": learned_state(self.critic),
+            **self.learner.state,
+            "sampler_gap": self.sampler_gap,
+            "good": vars(self.good),
+            "kept": self.kept,
+            "recoveries": [part_to_json(recovery) for recovery in self.recoveries],
+            "curve": [part_to_json(point) for point in self.curve],
+            "snapshots": self.snapshots.state_dict(),
+            "monitor": self.monitor.state,
+        }
+        self.job.save_checkpoint(iteration, state)
         self.snapshots.settle()
 
     def _resume(self) -> int:
@@ -413,7 +431,7 @@ class PolicyTraining:
         if saved is None:
             self.snapshots.settle()
             return 0
-        iteration, state = saved
+        iteration, state = saved[0], cast(Checkpoint, saved[1])
         self.snapshots.load_state_dict(state["snapshots"])
         restore(self.policy.model, state["policy"])
         restore(self.critic, state["critic"])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from models.policy.results import RaisedAlarm, RolloutSignals
 from models.policy.rollout import Rollout
@@ -105,6 +105,20 @@ class Alarm:
     """Too far beyond the bound for noise: it needs no patience."""
 
 
+class WatchState(TypedDict):
+    """What a checkpoint holds of the wires: plain numbers and texts."""
+
+    start: Mapping[str, Any] | None
+    """Fields of `RolloutSignals`."""
+    in_a_row: dict[str, int]
+    learning_in_a_row: NotRequired[dict[str, int]]
+    """Not in a checkpoint of before learning had patience."""
+    alarms: list[Mapping[str, Any]]
+    """Fields of `RaisedAlarm`."""
+    stopped_by: str | None
+    recent_kls: list[list[float]]
+
+
 class Watch:
     """Looks at every rollout and every round of learning of one run; `state` goes into the checkpoint."""
 
@@ -159,8 +173,8 @@ class Watch:
         return numbers
 
     @property
-    def state(self) -> dict[str, Any]:
-        """Everything that is remembered, as plain numbers and texts."""
+    def state(self) -> WatchState:
+        """Everything that is remembered."""
         return {
             "start": None if self.start is None else dataclasses.asdict(self.start),
             "in_a_row": self.in_a_row,
@@ -170,12 +184,11 @@ class Watch:
             "recent_kls": self._recent_kls,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: WatchState) -> None:
         """Go on from a checkpoint."""
         self.start = None if state["start"] is None else RolloutSignals(**state["start"])
         self.in_a_row, self.alarms = state["in_a_row"], [RaisedAlarm(**alarm) for alarm in state["alarms"]]
         self.stopped_by, self._recent_kls = state["stopped_by"], state["recent_kls"]
-        # A checkpoint of before learning had patience has none.
         self.learning_in_a_row = state.get("learning_in_a_row", {})
 
     def recover(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def twin_part(
 
 def choices(
     job: Job, settings: PreferenceModelSettings, model: Any, max_tokens: int, lora: Lora | None
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """Everything about the training that the paper leaves open or that changes the result, said outright."""
     adapted = {} if lora is None else {"trained": f"adapters of rank {lora.rank} and the head, the rest frozen"}
     soft = {"by_strength": list(settings.soft_targets), "unknown_strength": settings.soft_target_unknown, "tie": 0.5}

@@ -7,9 +7,9 @@ Read next: `models/preference/results.py`, which names what is measured, `models
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from models.preference.curves import (
     accuracy_of,
@@ -67,7 +67,7 @@ class ScoredPair:
         """score(better) − score(worse)."""
         return self.better_score - self.worse_score
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, object]:
         """The fields by name, for one line of a JSONL file."""
         return asdict(self)
 

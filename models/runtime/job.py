@@ -58,7 +58,7 @@ class Job:
         self.threads = int(self.spec.get("threads", 1))
         self.device = _device(str(self.spec.get("device", "auto")))
         # Facts for run.json (throughput and the like), which is outside the digest.
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, object] = {}
         self.resumed_at_step: int | None = None
         self._started_at = datetime.now(UTC)
         self._started_s = time.monotonic()
@@ -146,7 +146,7 @@ class Job:
 
     # Resume
 
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+    def save_checkpoint(self, step: int, state: Mapping[str, object]) -> None:
         """Keep `state` (tensors, numbers, strings, containers) and torch's random state, atomically."""
         folder = self.out / "checkpoint"
         folder.mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ class Job:
         _fsync(self.out)
         shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
 
-    def _run_facts(self) -> dict[str, Any]:
+    def _run_facts(self) -> Mapping[str, object]:
         return {
             "job": self.spec.get("job"),
             "started_at": self._started_at.isoformat(),

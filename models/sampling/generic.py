@@ -102,7 +102,7 @@ class GenericDecoder:
         running.mask = torch.cat(masks)
 
     def _forward(self, batch: _Batch, ids: Tensor) -> Tensor:
-        extra: dict[str, Any] = {}
+        extra: dict[str, Tensor] = {}
         if self._takes_positions:
             positions = (batch.mask.long().cumsum(dim=1) - 1).clamp_(min=0)
             extra["position_ids"] = positions[:, -ids.shape[1] :]
