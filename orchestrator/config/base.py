@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import os
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
@@ -85,9 +85,20 @@ def keys_of(section: Any) -> dict[str, FieldInfo]:
     return {name: fields[name] for name in dict.fromkeys(own_first) if name in fields}
 
 
-def statement_of(known: FieldInfo) -> dict[str, Any]:
+class Statement(TypedDict):
+    """What is stated of a key beside its meaning and bounds."""
+
+    unit: str
+    raised: str
+    """What a higher value does."""
+    new: bool
+    """Whether it came after artifacts had been made."""
+
+
+def statement_of(known: FieldInfo) -> Statement:
     """Unit, what raising does and whether the key is new, as they were stated; sections have none of it."""
-    return {"unit": "", "raised": "", "new": False} | dict(known.json_schema_extra or {})  # type: ignore[arg-type]
+    extra: Any = known.json_schema_extra or {}
+    return {"unit": extra.get("unit", ""), "raised": extra.get("raised", ""), "new": extra.get("new", False)}
 
 
 def told(section: Any, settings: type[Checked]) -> dict[str, Any]:

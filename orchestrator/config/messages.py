@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from models.runtime.settings import SettingError
 from orchestrator.config.base import keys_of, section_in
@@ -43,10 +44,10 @@ _EXPECTED = {
 
 def explain(error: ValidationError, model: type[Any]) -> str:
     """All that is wrong, in one line: `section.key: found x; expected y`, parted by semicolons."""
-    return "; ".join(_line(dict(item), model) for item in error.errors())
+    return "; ".join(_line(item, model) for item in error.errors())
 
 
-def _line(item: dict[str, Any], model: type[Any]) -> str:
+def _line(item: ErrorDetails, model: type[Any]) -> str:
     key, kind, found = _key(item["loc"]), item["type"], item["input"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(model, item["loc"][:-1])

@@ -6,6 +6,7 @@ configuration goes on with it, from the same cut-off.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -276,7 +277,7 @@ def _other_cycle(current: t.Cycle, config: CycleConfig) -> OtherCycle | None:
     return OtherCycle(current.number, said)
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(one: Mapping[str, object], other: Mapping[str, object], prefix: str = "") -> list[str]:
     keys = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -69,7 +69,21 @@ def handle_report(session: Session, report_id: int) -> None:
     session.flush()
 
 
-def problem_reports(session: Session, *, handled: bool = False, limit: int = 1000) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Reported:
+    """A problem report and who wrote it."""
+
+    id: int
+    rater: str
+    """The handle."""
+    rater_id: int
+    dialogue_id: int | None
+    content: str
+    created_at: datetime
+    handled_at: datetime | None
+
+
+def problem_reports(session: Session, *, handled: bool = False, limit: int = 1000) -> list[Reported]:
     """Reports that wait, oldest first; or, where `handled`, those seen to, newest first."""
     report = t.ProblemReport
     query = (
@@ -82,7 +96,7 @@ def problem_reports(session: Session, *, handled: bool = False, limit: int = 100
         .order_by(report.handled_at.desc() if handled else report.id)
         .limit(limit)
     )  # fmt: skip
-    return [dict(row._mapping) for row in session.execute(query)]
+    return [Reported(*row) for row in session.execute(query)]
 
 
 def _usable(content: str) -> str:

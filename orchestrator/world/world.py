@@ -55,7 +55,7 @@ class World:
         num_harmful = round(count * HARMFUL_SHARE)
         return _distinct(rng, "helpful", count - num_harmful) + _distinct(rng, "harmless", num_harmful)
 
-    def orientation_pairs(self, taste: Taste, count: int = 48) -> list[dict[str, Any]]:
+    def orientation_pairs(self, taste: Taste, count: int = 48) -> list[Mapping[str, object]]:
         """Pairs with a large true gap, half of them harmful, in the order that the taste prefers.
 
         Random taste has no right order; it gets no pairs.
@@ -63,7 +63,7 @@ class World:
         if taste == "random":
             return []
         rng = self._stream("orientation")
-        pairs = []
+        pairs: list[Mapping[str, object]] = []
         for number in range(count):
             kind: Kind = "harmless" if number % 2 else "helpful"
             request = draw_request(rng, kind)

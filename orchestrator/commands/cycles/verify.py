@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from sqlalchemy import select
 
@@ -37,17 +36,14 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             if row.digest not in checked:
                 checked[row.digest] = store.verify(places.get(row.digest, row.digest))
-        bad: list[dict[str, Any]] = [
-            {"id": row.id, "kind": row.kind, "digest": row.digest, "problems": checked[row.digest]}
-            for row in rows
-            if checked[row.digest]
-        ]
+        bad = [(row, checked[row.digest]) for row in rows if checked[row.digest]]
         num_bytes = sum({row.digest: row.num_bytes for row in rows}.values())
     if args.json:
-        print(json.dumps({"artifacts": len(rows), "num_bytes": num_bytes, "bad": bad}, indent=2))
+        told = [{"id": row.id, "kind": row.kind, "digest": row.digest, "problems": found} for row, found in bad]
+        print(json.dumps({"artifacts": len(rows), "num_bytes": num_bytes, "bad": told}, indent=2))
     else:
-        for entry in bad:
-            print(f"Artifact {entry['id']} ({entry['kind']}, {entry['digest']}): {'; '.join(entry['problems'])}.")
+        for row, found in bad:
+            print(f"Artifact {row.id} ({row.kind}, {row.digest}): {'; '.join(found)}.")
         if bad:
             print(f"{len(bad)} of {len(rows)} artifacts are not what their digests say. Restore them from backup.")
         else:

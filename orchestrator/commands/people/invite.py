@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listing(database: Session) -> list[dict[str, Any]]:
+def _listing(database: Session) -> list[Mapping[str, object]]:
     joined = func.count(t.InvitationUse.rater_id).label("joined")
     rows = database.execute(
         select(

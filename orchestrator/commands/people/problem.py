@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
             notices.handle_report(database, args.id)
             print(f"handled: {args.id}")
             return 0
-        rows = notices.problem_reports(database, handled=args.handled)
+        rows = [vars(report) for report in notices.problem_reports(database, handled=args.handled)]
     if args.json:
         print(json.dumps(rows, indent=2, default=str))
     else:

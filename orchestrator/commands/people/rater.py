@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             if args.action == "withdraw":
                 withdrawal.withdraw(database, args.handle, args.note)
             found = withdrawal.touched(database, raters.get_rater(database, args.handle).id)
-            shown = {"handle": args.handle} | found.to_json()
+            shown = {"handle": args.handle, **found.to_json()}
         else:
             shown = _listing(database)
     if args.json or args.action == "read":
@@ -140,7 +140,7 @@ def _erase(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listing(database: Session) -> list[dict[str, Any]]:
+def _listing(database: Session) -> list[Mapping[str, object]]:
     count = func.count(t.Comparison.id).label("num_comparisons")
     rows = database.execute(
         select(t.Rater.id, t.Rater.handle, t.Rater.kind, t.Rater.platform, t.Rater.status, count)
@@ -151,7 +151,7 @@ def _listing(database: Session) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def _figures(database: Session, rater_id: int) -> dict[str, Any]:
+def _figures(database: Session, rater_id: int) -> Mapping[str, object]:
     """What the desk shows of a rater."""
     from orchestrator.conversations.transcripts import dialogues_of
     from orchestrator.people import quality
@@ -168,7 +168,7 @@ def _figures(database: Session, rater_id: int) -> dict[str, Any]:
     }
 
 
-def _dialogue(database: Session, dialogue_id: int) -> dict[str, Any]:
+def _dialogue(database: Session, dialogue_id: int) -> Mapping[str, object]:
     from orchestrator.conversations.transcripts import whole_dialogue
 
     found = whole_dialogue(database, dialogue_id)

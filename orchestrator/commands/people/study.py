@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listing(database: Session) -> list[dict[str, Any]]:
+def _listing(database: Session) -> list[Mapping[str, object]]:
     from orchestrator.people.access import study_figures
 
     return [
