@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator.config import ComparisonsSection
 from orchestrator.data import freeze
+from orchestrator.data.comparison_set import ComparisonSetResults
 from tests.db.rows import add_cycle, close
 
 HALF = ComparisonsSection(held_out_fraction=0.5)
@@ -27,7 +28,7 @@ def frozen(engine: Engine) -> int:
 
 def build(
     engine: Engine, out: Path, freeze_id: int, previous: Path | None = None, section: ComparisonsSection = HALF
-) -> dict[str, Any]:
+) -> ComparisonSetResults:
     out.mkdir()
     return freeze.build_comparison_set(engine, freeze_id, section, previous, out)
 

@@ -295,7 +295,7 @@ def test_what_a_rater_wrote_in_other_peoples_dialogues_goes_with_all_that_follow
         assert session.get_one(t.Message, asks_id).content == "go on"
         assert session.get_one(t.Candidate, machine_id).text == "Paris."
     results = build(engine, tmp_path / "set", frozen(engine))
-    assert results["excluded"] == {"erased": 2}
+    assert results.excluded == {"erased": 2}
     assert [record["id"] for record in records(tmp_path / "set")] == [str(kept)]
 
 

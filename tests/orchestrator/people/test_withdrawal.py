@@ -48,7 +48,7 @@ def test_later_sets_leave_the_rater_out_and_earlier_ones_stay_the_same(
     assert contents(tmp_path / "two") == contents(tmp_path / "anew")
     assert [record["id"] for record in records(tmp_path / "two")] == made[1:]
     assert excluded(tmp_path / "two") == {made[0]: "withdrawn", late: "withdrawn"}
-    assert results["excluded"] == {"withdrawn": 2}
+    assert results.excluded == {"withdrawn": 2}
     # Only the shard that held a comparison of theirs was written again.
     names = sorted(path.name for path in (tmp_path / "one" / "shards").iterdir())
     same = [(tmp_path / "one/shards" / name).samefile(tmp_path / "two/shards" / name) for name in names]
