@@ -75,6 +75,8 @@ class ChatFormat:
         self._variables: dict[str, str] = dict(chat.get("template_variables", {}))
         self.bos_id: int | None = chat.get("bos_id")
         self.eos_id: int = chat["eos_id"]
+        # A publisher may name several ids at which a reply is over; what we write ends with the first.
+        self.stop_ids = frozenset([self.eos_id, *chat.get("stop_ids", [])])
         self.pad_id: int = chat["pad_id"]
         self.score_id: int = chat["score_id"]
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -6,9 +6,11 @@ Used once per initial policy, by `models/jobs/prepare_policy.py` and `models/job
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -84,7 +86,14 @@ def end_of_turn(tokenizer: Any) -> str:
         ChatFormatError: neither exists, so that a reply would never end; or the template drops replies.
     """
     dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARKER}]
-    rendered = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    try:
+        rendered = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    except jinja2.TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ChatFormatError(
+            f"The chat template can't be read{line}, or refuses a question with its answer: {error}. Give the folder "
+            "another chat_template.jinja."
+        ) from error
     if _MARKER not in rendered:
         raise ChatFormatError("The chat template leaves out the assistant's reply. Give the folder another template.")
     after = rendered[rendered.rindex(_MARKER) + 1 :]
@@ -101,8 +110,11 @@ def end_of_turn(tokenizer: Any) -> str:
     return tokenizer.eos_token
 
 
-def write_chat_files(tokenizer: Any, folder: Path) -> ChatFormat:
-    """Write tokenizer, template and chat.json of a completed tokenizer, and read them back."""
+def write_chat_files(tokenizer: Any, folder: Path, stop_ids: Collection[int] = ()) -> ChatFormat:
+    """Write tokenizer, template and chat.json of a completed tokenizer, and read them back.
+
+    `stop_ids` also end a reply, beside the end-of-turn token of the template.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))
     variables = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
@@ -114,5 +126,7 @@ def write_chat_files(tokenizer: Any, folder: Path) -> ChatFormat:
         "score_id": tokenizer.convert_tokens_to_ids(SCORE),
         "template_variables": variables,
     }
+    if others := sorted(set(stop_ids) - {chat["eos_id"]}):
+        chat["stop_ids"] = others
     (folder / CHAT_FILE).write_text(json.dumps(chat, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return ChatFormat.load(folder)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.runtime.results import IF_MEASURED
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedResults:
@@ -24,6 +26,12 @@ class PreparedResults:
     embedding_rows: int
     roles_are_control_tokens: bool
     """Whether a control token parts the user's text from the reply, which words could not."""
+    text_part_of: str | None = field(default=None, metadata=IF_MEASURED)
+    """The class of the model that it was taken out of, which also sees or hears."""
+    stop_tokens: tuple[str, ...] | None = field(default=None, metadata=IF_MEASURED)
+    """What ends a reply, where that is more than the template's end of turn."""
+    doubts: tuple[str, ...] | None = field(default=None, metadata=IF_MEASURED)
+    """What the preflight found that a person should know, a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)

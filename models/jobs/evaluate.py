@@ -52,7 +52,7 @@ def run(job: Job) -> None:
         job.input("prompts"), chat, settings.split, settings.max_reply_tokens, policy, reference
     )
     prompts = found.prompts[: settings.num_prompts]
-    engine = DecodeEngine(policy, chat.eos_id, min(SLOTS, len(prompts) * settings.best_of), longest)
+    engine = DecodeEngine(policy, chat.stop_ids, min(SLOTS, len(prompts) * settings.best_of), longest)
     engine.reserve(longest)
     preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
     collector = RolloutCollector(Policy(policy), Policy(reference), preference_model, chat, engine, job.device)

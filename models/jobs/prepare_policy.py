@@ -9,7 +9,9 @@ What the source lacks is added and named in results.json; what it has stays as i
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from transformers import (
 
 from models.chat.format import ChatFormat, ChatFormatError
 from models.chat.tokenizer import END, ROLES, complete_tokenizer, write_chat_files
+from models.initial_policy.preflight import PreflightError, check_computing, check_endings, check_format
 from models.initial_policy.results import PreparedResults
 from models.model_folders.loading import embedding_table, load_causal_lm
 from models.model_folders.saving import model_card, save_model
+from models.model_folders.text_part import NoTextPartError, is_composite, load_text_part, text_config
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import part_to_json, result_to_json
 from models.runtime.settings import settings_from
@@ -58,15 +62,18 @@ def run(job: Job) -> None:
         added = complete_tokenizer(tokenizer)
     except ChatFormatError as error:
         raise JobError(f"{source}: {error}") from error
-    model = load_causal_lm(source)
+    model, whole = _load(source)
     rows_before = embedding_table(model).shape[0]
     initialise_new_rows(model, tokenizer, added)
     written = job.out / "chat"
     try:
-        chat = write_chat_files(tokenizer, written)
+        chat = write_chat_files(tokenizer, written, _stop_ids(source, tokenizer))
         check_chat(chat, model)
-    except ChatFormatError as error:
+        doubts = [*check_format(chat, tokenizer), *check_computing(model, chat), *check_endings(model, chat)]
+    except (ChatFormatError, PreflightError) as error:
         raise JobError(f"{source}: {error}") from error
+    for doubt in doubts:
+        print(f"doubt: {doubt}", flush=True)
     results = PreparedResults(
         added_tokens=tuple(added),
         added_template=not had_template,
@@ -76,12 +83,17 @@ def run(job: Job) -> None:
         embedding_rows_before=rows_before,
         embedding_rows=embedding_table(model).shape[0],
         roles_are_control_tokens=chat.roles_are_control_tokens,
+        text_part_of=whole,
+        stop_tokens=_named(tokenizer, chat.stop_ids) if len(chat.stop_ids) > 1 else None,
+        doubts=tuple(doubts) or None,
     )
 
     def write(folder: Path) -> None:
         # A tokenizer writes more files than a chat format reads.
         shutil.copytree(written, folder, dirs_exist_ok=True)
         facts = part_to_json(results) | token_names(tokenizer, chat)
+        # A reply that ends or does not may hang on rounding, and the card is part of the digest.
+        facts.pop("doubts", None)
         save_model(model, folder, chat, model_card("Initial policy", CARD, facts, tags=("initial-policy",)))
 
     job.publish(write, result_to_json(results))
@@ -95,14 +107,36 @@ def check_architecture(source: Path) -> None:
         config = AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"transformers can't read {source}/config.json: {str(error).splitlines()[0]}") from error
+    text = text_config(config)
     for mapping, purpose in (
         (MODEL_FOR_CAUSAL_LM_MAPPING, "language model"),
         (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "preference model (scalar head)"),
     ):
-        if type(config) not in mapping:
+        if type(text) not in mapping:
             raise JobError(f"{source} is a '{config.model_type}', for which transformers has no {purpose}.")
     if not any(source.glob("*.safetensors")) and not any(source.glob("pytorch_model*.bin")):
         raise JobError(f"{source} has no weights (*.safetensors). Download the folder completely.")
+
+
+def _load(source: Path) -> tuple[Any, str | None]:
+    """The language model of a folder, and the class of the whole where that does more than read and write text."""
+    config = AutoConfig.from_pretrained(str(source))
+    if not is_composite(config):
+        return load_causal_lm(source), None
+    try:
+        return load_text_part(str(source)), (config.architectures or [type(config).__name__])[0]
+    except NoTextPartError as error:
+        raise JobError(f"{source}: {error}") from error
+
+
+def _stop_ids(source: Path, tokenizer: Any) -> set[int]:
+    """All ids at which its publisher ends a reply, or a text."""
+    stated = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        if (source / name).is_file():
+            found = json.loads((source / name).read_text(encoding="utf-8")).get("eos_token_id")
+            stated += found if isinstance(found, list) else [found]
+    return {index for index in stated if isinstance(index, int) and 0 <= index < len(tokenizer)}
 
 
 def _load_tokenizer(source: Path) -> Any:
@@ -146,6 +180,10 @@ def check_chat(chat: ChatFormat, model: PreTrainedModel) -> None:
         logits = model.forward(input_ids=torch.tensor([ids])).logits
     if not bool(torch.isfinite(logits).all()):
         raise JobError("The model's logits are not finite: its weights are damaged. Download it again.")
+
+
+def _named(tokenizer: Any, ids: Collection[int]) -> tuple[str, ...]:
+    return tuple(tokenizer.convert_ids_to_tokens(sorted(ids)))
 
 
 def token_names(tokenizer: Any, chat: ChatFormat) -> dict[str, str]:

@@ -36,7 +36,7 @@ def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
 
     A model whose context has no room for it gets none.
     """
-    engine = DecodeEngine(model, chat.eos_id, max_slots=1)
+    engine = DecodeEngine(model, chat.stop_ids, max_slots=1)
     prompt = chat.encode(MESSAGES, reply=True)
     if engine.max_context is not None and len(prompt) + TOKENS > engine.max_context:
         return

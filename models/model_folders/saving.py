@@ -39,13 +39,18 @@ def save_model(model: PreTrainedModel, folder: Path | str, chat: ChatFormat, car
     if model.can_generate():
         # The publisher's sampling settings (temperature 0.7, for one) are not this policy's.
         model.generation_config = GenerationConfig(
-            bos_token_id=chat.bos_id, eos_token_id=chat.eos_id, pad_token_id=chat.pad_id
+            bos_token_id=chat.bos_id, eos_token_id=_one_or_several(chat), pad_token_id=chat.pad_id
         )
     model.save_pretrained(str(folder), max_shard_size="1000GB")
     chat.copy_to(folder)
     if model.can_generate():
         write_probe_reply(model, chat, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _one_or_several(chat: ChatFormat) -> int | list[int]:
+    """What ends a reply, as a generation configuration says it."""
+    return chat.eos_id if len(chat.stop_ids) == 1 else [chat.eos_id, *sorted(chat.stop_ids - {chat.eos_id})]
 
 
 def model_card(title: str, text: str, facts: Mapping[str, Any], *, tags: tuple[str, ...] = ()) -> str:

@@ -87,7 +87,7 @@ class PolicyTraining:
         except PromptSetError as error:
             raise JobError(str(error)) from error
         slots = settings.prompts_per_iteration
-        engine = DecodeEngine(model, chat.eos_id, slots, longest, settings.precision)
+        engine = DecodeEngine(model, chat.stop_ids, slots, longest, settings.precision)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
         if preference_model is None:

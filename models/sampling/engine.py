@@ -5,7 +5,7 @@ compute logits, `static.py` in steps that a GPU can replay; `draws.py` turns the
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -105,7 +105,7 @@ class DecodeEngine:
     def __init__(
         self,
         model: Any,
-        eos_id: int,
+        eos_id: int | Collection[int],
         max_slots: int = 64,
         max_context: int | None = None,
         precision: Precision | None = None,
@@ -114,7 +114,7 @@ class DecodeEngine:
         """Serve `model` as it is now; call `sync` after its weights change.
 
         Args:
-            eos_id: the id that ends a reply.
+            eos_id: the id that ends a reply, or several each of which does.
             max_slots: replies decoded at the same time; further ones wait their turn.
             max_context: prompt and reply tokens of one request, by default what the model can hold.
             precision: in which replies are computed, by default the weights' own format. Another one holds a copy of
@@ -124,7 +124,7 @@ class DecodeEngine:
         """
         limit = getattr(model.config, "max_position_embeddings", None)
         self.model = model
-        self.eos_id = eos_id
+        self.eos_ids = frozenset((eos_id,) if isinstance(eos_id, int) else eos_id)
         self.max_slots = max_slots
         self.max_context: int | None = max_context if max_context is not None else limit
         self._static: StaticDecoder | None = None
@@ -207,7 +207,7 @@ class DecodeEngine:
         for row, (request, token_id, logp) in enumerate(zip(self._running, ids, logps, strict=True)):
             request.ids.append(token_id)
             finished: Finished | None = None
-            if token_id == self.eos_id:
+            if token_id in self.eos_ids:
                 finished = "stop"
             elif len(request.ids) == request.params.max_tokens:
                 finished = "length"

@@ -282,7 +282,7 @@ class Snapshots:
         folder = self._store.fetch(digest)
         chat = ChatFormat.load(folder)
         model = load_causal_lm(folder, device=self._limits.device)
-        engine = DecodeEngine(model, chat.eos_id, self._limits.max_slots, self._limits.max_context)
+        engine = DecodeEngine(model, chat.stop_ids, self._limits.max_slots, self._limits.max_context)
         return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
 
     def _read(self) -> tuple[Live | None, str | None, Served]:

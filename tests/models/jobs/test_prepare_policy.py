@@ -56,7 +56,10 @@ def test_missing_pad_token_is_added_apart_from_the_end_of_turn(llama_without_pad
     config = json.loads((folder / "config.json").read_text())
     assert (config["pad_token_id"], config["eos_token_id"]) == (chat.pad_id, chat.eos_id)
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert (generation["pad_token_id"], generation["eos_token_id"]) == (chat.pad_id, chat.eos_id)
+    # Its publisher ends texts with </s>, the template turns with <|eot_id|>: a reply is over at either.
+    assert (generation["pad_token_id"], generation["eos_token_id"]) == (chat.pad_id, [chat.eos_id, 1])
+    assert results_of(folder)["stop_tokens"] == ["</s>", "<|eot_id|>"]
+    assert chat.stop_ids == {chat.eos_id, 1}
 
 
 def test_missing_template_becomes_ours_with_embeddings_of_what_the_roles_mean(
