@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.backbone.causal_attention import attends_to_window, causal_attention
 from models.backbone.llama_layer import by_hand, complex_angles, finish, queries_keys_values
-from models.backbone.rotary import FIXED_ROTARY, rotated
+from models.backbone.rotary import FIXED_ROTARY, depends_on_length, rotated
 
 _FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
@@ -31,7 +31,7 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) 
         modules.
     """
     if not computes_itself(trunk):
-        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = padded_states(trunk, ids, _needed(positions, *ids.shape))
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
     hidden = trunk.embed_tokens(ids)
     cos, sin = trunk.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])
@@ -62,6 +62,28 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) 
         mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
         hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
     return _norm(trunk.norm, hidden)
+
+
+def padded_states(trunk: Any, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Final states (B, T, D) of right-padded rows (B, T) by the model's own forward; of padding they mean nothing.
+
+    Each row's are those that it has by itself: models whose angles follow the longest row take the rows one by one.
+    """
+    if not depends_on_length(trunk.config):
+        states: Tensor = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        return states
+    rows = [trunk(input_ids=row[None, :length], use_cache=False).last_hidden_state[0]
+            for row, length in zip(ids, lengths, strict=True)]  # fmt: skip
+    return torch.stack([F.pad(row, (0, 0, 0, ids.shape[1] - len(row))) for row in rows])
+
+
+def _needed(positions: Tensor, count: int, width: int) -> list[int]:
+    """Up to where each row is looked at, given flat indices into (count, width)."""
+    lengths = [1] * count
+    for position in positions.tolist():
+        row, column = divmod(position, width)
+        lengths[row] = max(lengths[row], column + 1)
+    return lengths
 
 
 def _states_by_hand(

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from models.backbone.batches import chunks_by_length, right_padded
 from models.backbone.output_layer import logits_of
+from models.backbone.trunk import padded_states
 from models.chat.format import ChatFormat, Message
 from models.initial_policy.distillation import (
     PROMPT_FILE,
@@ -147,7 +148,7 @@ def read(model: Any, pad_id: int, group: list[DistilledText], device: torch.devi
     found: list[Targets | None] = [None] * len(group)
     for rows in chunks_by_length([len(text.teacher) for text in group], CHUNK_TOKENS):
         ids, _ = right_padded([group[row].teacher for row in rows], pad_id, device)
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = padded_states(model.base_model, ids, [len(group[row].teacher) for row in rows])
         for place, row in enumerate(rows):
             text = group[row]
             begin = len(text.teacher) - text.num_targets - 1

@@ -134,7 +134,11 @@ def check_computing(model: Any, chat: ChatFormat) -> list[str]:
     Raises:
         PreflightError: another number than the plain forward's, or something can't be built at all.
     """
-    prompts = [chat.encode(_TURNS[:1], reply=True), chat.encode(_TURNS, reply=True)]
+    short, long = (chat.encode(turns, reply=True) for turns in (_TURNS[:1], _TURNS))
+    room = _room(model)
+    if len(short) + LONG > room:
+        return [f"Its context of {room} tokens has no room for a short dialogue, so that it was not tried."]
+    prompts = [short, long if len(long) + LONG <= room else short]
     completions = _sampled(model, prompts)
     _check_reading(model, chat, completions)
     _check_scoring(model, chat)
@@ -147,11 +151,13 @@ def check_computing(model: Any, chat: ChatFormat) -> list[str]:
     return doubts
 
 
+def _room(model: Any) -> int:
+    """Tokens of a dialogue that the model can hold."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31
+
+
 def _sampled(model: Any, prompts: Sequence[list[int]]) -> list[Completion]:
     """Replies of unequal length from prompts of unequal length, compared with the plain forward."""
-    room = getattr(model.config, "max_position_embeddings", None) or 2**31
-    if max(map(len, prompts)) + LONG > room:
-        raise PreflightError(f"Its context of {room} tokens has no room for a short dialogue.")
     try:
         engine = DecodeEngine(model, -1, max_slots=2)
         params = [SamplingParams(LONG, seed=0), SamplingParams(SHORT, seed=1)]
@@ -197,7 +203,9 @@ def _check_scoring(model: Any, chat: ChatFormat) -> None:
             scalar_head(AutoModelForSequenceClassification.from_config(config))
     except (PreferenceModelError, ValueError, AttributeError) as error:
         raise PreflightError(f"A preference model can't be made from it: {error}") from error
-    sides = [chat.score_ids([*_TURNS, {"role": "assistant", "content": text}]) for text in ("Eleven.", "It is twelve.")]
+    sides = [
+        chat.score_ids([*_TURNS[:1], {"role": "assistant", "content": text}]) for text in ("Eleven.", "It is twelve.")
+    ]
     shared = next(i for i, (one, other) in enumerate(zip(*sides, strict=False)) if one != other)
     prefix, better, worse = (array("i", ids) for ids in (sides[0][:shared], sides[0][shared:], sides[1][shared:]))
     pair = TokenPair("preflight", "preflight", "helpful", prefix, better, worse)
@@ -229,8 +237,7 @@ def check_endings(model: Any, chat: ChatFormat) -> list[str]:
     if large and model.device.type == "cpu":
         return []
     prompts = [chat.encode([{"role": "user", "content": text}], reply=True) for text in _QUESTIONS]
-    room = getattr(model.config, "max_position_embeddings", None) or 2**31
-    tokens = min(REPLY_TOKENS, room - max(map(len, prompts)))
+    tokens = min(REPLY_TOKENS, _room(model) - max(map(len, prompts)))
     if tokens < 1:
         return []
     copies = prompts * (REPLIES // len(prompts))

@@ -13,6 +13,7 @@ import torch
 from models.backbone.batches import chunks_by_length
 from models.backbone.output_layer import logits_of
 from models.backbone.precision import Precision, computing_in
+from models.backbone.trunk import padded_states
 from models.initial_policy.distillation import (
     Manifest,
     Shard,
@@ -83,5 +84,5 @@ def summed_kl(model: Any, shard: Shard, rows: list[int], device: torch.device) -
     """KL in nats summed over the places of these texts."""
     ids, mask, targets = shard.batch(rows, device)
     # Causal attention never looks right, so real tokens don't see the padding and no attention mask is needed.
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = padded_states(model.base_model, ids, [shard.length(row) for row in rows])
     return distillation_kl(logits_of(model, hidden[mask]), targets).sum()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.backbone.batches import right_padded
 from models.backbone.output_layer import check_output_layer
+from models.backbone.trunk import padded_states
 from models.model_folders.loading import load_causal_lm
 from models.preference.pairs import TokenPair
 
@@ -39,7 +40,7 @@ def good_sample_loss(
     ever wrote. Pairs whose better reply has no token of its own count 0. A tie has no better reply and counts 0 too.
     """
     ids, _ = right_padded([[*pair.prefix_ids, *pair.better_ids] for pair in pairs], pad_id, device)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = padded_states(model.base_model, ids, [pair.better_tokens for pair in pairs])
     total = hidden.new_zeros(())
     for row, pair in enumerate(pairs):
         # A reply that is all of the sequence has no token before its first.

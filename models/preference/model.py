@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from models.backbone.batches import chunk_cost_of, chunks_with_little_padding, right_padded
 from models.backbone.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
-from models.backbone.trunk import states_at
+from models.backbone.trunk import padded_states, states_at
 from models.chat.format import ChatFormat, Message
 from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
 from models.preference.pairs import TokenPair
@@ -167,7 +167,7 @@ def end_scores(
     earlier position, so no attention mask is needed.
     """
     ids, ends = right_padded(sequences, pad_id, device, fill)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = padded_states(model.base_model, ids, [len(sequence) for sequence in sequences])
     return _scores(model, hidden[torch.arange(len(sequences), device=device), ends])
 
 

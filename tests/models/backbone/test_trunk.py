@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.backbone.trunk import computes_itself, states_at
-from tests.models.sampling.tiny_models import GENERIC, llama, mistral, qwen2, qwen3
+from tests.models.sampling.tiny_models import GENERIC, llama, mistral, phi3_long, qwen2, qwen3
 
 ROUNDING = 1e-5  # float32, sums in another order, relative to the largest
 OWN = {
@@ -51,3 +51,20 @@ def test_a_hook_on_the_trunk_is_called():
     trunk.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state.shape))
     states_at(trunk, torch.tensor([[5, 6, 7]]), torch.tensor([2]))
     assert seen == [(1, 3, 32)]
+
+
+def test_a_short_row_is_read_as_by_itself_beside_one_beyond_the_border_of_long_rope():
+    trunk = phi3_long().base_model
+    ids = torch.randint(2, 64, (3, 14), generator=torch.Generator().manual_seed(3))
+    # Rows of 5, 14 and 8 tokens, read at their ends and once before.
+    positions = torch.tensor([2, 4, 14 + 13, 28 + 7])
+    with torch.no_grad():
+        found = states_at(trunk, ids, positions)
+        alone = [trunk(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]
+                 for row, length in enumerate((5, 14, 8))]  # fmt: skip
+    expected = torch.stack([alone[0][2], alone[0][4], alone[1][13], alone[2][7]])
+    assert (found - expected).abs().max() <= ROUNDING * expected.abs().max()
+    with torch.no_grad():
+        together = trunk(input_ids=ids).last_hidden_state.flatten(0, 1)[positions]
+    # All of a forward follow its longest row, which is why.
+    assert (together - expected).abs().max() > 0.01

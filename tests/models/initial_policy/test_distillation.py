@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from models.chat.format import ChatFormat, Message
+from models.chat.tokenizer import complete_tokenizer, write_chat_files
 from models.initial_policy.distillation import (
     DistillationError,
     Manifest,
@@ -27,7 +29,7 @@ from models.jobs import distill_student, make_distillation_set
 from models.model_folders.loading import load_causal_lm
 from models.runtime.job import Job, JobError
 from tests.folders import contents
-from tests.models.tiny_folders import LLAMA3, prepare, write_llama
+from tests.models.tiny_folders import LLAMA3, write_llama
 
 ROUNDING = 1e-6
 # Logits of another batch shape in float32.
@@ -118,7 +120,10 @@ def test_the_text_is_the_same_with_and_without_the_prompt(name: str, request: py
 
 def test_a_template_that_counts_turns_is_refused(tmp_path: Path) -> None:
     counting = LLAMA3.replace("+ message['content'] | trim", "+ message['content'] | trim + '/' ~ loop.length")
-    chat = ChatFormat.load(prepare(write_llama(tmp_path / "source", template=counting), tmp_path / "prepared"))
+    tokenizer = AutoTokenizer.from_pretrained(write_llama(tmp_path / "source", template=counting))
+    complete_tokenizer(tokenizer)
+    # The preflight would refuse it too: with the reply that is to come there is one turn more.
+    chat = write_chat_files(tokenizer, tmp_path / "chat")
     with pytest.raises(DistillationError, match="otherwise after the prompt"):
         lay_out(chat, PROMPT, [{"role": "user", "content": "What is three?"}], max_tokens=100)
 

@@ -81,6 +81,15 @@ def neox():
     return GPTNeoXForCausalLM(GPTNeoXConfig(**(SMALL | WIDE))).eval()
 
 
+def phi3_long():
+    """Angles of one kind up to 8 tokens and of another beyond."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    return llama(
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 8}
+        | factors
+    )
+
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
