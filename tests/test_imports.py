@@ -38,7 +38,8 @@ FLOORS = {
         ["sampling", "chat"],
         ["model_folders"],
         ["preference", "detectors"],
-        ["policy", "initial_policy"],
+        ["policy"],
+        ["initial_policy"],
         ["jobs"],
     ],
     "orchestrator": [

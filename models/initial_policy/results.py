@@ -14,7 +14,14 @@ from models.runtime.results import IF_MEASURED
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedResults:
+class Doubts:
+    """What the preflight found that a person should know, a sentence each; None where it found nothing."""
+
+    doubts: tuple[str, ...] | None = field(default=None, metadata=IF_MEASURED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedResults(Doubts):
     """What `models/jobs/prepare_policy.py` publishes: what was added to the source."""
 
     added_tokens: tuple[str, ...]
@@ -30,8 +37,6 @@ class PreparedResults:
     """The class of the model that it was taken out of, which also sees or hears."""
     stop_tokens: tuple[str, ...] | None = field(default=None, metadata=IF_MEASURED)
     """What ends a reply, where that is more than the template's end of turn."""
-    doubts: tuple[str, ...] | None = field(default=None, metadata=IF_MEASURED)
-    """What the preflight found that a person should know, a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)

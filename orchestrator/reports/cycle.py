@@ -25,6 +25,7 @@ from orchestrator.judging.gates import LiveEvidence, Verdict
 from orchestrator.judging.kl_law import curve_law
 from orchestrator.reports.detectors import FittedDetector
 from orchestrator.reports.distillation import course_of
+from orchestrator.reports.initial_policy import doubts_of
 from orchestrator.reports.numbers import CycleNumbers, ListedSnapshot
 from orchestrator.reports.stops import stops_of
 from orchestrator.reports.weeks import weeks_until
@@ -61,6 +62,7 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         digests={kind: artifact.digest for kind, artifact in artifacts.items()},
         comparison_set=_results(ComparisonSetResults, artifacts.get("comparison_set")),
         data_check=_results(DataCheckResults, artifacts.get("data_check")),
+        doubts=doubts_of(initial.results) if initial else (),
         distillation=course_of(initial.results) if initial else None,
         preference_model=_results(PreferenceModelResults, model),
         scaling=scaling(session, model) if model else None,

@@ -47,6 +47,8 @@ class CycleNumbers:
     """The same artifacts'."""
     comparison_set: ComparisonSetResults | None = None
     data_check: DataCheckResults | None = None
+    doubts: tuple[str, ...] = ()
+    """What the preflight of the initial policy found, a sentence each."""
     distillation: DistillationCourse | None = None
     preference_model: PreferenceModelResults | None = None
     scaling: Scaling | None = None

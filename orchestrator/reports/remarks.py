@@ -77,6 +77,11 @@ def orientation_skipped(numbers: CycleNumbers) -> Iterator[str]:
         yield "the orientation check was skipped: labels turned round everywhere would not be seen"
 
 
+def doubtful_initial_policy(numbers: CycleNumbers) -> Iterator[str]:
+    """What the preflight of the initial policy found."""
+    yield from (f"the initial policy: {doubt[0].lower()}{doubt[1:].rstrip('.')}" for doubt in numbers.doubts)
+
+
 def stopped_ppo(numbers: CycleNumbers) -> Iterator[str]:
     """What went live is what a tripwire left."""
     if numbers.decision == "promote" and numbers.training is not None and numbers.training.stopped:
@@ -150,4 +155,5 @@ Rule = Callable[[CycleNumbers], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     people_disagree, worse_than_live, gates_remark, pm_below_chance, lost_on_a_question, twin_sees_less, stopped_ppo,
     collapse, left_the_line, longer, calibration, few_held_out, few_compared, orientation_skipped,
+    doubtful_initial_policy,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from models.statistics.kl_law import Bend
 from orchestrator.judging.elo import EloNumbers
 from orchestrator.judging.gates import Gain, LiveEvidence, Verdict
 from orchestrator.judging.kl_law import CurveLaw
+from orchestrator.reports.initial_policy import doubts_of
 from orchestrator.reports.numbers import CycleNumbers
 from orchestrator.reports.remarks import RULES, remarks
 from tests.orchestrator.published_results import held_out_report, preference_model
@@ -47,6 +48,7 @@ def elo(value: float, num: int = 200) -> EloNumbers:
 def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
     assert remarks(FLAWLESS) == []
     assert remarks(CycleNumbers(cycle=1, name="nothing yet")) == []
+    assert doubts_of({"train_loss": 1.0}) == ()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,10 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
         (replace(FLAWLESS, preference_model=model(n=99)), "rests on 99 held-out comparisons alone"),
         (replace(FLAWLESS, elo=elo(80.0, 49)), "the Elo rests on 49 comparisons"),
         (replace(FLAWLESS, orientation=None), "the orientation check was skipped"),
+        (
+            replace(FLAWLESS, doubts=doubts_of({"doubts": ["Most of its replies do not end."], "vocab_size": 7})),
+            "the initial policy: most of its replies do not end",
+        ),
     ],
 )  # fmt: skip
 def test_what_contradicts_is_said(numbers: CycleNumbers, said: str) -> None:
