@@ -79,6 +79,17 @@ def test_the_prefect_ui_calls_its_own_server(instance: Instance) -> None:
     assert settings["api_url"] == "/api"
 
 
+def test_the_prefect_ui_has_no_second_one_to_switch_to(instance: Instance) -> None:
+    """Its menu and its banner offer what the server says is there."""
+    url = instance.prefect_api_url.removesuffix("/api")
+    settings = httpx.get(f"{url}/ui-settings").json()
+    assert (settings["available_uis"], settings["v2_base_url"]) == (["v1"], None)
+    # Also to a browser that once chose it.
+    answer = httpx.get(f"{url}/runs", headers={"accept": "text/html"}, cookies={"prefect_ui_version": "v2"})
+    assert answer.status_code == 200
+    assert "<html" in answer.text
+
+
 def test_another_terminal_finds_the_instance_by_its_home(instance: Instance) -> None:
     added = command(instance.home, "rater", "add", "found-by-home", "--json")
     assert added.returncode == 0, added.stderr
