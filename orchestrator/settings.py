@@ -85,8 +85,9 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
         ),
         Variable(
             "ORCHESTRATOR_FEEDBACK_URL",
-            "Base URL of the feedback app, of which links to raters are made.",
-            "commands that print links, the demo",
+            "Where people reach the feedback app and its desk: every link that is shown to them begins with it, in "
+            "reports, the Prefect UI and invitations. Behind a proxy, or in containers, the address outside.",
+            "what shows links",
             default_in_words="that of the instance that runs on the home",
         ),
         Variable(
@@ -183,6 +184,12 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
         Variable("PREFECT_HOME", "Prefect's own files; `prefect/` under the home, and never the user's.", PREFECT),
         Variable(
             "PREFECT_SERVER_UI_API_URL", "`/api`, so that the UI calls the port that it came from.", "Prefect server"
+        ),
+        Variable(
+            "PREFECT_UI_URL",
+            "Where people reach the Prefect UI: links to runs, in what people are told, begin with it.",
+            "Prefect server",
+            default_in_words="`PREFECT_API_URL` without `/api`",
         ),
         Variable("PREFECT_SERVER_ANALYTICS_ENABLED", "`false`: nothing is sent to Prefect's makers.", "Prefect server"),
         Variable("DO_NOT_TRACK", "`1`: the same.", PREFECT),

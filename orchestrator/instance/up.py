@@ -113,7 +113,8 @@ class Instance:
                 "ORCHESTRATOR_HOME": str(self.home),
                 "DATABASE_URL": self.database_url,
                 "ORCHESTRATOR_POLICY_URL": self.policy_url,
-                "ORCHESTRATOR_FEEDBACK_URL": self.feedback_url,
+                # Behind a proxy people reach it elsewhere than this machine does.
+                "ORCHESTRATOR_FEEDBACK_URL": kept.get("ORCHESTRATOR_FEEDBACK_URL") or self.feedback_url,
                 "ORCHESTRATOR_ADMIN_TOKEN": self.admin_token,
                 "PYTHONPATH": os.pathsep.join(paths),
                 "PATH": os.pathsep.join(programs),

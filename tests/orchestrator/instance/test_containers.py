@@ -61,6 +61,14 @@ def test_pages_are_offered_on_loopback_unless_told_otherwise() -> None:
     assert all(port.startswith("${BIND:-127.0.0.1}:") for port in ports)
 
 
+def test_links_for_people_lead_to_an_address_outside_the_containers() -> None:
+    shown = [service["environment"].get("ORCHESTRATOR_FEEDBACK_URL") for service in OURS.values()]
+    shown += [OURS["prefect-server"]["environment"]["PREFECT_UI_URL"]]
+    inside = [f"//{name}:" for name in COMPOSE["services"]]
+    assert [url for url in shown if url is not None and any(name in url for name in inside)] == []
+    assert "${ORCHESTRATOR_FEEDBACK_URL:-http://127.0.0.1:8080}" in shown
+
+
 def test_every_variable_is_one_that_the_product_reads() -> None:
     settings = (PROJECT_ROOT / "orchestrator" / "settings.py").read_text()
     examples = (PROJECT_ROOT / "examples").glob("*.toml")
@@ -72,7 +80,8 @@ def test_every_variable_is_one_that_the_product_reads() -> None:
 def test_the_prefect_server_is_set_up_as_in_an_instance() -> None:
     in_instance = prefect_environment(Path("/home"))
     for name, value in COMPOSE["services"]["prefect-server"]["environment"].items():
-        if name not in ("PREFECT_HOME", "PREFECT_API_DATABASE_CONNECTION_URL"):
+        # An instance's server and its UI are at one address.
+        if name not in ("PREFECT_HOME", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_UI_URL"):
             assert in_instance[name] == value, name
     for name in ("PREFECT_WORKER_QUERY_SECONDS", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"):
         assert in_instance[name] == COMPOSE["services"]["worker-cpu"]["environment"][name]

@@ -90,6 +90,15 @@ def test_the_prefect_ui_has_no_second_one_to_switch_to(instance: Instance) -> No
     assert "<html" in answer.text
 
 
+def test_links_for_people_begin_with_the_address_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORCHESTRATOR_FEEDBACK_URL", raising=False)
+    instance = Instance(tmp_path, feedback_port=8085)
+    assert instance.env()["ORCHESTRATOR_FEEDBACK_URL"] == "http://127.0.0.1:8085"
+    monkeypatch.setenv("ORCHESTRATOR_FEEDBACK_URL", "https://rate.example.org")
+    assert instance.env()["ORCHESTRATOR_FEEDBACK_URL"] == "https://rate.example.org"
+    assert instance.feedback_url == "http://127.0.0.1:8085"
+
+
 def test_another_terminal_finds_the_instance_by_its_home(instance: Instance) -> None:
     added = command(instance.home, "rater", "add", "found-by-home", "--json")
     assert added.returncode == 0, added.stderr
