@@ -31,6 +31,7 @@ from orchestrator.reports.stops import stops_of
 from orchestrator.reports.weeks import weeks_until
 from orchestrator.store import ledger
 from orchestrator.store.ledger import snapshots_of
+from orchestrator.store.verdicts import asked_because
 
 R = TypeVar("R")
 
@@ -81,7 +82,7 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         detector=_detector(detector) if detector else None,
         elo=_measured(session, EloNumbers, cycle_id, "elo", snapshot),
         stops=tuple(stops_of(session, cycle_id, training, snapshot.digest if snapshot else None, failure)),
-        waits=judged.why if isinstance(judged, t.Approval) else None,
+        waits=asked_because(judged.reasons, judged.why) if isinstance(judged, t.Approval) else None,
         decision=decision.decision if decision else None,
         reasons=_verdicts(judged),
         weeks=weeks_until(session, cycle.number),

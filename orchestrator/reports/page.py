@@ -27,6 +27,7 @@ from orchestrator.reports.samples import Sample
 from orchestrator.reports.stops import stop_lines
 from orchestrator.reports.verdict import verdict
 from orchestrator.reports.wording import MISSING, SHARE, interval, number
+from orchestrator.store.verdicts import GateRow, gate_rows, gates_folded
 
 ABOVE, COST = "<!-- above -->", "<!-- cost -->"
 """Stand in the file for the way to other pages, and for the times of the cycle."""
@@ -66,6 +67,7 @@ def to_html(numbers: CycleNumbers, pictures: Sequence[Picture], samples: Sequenc
         numbers=numbers,
         verdict=verdict(numbers),
         remarks=remarks(numbers),
+        gates=gates_of(numbers),
         figures=first_figures(numbers),
         weeks=named.get("weeks"),
         samples=samples,
@@ -83,6 +85,11 @@ def to_html(numbers: CycleNumbers, pictures: Sequence[Picture], samples: Sequenc
     )  # fmt: skip
 
 
+def gates_of(numbers: CycleNumbers) -> tuple[GateRow, ...]:
+    """What the gates found, as rows of a table."""
+    return gate_rows([reason.to_json() for reason in numbers.reasons])
+
+
 def first_screen(numbers: CycleNumbers, weeks: Picture | None, link: str | None) -> str:
     """The first screen in Markdown, for the Prefect UI. No replies: what is kept there no erasure reaches."""
     lines = [f"# Cycle {numbers.cycle}: {numbers.name}", "", f"**{verdict(numbers)}**", ""]
@@ -94,7 +101,7 @@ def first_screen(numbers: CycleNumbers, weeks: Picture | None, link: str | None)
         lines += [f"| {figure.name} | {figure.value} | {figure.note} |" for figure in figures]
     if weeks is not None:
         lines += ["", f"![{weeks.caption}]({data_uri(weeks.png)})"]
-    lines += ["", *(f"- {'passed' if gate.passed else '**failed**'}: {gate.reason}" for gate in numbers.reasons)]
+    lines += ["", *gates_folded(gates_of(numbers))]
     where = f"[at the desk]({link})" if link else "at the desk, under Cycles"
     lines += [
         "",

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from models.policy.results import LEARNED_WIRES, PPOResult
 from orchestrator.store.acts import said_of
+from orchestrator.store.verdicts import failed_said
 
 REPORT = "write_report"
 DOCS = "docs/guides/when-it-stops.md, “Which tripwire stopped PPO, and what now?”"
@@ -200,7 +201,7 @@ def _refused_by_gates(decision: t.Decision) -> tuple[str, str, str]:
     gates = " and ".join(f"`{reason['gate']}`" for reason in failed)
     return (
         f"the gate{'s' if len(failed) > 1 else ''} {gates}",
-        "; ".join(reason["reason"] for reason in failed),
+        failed_said(decision.reasons, decision.evidence.get("kl_nats")),
         " ".join(f"`{reason['gate']}`: {GATE_ADVICE[reason['gate']]}" for reason in failed),
     )
 

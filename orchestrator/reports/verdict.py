@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from orchestrator.judging.elo import EloNumbers
 from orchestrator.reports.numbers import CycleNumbers
-
-GATES_IN_WORDS = {
-    "pm_accuracy": "its preference model is not surely better than chance",
-    "pm_accuracy_by_question": "its preference model is worse than chance on a question",
-    "kl": "it is too far from the initial policy",
-    "score_gain": "it is not surely better than the initial policy",
-    "live_gain": "it is worse than the policy that is live",
-    "gain_by_question": "it lost on a kind of request",
-    "fresh_agreement": "this week's comparisons contradict the last preference model",
-    "duplicates": "too many of its replies are alike",
-    "refusals": "it refuses too many ordinary requests",
-}
-"""Why a snapshot is refused, by the gate that failed."""
-NOT_MOVED = "it has not moved away from the initial policy"
+from orchestrator.store.verdicts import failed_said
 
 
 def verdict(numbers: CycleNumbers) -> str:
@@ -37,11 +24,8 @@ def verdict(numbers: CycleNumbers) -> str:
 def _decided(numbers: CycleNumbers) -> str:
     if numbers.decision == "promote":
         return f"The new policy went live{_gain(numbers)}."
-    still = numbers.evaluation is not None and numbers.evaluation.kl_nats == 0
-    failed = [reason.gate for reason in numbers.reasons if not reason.passed]
-    why = " and ".join(
-        NOT_MOVED if gate == "kl" and still else GATES_IN_WORDS.get(gate, f"the gate {gate} failed") for gate in failed
-    )
+    kl_nats = numbers.evaluation.kl_nats if numbers.evaluation is not None else None
+    why = failed_said([reason.to_json() for reason in numbers.reasons], kl_nats)
     return f"The new policy was not put live{f': {why}' if why else ''}. What was live answers raters as before."
 
 

@@ -25,6 +25,7 @@ from orchestrator.store import approvals
 from orchestrator.store.acts import GATES, said_of
 from orchestrator.store.deployments import deploy, live_deployment
 from orchestrator.store.live import how_to_decide, waiting_said
+from orchestrator.store.verdicts import failed_said
 
 
 def deploy_initial_policy(cycle_id: int, initial_id: int) -> int | None:
@@ -93,7 +94,7 @@ def _why_a_person_is_asked(context: StageContext, verdicts: list[Verdict]) -> st
     """Why a person has the last word about the snapshot; None where the gates have it."""
     came_to = outcome(verdicts)
     if came_to == "hold":
-        return "; ".join(verdict.reason for verdict in verdicts if not verdict.passed)
+        return failed_said([verdict.to_json() for verdict in verdicts])
     asks = came_to == "promote" and context.config.approval.required
     return "the configuration wants a person's word (approval.required)" if asks else None
 
@@ -193,7 +194,7 @@ def is_initial_policy(session: Session, snapshot_id: int, initial_id: int) -> bo
 
 
 def refusal(decision_id: int) -> str | None:
-    """Why the snapshot was refused, in one line, or None where it was promoted."""
+    """Why the snapshot was refused, in one line of plain words, or None where it was promoted."""
     with database() as session:
         decision = session.get_one(t.Decision, decision_id)
     if decision.decision == "promote":
@@ -201,8 +202,8 @@ def refusal(decision_id: int) -> str | None:
     if decision.approval_id is not None:
         who = said_of(decision.decided_by, decision.identity)
         return f"Promotion refused: {decision.note if decision.identity == 'program' else f'{who}: {decision.note}'}."
-    failed = [reason["reason"] for reason in decision.reasons if not reason["passed"]]
-    return "Promotion refused: " + "; ".join(failed) + "."
+    why = failed_said(decision.reasons, decision.evidence.get("kl_nats"))
+    return f"Promotion refused: {why}. The gates and their numbers are in the cycle's report."
 
 
 def _put_live(context: StageContext, decision_id: int) -> int:

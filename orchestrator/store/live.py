@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from db import tables as t
 from orchestrator.store.acts import said_of
 from orchestrator.store.approvals import NOBODY_DECIDED, Waiting, decision_said, waiting
+from orchestrator.store.verdicts import GateRow, asked_because, evidence_said, gate_rows, gates_folded, passed_said
 
 PUT_LIVE = {"roll_back": "rolled back", "by_hand": "put live by hand"}
 
@@ -41,6 +42,8 @@ class Live:
     """Digest of the one that it was trained against; None for an initial policy."""
     share: float = 1.0
     """Of the requests that `policy-live` answers."""
+    gates: tuple[GateRow, ...] = ()
+    """What the gates found before; of an initial policy nothing."""
 
     @property
     def name(self) -> str:
@@ -145,19 +148,20 @@ def deployments(session: Session, limit: int) -> list[Live]:
             decision.identity,
             decision.via,
             preference_model,
+            gates=() if decision.kind == "initial" else gate_rows(decision.reasons),
         )
         for deployment, decision, digest, kind, number, preference_model in rows
     ]
 
 
 def _why(decision: t.Decision) -> str:
+    """In a sentence without its full stop; the numbers are in `Live.gates`."""
     if decision.kind in PUT_LIVE:
         return f"{PUT_LIVE[decision.kind]}: {decision.note}"
-    if decision.note:
-        return f"approved: {decision.note}"
     if decision.kind == "initial":
         return "nothing was live before"
-    return "; ".join(reason["reason"] for reason in decision.reasons) or "every gate passed"
+    found = "; ".join(filter(None, (passed_said(decision.reasons), evidence_said(decision.evidence))))
+    return f"approved: {decision.note.rstrip('.')}; {found}" if decision.note else found
 
 
 def _open_cycle(session: Session) -> OpenCycle | None:
@@ -228,7 +232,12 @@ def loop_said(state: LoopState) -> list[tuple[str, str]]:
 
 def waiting_said(one: Waiting) -> str:
     """What waits for a decision, and until when."""
-    return f"cycle {one.cycle}, snapshot {one.digest[:19]}, until {at(one.expires_at)}; {one.why}"
+    return f"cycle {one.cycle}, snapshot {one.digest[:19]}, until {at(one.expires_at)}; {asked(one)}"
+
+
+def asked(one: Waiting) -> str:
+    """Why a person is asked, in plain words."""
+    return asked_because(one.reasons, one.why)
 
 
 def how_to_decide(one: Waiting) -> str:
@@ -276,6 +285,8 @@ def to_markdown(state: LoopState, links: dict[str, str] | None = None) -> str:
         rows += ["", how_to_decide(state.waiting)]
     elif state.live is not None:
         rows += ["", "To go back to what was live before: the Prefect deployment `roll-back`."]
+    gates = state.waiting.reasons if state.waiting else None
+    rows += ["", *gates_folded(gate_rows(gates) if gates else state.live.gates if state.live else ())]
     rows += ["", *(f"[{name}]({url})" for name, url in (links or {}).items())]
     return "\n".join(rows).rstrip() + "\n"
 

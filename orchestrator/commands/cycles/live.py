@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from orchestrator.commands.printing import print_table
 from orchestrator.errors import ServiceUnavailable
@@ -14,6 +15,7 @@ from orchestrator.settings import Settings
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--history", action="store_true", help="everything that was live, the newest first")
+    parser.add_argument("--gates", action="store_true", help="what the gates found before it went live, in numbers")
     parser.add_argument("--publish", action="store_true", help="bring the artifact `live` of the Prefect UI up to date")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -41,6 +43,10 @@ def run(args: argparse.Namespace) -> int:
     with database() as session:
         state = loop_now(session, next_slot)
     print(json.dumps(state.to_json(), indent=2) if args.json else to_text(state))
+    if args.gates and not args.json:
+        print()
+        gates = [asdict(gate) for gate in state.live.gates] if state.live else []
+        print_table(gates, "No gate was asked about what is live.")
     return 0
 
 

@@ -97,7 +97,8 @@ def test_the_prefect_ui_gets_the_first_screen_with_the_link_and_no_texts() -> No
     assert "| People's Elo against live | +30 | [+5, +55], 100 comparisons |" in text
     assert "![The weeks so far.](data:image/png;base64,cG5n)" in text
     assert "[at the desk](http://desk/desk/cycles/3/report)" in text
-    assert "- passed: KL 1 is within" in text
+    assert "<details><summary>The gates and their numbers</summary>" in text
+    assert "<td>Distance from the initial policy</td><td>passed</td><td>KL 1 is within" in text
     assert "**Stopped** at `train_policy`" in text
     assert "at the desk, under Cycles" in first_screen(numbers, None, None)
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.people.operators import OperatorError, add_operator, end_operator
 from orchestrator.store import approvals
+from orchestrator.store.deployments import deploy as put_live
 from orchestrator.store.live import deployments
 from tests.orchestrator.feedback_app import ADMIN_TOKEN
 from tests.orchestrator.web.browsing import Browser
@@ -22,6 +23,7 @@ from tests.orchestrator.web.stand_in import StandIn
 from tests.running import add_artifact, deploy
 
 Database = Callable[[], Session]
+EVIDENCE = {"kl_nats": 3.0, "live": {"gain": {"gain": 0.418}}}
 SignIn = Callable[[str], Browser]
 
 
@@ -53,9 +55,15 @@ def waiting(database: Database, live: str) -> str:
         session.flush()
         verdict = {"gate": "kl", "passed": True, "reason": "KL is <b>3</b> nats"}
         approvals.hold_for_decision(
-            session, cycle.id, snapshot.id, "it is to be", [verdict], {"kl_nats": 3.0}, timedelta(hours=48)
+            session, cycle.id, snapshot.id, "it is to be", [verdict], EVIDENCE, timedelta(hours=48)
         )
         return snapshot.digest
+
+
+def cells(html: str, gate: str) -> list[str]:
+    """What a table of gates says of one."""
+    [row] = re.findall(rf"<tr><td[^>]*>{gate}</td>(.*?)</tr>", html)
+    return re.findall(r"<td[^>]*>(.*?)</td>", row)
 
 
 def decided(database: Database) -> list[tuple[str, str, str, str, str | None]]:
@@ -95,6 +103,23 @@ def test_an_operator_s_name_stands_on_what_they_did_until_they_end(
         assert len(session.scalars(select(t.Announcement)).all()) == 1
 
 
+def test_the_gates_of_what_is_live_fold_below_why(sign_in: SignIn, database: Database, live: str) -> None:
+    passed = {"gate": "live_gain", "passed": True, "reason": "+0.418 lies above 0", "remark": "barely"}
+    with database() as session, session.begin():
+        snapshot = add_artifact(session, "week 2")
+        decision = t.Decision(
+            snapshot_id=snapshot.id, decision="promote", reasons=[passed], evidence=EVIDENCE, decided_by="gates"
+        )
+        session.add(decision)
+        session.flush()
+        put_live(session, snapshot.id, decision.id, None)
+    html = sign_in("Ada").get("/desk").text
+    said = "its one gate passed; its replies score 0.42 above those of the policy that was live"
+    assert f"<dt>Why</dt><dd>{said}" in html
+    assert "<details><summary>The gates and their numbers</summary>" in html
+    assert cells(html, "Gain over the live policy") == ["passed", "+0.418 lies above 0. Remark: barely"]
+
+
 @pytest.mark.parametrize("answer", ["promote", "refuse"])
 def test_what_waits_is_decided_once_with_name_and_reason(
     answer: str, sign_in: SignIn, database: Database, waiting: str
@@ -105,7 +130,9 @@ def test_what_waits_is_decided_once_with_name_and_reason(
     assert 'href="/desk/live#waits"' in page.text
     page, old = ada.get("/desk/live"), bob.get("/desk/live")
     assert waiting[:19] in page.text
-    assert "Passed: <strong>kl</strong>. KL is &lt;b&gt;3&lt;/b&gt; nats" in page.text
+    assert "Asked because: it is to be." in page.text
+    assert "Its one gate passed; its replies score 0.42 above those of the policy that was live" in page.text
+    assert cells(page.text, "Distance from the initial policy") == ["passed", "KL is &lt;b&gt;3&lt;/b&gt; nats"]
     assert 'href="/desk/cycles/4/report"' in page.text
     nothing = ada.send(page, "/approvals/1", answer=answer, reason=" ")
     assert (nothing.status_code, "No reason was given" in nothing.text) == (422, True)

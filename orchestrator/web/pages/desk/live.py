@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
@@ -26,7 +27,8 @@ from orchestrator.store import approvals
 from orchestrator.store.acts import Actor, newest_acts
 from orchestrator.store.approvals import Answer, decision_said
 from orchestrator.store.deployments import POLICIES
-from orchestrator.store.live import Live, deployments, live_said, loop_said
+from orchestrator.store.live import Live, asked, deployments, live_said, loop_said
+from orchestrator.store.verdicts import GateRow, evidence_said, gate_rows, passed_said
 from orchestrator.web.pages.desk.shared import Desk, newest_artifacts
 from orchestrator.web.pages.shell import Id, go_to, text_of
 
@@ -56,9 +58,10 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
         """What is live and where the loop is; what waits; what was live before; what people did."""
 
         def work(session: Session) -> Mapping[str, object]:
-            history = deployments(session, HISTORY)
+            history, waiting = deployments(session, HISTORY), approvals.waiting(session)
             return {
                 **card(session),
+                "asked": _asked(waiting[0] if waiting else None),
                 "carried_out": _carried_out(session),
                 "history": history,
                 "past": _past(history),
@@ -67,6 +70,22 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
             }
 
         return desk.show(request, "live.html", work)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person decides on: why they are asked, the evidence in a sentence, and the gates."""
+
+    why: str
+    found: str
+    gates: tuple[GateRow, ...]
+
+
+def _asked(waiting: approvals.Waiting | None) -> Asked | None:
+    if waiting is None:
+        return None
+    found = "; ".join(filter(None, (passed_said(waiting.reasons), evidence_said(waiting.evidence))))
+    return Asked(asked(waiting), f"{found[0].upper()}{found[1:]}.", gate_rows(waiting.reasons))
 
 
 def _past(history: list[Live]) -> list[tuple[str, str]]:
