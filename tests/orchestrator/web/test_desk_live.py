@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,10 +16,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.policy.results import JudgedReply
 from orchestrator.people.operators import OperatorError, add_operator, end_operator
+from orchestrator.reports.samples import Sample, sample_lines
 from orchestrator.store import approvals
+from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.deployments import deploy as put_live
 from orchestrator.store.live import deployments
+from orchestrator.web.app import FeedbackConfig
 from tests.orchestrator.feedback_app import ADMIN_TOKEN
 from tests.orchestrator.web.browsing import Browser
 from tests.orchestrator.web.stand_in import StandIn
@@ -25,6 +32,16 @@ from tests.running import add_artifact, deploy
 Database = Callable[[], Session]
 EVIDENCE = {"kl_nats": 3.0, "live": {"gain": {"gain": 0.418}}}
 SignIn = Callable[[str], Browser]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(f"file://{tmp_path / 'store'}", tmp_path / "cache")
+
+
+@pytest.fixture
+def config(config: FeedbackConfig, store: ArtifactStore, tmp_path: Path) -> FeedbackConfig:
+    return replace(config, artifact_url=store.url, cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -66,6 +83,28 @@ def cells(html: str, gate: str) -> list[str]:
     return re.findall(r"<td[^>]*>(.*?)</td>", row)
 
 
+@pytest.fixture
+def replies(database: Database, waiting: str, store: ArtifactStore, tmp_path: Path) -> None:
+    """The report of the cycle that waits, with a sample of either kind."""
+    asked = {"helpful": "How do I bake?", "harmless": "How do I <b>poison</b>?"}
+    samples = [
+        Sample(kind, judged(kind, text, f"old {kind}", -1.0), judged(kind, text, f"new <i>{kind}</i>", 0.5), "live")
+        for kind, text in asked.items()
+    ]
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample_lines(samples)))
+    with database() as session, session.begin():
+        report = add_artifact(session, "report", kind="report", digest=store.publish(folder).digest)
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == 4)).one()
+        session.add(t.Stage(cycle_id=cycle_id, name="write_report", state="done", artifact_id=report.id))
+
+
+def judged(kind: str, asked: str, reply: str, score: float) -> JudgedReply:
+    """A reply to a prompt of one message."""
+    return JudgedReply(kind, kind, [{"role": "user", "content": asked}], reply, score, 1.0, 7, False)
+
+
 def decided(database: Database) -> list[tuple[str, str, str, str, str | None]]:
     with database() as session:
         return [
@@ -101,6 +140,24 @@ def test_an_operator_s_name_stands_on_what_they_did_until_they_end(
     assert ada.send(page, "/desk/announcements", content="Still here").status_code == 401
     with database() as session:
         assert len(session.scalars(select(t.Announcement)).all()) == 1
+
+
+def test_what_a_person_decides_on_has_replies_old_and_new_beside_it(sign_in: SignIn, replies: None) -> None:
+    html = sign_in("Ada").get("/desk/live").text
+    shown = html[html.index('id="waits"') : html.index("/desk/approvals/1")]
+    assert re.findall(r"<h3>(.*?)</h3>", shown) == ["A helpful prompt", "A harmless prompt"]
+    assert re.findall(r"<h4>(.*?)</h4>", shown) == ["What is live", "The new policy"] * 2
+    assert re.findall(r'<p class="written">(.*?)</p>', shown) == [
+        "old helpful", "new &lt;i&gt;helpful&lt;/i&gt;", "old harmless", "new &lt;i&gt;harmless&lt;/i&gt;",
+    ]  # fmt: skip
+    assert "How do I &lt;b&gt;poison&lt;/b&gt;?" in shown
+    assert shown.count("score -1.00, 7 tokens") == shown.count("score 0.50, 7 tokens") == 2
+
+
+def test_without_a_report_one_decides_all_the_same(sign_in: SignIn, waiting: str) -> None:
+    html = sign_in("Ada").get("/desk/live").text
+    assert '/desk/approvals/1"' in html
+    assert "A helpful prompt" not in html
 
 
 def test_the_gates_of_what_is_live_fold_below_why(sign_in: SignIn, database: Database, live: str) -> None:

@@ -29,6 +29,7 @@ from orchestrator.store.approvals import Answer, decision_said
 from orchestrator.store.deployments import POLICIES
 from orchestrator.store.live import Live, asked, deployments, live_said, loop_said
 from orchestrator.store.verdicts import GateRow, evidence_said, gate_rows, passed_said
+from orchestrator.web.pages.desk.samples import Beside, samples_of
 from orchestrator.web.pages.desk.shared import Desk, newest_artifacts
 from orchestrator.web.pages.shell import Id, go_to, text_of
 
@@ -61,7 +62,7 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
             history, waiting = deployments(session, HISTORY), approvals.waiting(session)
             return {
                 **card(session),
-                "asked": _asked(waiting[0] if waiting else None),
+                "asked": _asked(desk, session, waiting[0] if waiting else None),
                 "carried_out": _carried_out(session),
                 "history": history,
                 "past": _past(history),
@@ -74,18 +75,25 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person decides on: why they are asked, the evidence in a sentence, and the gates."""
+    """What a person decides on: why they are asked, the evidence in a sentence, the gates, and replies old and new."""
 
     why: str
     found: str
     gates: tuple[GateRow, ...]
+    samples: list[Beside]
+
+    @property
+    def all_passed(self) -> bool:
+        """Whether no gate says anything against it; else the table of the gates is open."""
+        return all(gate.outcome == "passed" for gate in self.gates)
 
 
-def _asked(waiting: approvals.Waiting | None) -> Asked | None:
+def _asked(desk: Desk, session: Session, waiting: approvals.Waiting | None) -> Asked | None:
     if waiting is None:
         return None
     found = "; ".join(filter(None, (passed_said(waiting.reasons), evidence_said(waiting.evidence))))
-    return Asked(asked(waiting), f"{found[0].upper()}{found[1:]}.", gate_rows(waiting.reasons))
+    samples = samples_of(desk, session, waiting.cycle_id)
+    return Asked(asked(waiting), f"{found[0].upper()}{found[1:]}.", gate_rows(waiting.reasons), samples)
 
 
 def _past(history: list[Live]) -> list[tuple[str, str]]:
