@@ -10,13 +10,12 @@ from typing import Annotated
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from pydantic import Field
 
 from flows.threads import in_thread
 from orchestrator.cycles.cancelling import give_up
-from orchestrator.instance.prefect_api import PrefectApi
+from orchestrator.instance.identity import own_prefect
 from orchestrator.store.acts import LONGEST_NAME, LONGEST_REASON, claimed, reason_of
 
 
@@ -47,7 +46,7 @@ async def cancel_cycle(
         said.append(line)
         logger.info(line)
 
-    await in_thread(give_up, cycle, actor, why, PrefectApi(PREFECT_API_URL.value()), say)
+    await in_thread(give_up, cycle, actor, why, await in_thread(own_prefect), say)
     return Completed(name="Cycle cancelled", message=" ".join(sentence(line) for line in said))
 
 

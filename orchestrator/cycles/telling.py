@@ -18,7 +18,8 @@ from orchestrator.cycles.outcomes import Outcome
 from orchestrator.cycles.presence import who_is_at_work
 from orchestrator.database import database
 from orchestrator.errors import OrchestratorError
-from orchestrator.instance.prefect_api import PrefectApi, api_url
+from orchestrator.instance.identity import own_prefect
+from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.settings import Settings
 from orchestrator.store.live import PUT_LIVE, Live, LoopState, loop_state, to_markdown
 
@@ -34,7 +35,7 @@ def end_waiting_runs(cycle_id: int, outcome: Outcome) -> None:
     with database() as session:
         run_ids = session.scalars(select(t.CycleRun.flow_run_id).where(t.CycleRun.cycle_id == cycle_id)).all()
     try:
-        api = PrefectApi(api_url(Settings.from_env().home))
+        api = own_prefect()
         for run_id in run_ids:
             if api.state(run_id).type == "PAUSED":
                 api.set_state(run_id, outcome.type, outcome.name, outcome.message)
@@ -58,8 +59,7 @@ def publish_live() -> bool:
     What ends a cycle must not fail because nobody can be told.
     """
     try:
-        settings = Settings.from_env()
-        return publish_at(PrefectApi(api_url(settings.home)), database, settings.feedback_url)
+        return publish_at(own_prefect(), database, Settings.from_env().feedback_url)
     except OrchestratorError:
         return False
 

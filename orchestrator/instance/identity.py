@@ -5,7 +5,11 @@ A server that nobody has claimed yet is claimed by the first who would write to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.database import database
@@ -16,12 +20,6 @@ from orchestrator.settings import Settings
 VARIABLE = "orchestrator_instance"
 
 
-def own_id() -> str:
-    """The id of this instance, which is that of its database."""
-    with database() as session:
-        return session.scalars(select(t.InstanceIdentity.id)).one()
-
-
 def own_prefect(*, claim: bool = False) -> PrefectApi:
     """The Prefect server that the environment names, or that of the instance on the home; see `ensure_own`."""
     api = PrefectApi(api_url(Settings.from_env().home))
@@ -29,13 +27,19 @@ def own_prefect(*, claim: bool = False) -> PrefectApi:
     return api
 
 
-def ensure_own(api: PrefectApi, *, claim: bool = False) -> None:
+def ensure_own(
+    api: PrefectApi, *, claim: bool = False, database: Callable[[], AbstractContextManager[Session]] = database
+) -> None:
     """Return where the Prefect server is this instance's; an unclaimed one is claimed, any with `claim`.
+
+    `database` opens a transaction in the instance's database, whose id is the instance's.
 
     Raises:
         ServiceUnavailable: it is another instance's; nothing was written.
     """
-    own, owner = own_id(), api.variable(VARIABLE)
+    with database() as session:
+        own = session.scalars(select(t.InstanceIdentity.id)).one()
+    owner = api.variable(VARIABLE)
     if owner == own:
         return
     if owner is not None and not claim:

@@ -6,8 +6,6 @@ import argparse
 
 from orchestrator.commands.starting import become
 from orchestrator.errors import ServiceUnavailable
-from orchestrator.instance.prefect_api import PrefectApi, api_url
-from orchestrator.settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +20,13 @@ def run(args: argparse.Namespace) -> int:
     """Write the decision down, then let Prefect, or this process where there is none, carry it out."""
     from orchestrator.cycles.deciding import start_finishing, take_decision
     from orchestrator.cycles.runs import Progress, print_to_end
+    from orchestrator.instance.identity import own_prefect
     from orchestrator.store.acts import machine_user
 
     print(take_decision(args.number, args.decision, machine_user(), args.reason), flush=True)
-    settings = Settings.from_env()
     progress = Progress()
     try:
-        api = None if args.inline else PrefectApi(api_url(settings.home))
+        api = None if args.inline else own_prefect()
         flow_run_id = start_finishing(api, args.number) if api is not None else None
     except ServiceUnavailable:
         api = flow_run_id = None

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Print it, and publish it where asked to."""
     from orchestrator.cycles.telling import loop_now, publish_at
     from orchestrator.database import database
+    from orchestrator.instance.identity import ensure_own
     from orchestrator.store.live import to_text
 
     settings = Settings.from_env()
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         api = PrefectApi(api_url(settings.home))
         next_slot = api.next_scheduled()
         if args.publish:
+            ensure_own(api)
             publish_at(api, database, settings.feedback_url)
     except ServiceUnavailable:
         if args.publish:

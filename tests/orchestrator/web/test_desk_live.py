@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -24,6 +26,9 @@ from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.store.deployments import deploy as put_live
 from orchestrator.store.live import deployments
 from orchestrator.web.app import FeedbackConfig
+from orchestrator.web.pages.desk import live as desk_live
+from orchestrator.web.pages.desk.shared import Desk
+from orchestrator.web.service import Feedback
 from tests.orchestrator.feedback_app import ADMIN_TOKEN
 from tests.orchestrator.web.browsing import Browser
 from tests.orchestrator.web.stand_in import StandIn
@@ -42,6 +47,34 @@ def store(tmp_path: Path) -> ArtifactStore:
 @pytest.fixture
 def config(config: FeedbackConfig, store: ArtifactStore, tmp_path: Path) -> FeedbackConfig:
     return replace(config, artifact_url=store.url, cache=tmp_path / "cache")
+
+
+@contextmanager
+def a_server(answers: dict[str, object]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A server that answers these paths with JSON, others with {}, and what it was asked."""
+    asked: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.command, self.path))
+            body = json.dumps(answers.get(self.path, {})).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
@@ -175,6 +208,17 @@ def test_the_gates_of_what_is_live_fold_below_why(sign_in: SignIn, database: Dat
     assert f"<dt>Why</dt><dd>{said}" in html
     assert "<details><summary>The gates and their numbers</summary>" in html
     assert cells(html, "Gain over the live policy") == ["passed", "+0.418 lies above 0. Remark: barely"]
+
+
+def test_another_instance_s_prefect_server_is_written_nothing(
+    database: Database, live: str, config: FeedbackConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server says whose it is before anything is published there, or a run is started."""
+    with a_server({"/api/variables/name/orchestrator_instance": {"value": "somebody else's"}}) as (url, asked):
+        desk = Desk(Feedback(replace(config, prefect_api_url=f"{url}/api")))
+        desk_live._carry_out(desk, 4)
+    assert {path for _, path in asked} <= {"/api/variables/name/orchestrator_instance", "/api/admin/settings"}
+    assert "belongs to instance somebody else's" in caplog.text
 
 
 @pytest.mark.parametrize("answer", ["promote", "refuse"])

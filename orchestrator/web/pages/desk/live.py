@@ -21,6 +21,7 @@ from orchestrator.cycles import steering
 from orchestrator.cycles.deciding import start_finishing
 from orchestrator.cycles.telling import Database, loop_now, publish_at
 from orchestrator.errors import ApiError, OrchestratorError
+from orchestrator.instance.identity import ensure_own
 from orchestrator.instance.policy_api import PolicyApi
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.store import approvals
@@ -160,20 +161,33 @@ def _tools(desk: Desk) -> tuple[Database, PolicyApi]:
 
 def _carry_out(desk: Desk, number: int) -> None:
     """Let Prefect carry out what was decided; without it the cycle's next run does, or a look every ten minutes."""
-    url = desk.feedback.config.prefect_api_url
     try:
-        if url is not None:
-            start_finishing(PrefectApi(url), number)
+        api = _own_prefect(desk)
+        if api is not None:
+            start_finishing(api, number)
     except OrchestratorError as error:
         logger.warning("cycle %d is decided, and is carried out later: %s", number, error)
     _publish(desk)
 
 
+def _own_prefect(desk: Desk) -> PrefectApi | None:
+    """The instance's Prefect server; None where it has none.
+
+    Raises:
+        ServiceUnavailable: another instance's answers there, or none.
+    """
+    if (url := desk.feedback.config.prefect_api_url) is None:
+        return None
+    api = PrefectApi(url)
+    ensure_own(api, database=_tools(desk)[0])
+    return api
+
+
 def _publish(desk: Desk) -> None:
-    config = desk.feedback.config
     try:
-        if config.prefect_api_url is not None:
-            publish_at(PrefectApi(config.prefect_api_url), _tools(desk)[0], config.feedback_url)
+        api = _own_prefect(desk)
+        if api is not None:
+            publish_at(api, _tools(desk)[0], desk.feedback.config.feedback_url)
     except OrchestratorError as error:
         logger.warning("Prefect's artifact `live` is older than what is live: %s", error)
 
