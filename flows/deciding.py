@@ -20,6 +20,7 @@ from pydantic import Field
 
 from flows.command_line import exit_status, printing
 from flows.ending import end_cycle, seen_at_work, telling_what_is_live
+from flows.reporting import report_what_people_said
 from flows.running import OnPools, Runner
 from flows.states import as_state
 from orchestrator import stages
@@ -66,13 +67,35 @@ async def finish_cycle(cycle: Number) -> State:
 
 @flow(name="expire-approvals", flow_run_name="look for what nobody decided")
 async def expire_approvals() -> State:
-    """Refuse what nobody decided in time, finish what was decided, and keep the artifact `live` up to date."""
-    run = OnPools()
-    expired = await run.ask(expire)
+    """Refuse what nobody decided in time, finish what was decided, and report what people said since.
+
+    It keeps the artifact `live` up to date too.
+    """
+    run, done = OnPools(), list[str]()
+    done += [f"Refused because nobody decided: {cycle}." for cycle in await run.ask(expire)]
     async with telling_what_is_live(run):
         for cycle_id in await run.ask(to_finish):
-            await finish(run, cycle_id)
-    return Completed(message=f"Refused because nobody decided: {', '.join(expired) or 'none'}.")
+            outcome = await finish(run, cycle_id)
+            done.append(f"{outcome.name}. {outcome.message}")
+        done += _reported(await report_what_people_said(run, at_once=False))
+    if done:
+        return Completed(message=" ".join(done))
+    return Completed(name=NOTHING_TO_DO, message="Nothing waited too long, and people said nothing new.")
+
+
+@flow(name="measure-elo", flow_run_name="what people said since")
+async def measure_elo() -> State:
+    """Measure what people said of earlier snapshots now, and write their reports anew.
+
+    By itself this happens when people have paused for ten minutes, or once an hour while they go on.
+    """
+    said = _reported(await report_what_people_said(OnPools(), at_once=True))
+    return Completed(message=said[0]) if said else Completed(name=NOTHING_TO_DO, message="People said nothing new.")
+
+
+def _reported(numbers: list[int]) -> list[str]:
+    cycles = ", ".join(f"cycle {number}" for number in numbers)
+    return [f"Reported what people said since: {cycles}."] if numbers else []
 
 
 @flow(name="roll-back", flow_run_name="roll back, by {name}")
@@ -106,9 +129,11 @@ async def promote_policy(policy: Annotated[str, Field(min_length=6)], reason: Re
         return Completed(name="Promoted by hand", message=await run.ask(act))
 
 
-BY_HAND: tuple[Flow[..., Any], ...] = (decide_promotion, finish_cycle, roll_back, promote_policy)
+BY_HAND: tuple[Flow[..., Any], ...] = (decide_promotion, finish_cycle, roll_back, promote_policy, measure_elo)
 """Flows that a person starts; each has a Prefect deployment of its own name."""
 EXPIRY_CRON = "*/10 * * * *"
+NOTHING_TO_DO = "Nothing to do"
+"""Name of the state of a run that found nothing to do."""
 
 
 async def finish(run: Runner, cycle_id: int) -> Outcome:

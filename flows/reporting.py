@@ -21,8 +21,8 @@ async def publish_report(run: Runner, cycle_id: int, failure: str | None = None)
     await run.report(f"cycle {number}", report.first_screen, report.text)
 
 
-async def report_anew(run: Runner, cycle_id: int) -> None:
-    """Write the report of an earlier cycle once more, with what people said since, and show it.
+async def report_anew(run: Runner, cycle_id: int) -> bool:
+    """Write the report of an earlier cycle once more, with what people said since, and show it; False where it is not.
 
     Where that can't be done any more, because texts of it were erased, say, the report stays as it was: the cycle that
     runs now does not need it.
@@ -31,6 +31,20 @@ async def report_anew(run: Runner, cycle_id: int) -> None:
         await publish_report(run, cycle_id)
     except Exception as error:  # Results of any age, files of any store: none of it may end this cycle.
         logger.warning("The report of an earlier cycle stays as it was: %s", error)
+        return False
+    return True
+
+
+async def report_what_people_said(run: Runner, *, at_once: bool) -> list[int]:
+    """Measure what people said of earlier snapshots, and bring the reports up to date. Returns numbers of cycles.
+
+    Without `at_once` only where it is time to (`orchestrator/stages/elo.py`).
+    """
+    numbers = []
+    for cycle_id in await run.ask(stages.what_people_said, at_once=at_once):
+        if await report_anew(run, cycle_id):
+            numbers.append(await run.ask(stages.cycle_number, cycle_id))
+    return numbers
 
 
 @asynccontextmanager

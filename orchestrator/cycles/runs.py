@@ -18,6 +18,8 @@ from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, FlowRunState, PrefectApi
 
 DEPLOYMENT = "cycle/weekly"
+MEASURE_ELO = "measure-elo/measure-elo"
+"""Measures what people said since, and brings the reports up to date."""
 POLL_S = 0.5
 # A restarted server is back within this time.
 OUTAGE_S = 60.0

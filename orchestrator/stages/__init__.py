@@ -17,7 +17,7 @@ from orchestrator.cycles.record import (
 )
 from orchestrator.stages.comparisons import check_data, freeze_comparisons
 from orchestrator.stages.detectors import fit_ood_detector
-from orchestrator.stages.elo import measure_elo
+from orchestrator.stages.elo import measure_elo, what_people_said
 from orchestrator.stages.fresh_agreement import check_fresh_agreement
 from orchestrator.stages.initial_policy import prepare_initial_policy
 from orchestrator.stages.live import live_to_score
@@ -54,6 +54,7 @@ __all__ = [  # noqa: RUF022
     "prepare_initial_policy",
     "deploy_initial_policy",
     "measure_elo",
+    "what_people_said",
     "freeze_comparisons",
     "check_data",
     "check_fresh_agreement",

@@ -1,16 +1,18 @@
 """Elo of cycles' snapshots from people's comparisons: the only number of a cycle that people gave.
 
-People compare a snapshot after its cycle has ended, so the next cycle measures what they said since.
+People compare a snapshot after its cycle has ended. What they said since is measured by the next cycle, by a flow that
+looks every few minutes (`flows/deciding.py`), or when somebody asks for it; the reports follow whoever measured it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, exists, func, select, text
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import tables as t
 from models.runtime.results import part_to_json, result_from_json
@@ -20,6 +22,14 @@ from orchestrator.judging.standings import games
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.live import live_before
 from orchestrator.store import ledger
+
+# Any number that nothing else in the database uses as an advisory lock.
+_ONE_AT_A_TIME = text("select pg_advisory_xact_lock(0x656c6f)")  # "elo"
+PAUSE = timedelta(minutes=10)
+"""Without a new comparison for so long people have paused, and what they said is measured."""
+LONGEST_WAIT = timedelta(hours=1)
+"""Where they go on and on, it is measured so often: each time some reports are written anew."""
+DECIDED = ("promoted", "refused")
 
 
 @dataclass(frozen=True)
@@ -35,19 +45,83 @@ class Judged:
 
 
 def measure_elo(cycle_id: int) -> list[int]:
-    """Record the Elo of the snapshots of earlier cycles that people compared since. Returns those cycles."""
+    """Record the Elo of the snapshots of earlier cycles that people compared since.
+
+    Returns the cycles whose report has not what people said, whoever measured it.
+    """
     with StageContext(cycle_id, "measure_elo") as context, context.session() as session:
-        played = games(session)
-        return [
-            judged.cycle_id
-            for judged in _judged_before(session, cycle_id)
-            if record_elo(session, judged, played) is not None
-        ]
+        _record_all(session)
+        return outdated_reports(session)
+
+
+def what_people_said(*, at_once: bool) -> list[int]:
+    """The same beside the cycles: where people have paused, or said something for long, or `at_once`."""
+    with database() as session:
+        if at_once or _is_due(session, datetime.now(UTC)):
+            _record_all(session)
+        return outdated_reports(session)
+
+
+def outdated_reports(session: Session) -> list[int]:
+    """The ended cycles whose Elo was measured after their report was last begun, oldest first.
+
+    The newest of them shows every cycle's in its picture of the weeks, and is out of date with any of them.
+    """
+    measured = _newest(session, t.Evaluation.cycle_id, t.Evaluation.created_at, t.Evaluation.kind == "elo")
+    reported = _newest(session, t.Stage.cycle_id, t.Stage.started_at, t.Stage.name == "write_report")
+    ended = select(t.Cycle.id).where(t.Cycle.state != "open", t.Cycle.number > 0).order_by(t.Cycle.id)
+    ids = [id_ for id_ in session.scalars(ended) if id_ in reported]
+    if ids and measured:
+        measured[ids[-1]] = max(measured.values())
+    # Also a report that could not be written counts as begun: it would fail again.
+    return [id_ for id_ in ids if id_ in measured and reported[id_] <= measured[id_]]
+
+
+def _newest(
+    session: Session,
+    cycle: InstrumentedAttribute[int] | InstrumentedAttribute[int | None],
+    moment: InstrumentedAttribute[datetime],
+    which: ColumnElement[bool],
+) -> dict[int, datetime]:
+    """The newest moment of each cycle among the rows that are meant."""
+    rows = session.execute(select(cycle, func.max(moment)).where(which).group_by(cycle))
+    return {cycle_id: newest for cycle_id, newest in rows if cycle_id is not None}
+
+
+def _is_due(session: Session, now: datetime) -> bool:
+    """Whether people compared a decided snapshot since the last time, and it is time to measure what they said."""
+    last = session.scalars(select(func.max(t.Evaluation.created_at)).where(t.Evaluation.kind == "elo")).one()
+    begin = select(func.min(t.Cycle.ended_at)).where(t.Cycle.state.in_(DECIDED), t.Cycle.number > 0)
+    since = last or session.scalars(begin).one()
+    if since is None:
+        return False
+    of_decided = (
+        exists()
+        .where(t.Candidate.pair_id == t.Pair.id, t.Candidate.contestant_id.is_(None))
+        .where(t.Candidate.snapshot_id.in_(select(t.Decision.snapshot_id).where(t.Decision.kind == "cycle")))
+    )
+    newest = session.scalars(
+        select(func.max(t.Comparison.created_at))
+        .join(t.Pair, t.Pair.id == t.Comparison.pair_id)
+        .where(t.Comparison.created_at > since, t.Pair.purpose == "evaluation", of_decided)
+        .where(t.Comparison.reason.is_distinct_from("cant_tell"))
+    ).one()
+    return newest is not None and (now - newest >= PAUSE or now - since >= LONGEST_WAIT)
+
+
+def _record_all(session: Session) -> None:
+    # Two at once would each find the same comparisons to be new.
+    session.execute(_ONE_AT_A_TIME)
+    judged = _ended(session)
+    played = games(session) if judged else []
+    for one in judged:
+        record_elo(session, one, played)
 
 
 def measure_elo_of(cycle_id: int) -> EloNumbers | None:
     """The Elo of one cycle's snapshot from what people said so far, recorded; None where they said nothing new."""
     with database() as session:
+        session.execute(_ONE_AT_A_TIME)
         judged = _judged(session, session.get_one(t.Cycle, cycle_id))
         return record_elo(session, judged, games(session)) if judged is not None else None
 
@@ -104,9 +178,10 @@ def _met(played: Sequence[Game], one: str, other: str) -> list[Game]:
     return [game for game in played if {game.first, game.second} == {one, other}]
 
 
-def _judged_before(session: Session, cycle_id: int) -> list[Judged]:
-    """The cycles before one that decided on a snapshot, oldest first."""
-    cycles = session.scalars(select(t.Cycle).where(t.Cycle.id < cycle_id, t.Cycle.number > 0).order_by(t.Cycle.id))
+def _ended(session: Session) -> list[Judged]:
+    """The cycles that ended and had decided on a snapshot, oldest first; a cancelled one may have."""
+    ended = select(t.Cycle).where(t.Cycle.state != "open", t.Cycle.number > 0).order_by(t.Cycle.id)
+    cycles = session.scalars(ended)
     found = [_judged(session, cycle) for cycle in cycles]
     return [judged for judged in found if judged is not None]
 

@@ -22,7 +22,7 @@ from orchestrator import database
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles import record
 from orchestrator.cycles.outcomes import ended_as_it_should
-from orchestrator.cycles.runs import Progress, follow, start_cycle
+from orchestrator.cycles.runs import MEASURE_ELO, Progress, follow, start_cycle
 from orchestrator.errors import CycleError
 from orchestrator.instance.prefect_api import FlowRunState, PrefectApi
 from orchestrator.instance.up import Instance, reaching
@@ -116,6 +116,7 @@ class Demo:
                 )
             self._compare_with_initial(number, done[number - 1])
             self.console.done(judging_phase(number))
+        self._report_what_raters_said()
         return ended_cycles()[: self.num_cycles]
 
     def _turn(self, first: str, before: Callable[[], None]) -> None:
@@ -176,6 +177,14 @@ class Demo:
             f"Elo {elo.elo:+.0f} [{low:+.0f}, {high:+.0f}] against the initial policy, "
             f"from {elo.num_comparisons} comparisons"
         )
+
+    def _report_what_raters_said(self) -> None:
+        """Bring the reports up to date with what raters said after the last cycle."""
+        with database.database() as session:
+            outdated = judging.outdated_reports(session)
+        if outdated:
+            state = follow(self.api, self.api.start_run(MEASURE_ELO, {}), list, self.console.say)
+            self.console.say(state.line)
 
     def _sit(
         self, sitting: str, weights: dict[Task, float], have: int, wanted: int, *, count_ties: bool = False

@@ -82,8 +82,12 @@ def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance:
     expiry = httpx.get(f"{instance.prefect_api_url}/deployments/name/expire-approvals/expire-approvals").json()
     assert [schedule["schedule"]["cron"] for schedule in expiry["schedules"]] == ["*/10 * * * *"]
     assert expiry["work_pool_name"] == "cpu"
-    state = start(PrefectApi(instance.prefect_api_url), "expire-approvals")
-    assert (state.type, state.message) == ("COMPLETED", "Refused because nobody decided: none.")
+    api = PrefectApi(instance.prefect_api_url)
+    said = start(api, "measure-elo")
+    assert (said.type, said.name, said.message) == ("COMPLETED", "Nothing to do", "People said nothing new.")
+    state = start(api, "expire-approvals")
+    assert (state.type, state.name) == ("COMPLETED", "Nothing to do")
+    assert "**Live**: " in (api.artifact("live") or "")
 
 
 @pytest.mark.slow

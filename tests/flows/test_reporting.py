@@ -24,5 +24,5 @@ class WithoutFiles(InProcess):
 
 
 def test_an_earlier_report_that_cant_be_written_anew_ends_no_cycle(caplog: pytest.LogCaptureFixture) -> None:
-    asyncio.run(report_anew(WithoutFiles(print), 7))
+    assert asyncio.run(report_anew(WithoutFiles(print), 7)) is False
     assert "stays as it was: Artifact 41 is not there." in caplog.text

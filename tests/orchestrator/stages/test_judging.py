@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from flows.cycle import turn
 from flows.deciding import finish
+from flows.reporting import report_what_people_said
 from flows.running import InProcess
 from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles.deciding import take_decision
@@ -83,6 +84,11 @@ def gate(decision: t.Decision, name: str) -> dict[str, Any] | None:
     return next((reason for reason in decision.reasons if reason["gate"] == name), None)
 
 
+def said_of_cycle_1(said: list[str]) -> list[str]:
+    """The reports of the first cycle among what was printed."""
+    return [text for text in said if text.startswith("# Cycle 1")]
+
+
 @pytest.mark.usefixtures("quick_jobs")
 def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     home: Path, engine: Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +113,15 @@ def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
             policies = {"a_snapshot_id": first.snapshot_id, "b_snapshot_id": initial_id}
             fields = {"question": "helpful", "purpose": "evaluation"} | policies
             add_comparison(session, f"question {number}", side=side, pair_fields=fields)
+
+    # Its report has it without a next cycle, once, whether it was measured at once or people had to pause first.
+    runner = InProcess(said.append)
+    assert asyncio.run(report_what_people_said(runner, at_once=False)) == []
+    said.clear()
+    assert asyncio.run(report_what_people_said(runner, at_once=True)) == [1]
+    [shown] = said_of_cycle_1(said)
+    assert "| Elo against the initial policy | 147 [" in shown
+    assert asyncio.run(report_what_people_said(runner, at_once=True)) == []
 
     # 3. The second week's labels are turned round.
     bring_in(engine, tmp_path / "two.jsonl", range(100, 160), turned=True)
@@ -143,16 +158,14 @@ def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     gained = numbers.evaluation.pm_score - numbers.live_evaluation.pm_score
     assert live["gain"]["gain"] == pytest.approx(gained, abs=1e-6)
     assert numbers.initial_evaluation.kl_nats == 0
-    # What people said of the first week's snapshot stands in its report, which is shown anew, and in the evidence:
+    # What people said of the first week's snapshot stands in the evidence:
     # 3 wins and a drawn game of the prior to 1 and the other half of it.
     elo = cycle_numbers(first.cycle_id).elo
     assert elo is not None
     assert (elo.wins, elo.losses, elo.ties, elo.games) == (3, 1, 0, 4)
     assert elo.elo == pytest.approx(147.2, abs=0.1)  # 400 · log10(3.5 / 1.5)
     assert (live["elo"]["elo"], live["elo"]["games"]) == (elo.elo, 4)
-    shown = [text for text in said if text.startswith("# Cycle 1")]
-    assert len(shown) == 1
-    assert "| Elo against the initial policy | 147 [" in shown[0]
+    assert not said_of_cycle_1(said)
 
     # 4. The third week is honest. The second week's preference model, which was refused, is no witness.
     bring_in(engine, tmp_path / "three.jsonl", range(200, 260))
@@ -163,7 +176,7 @@ def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     assert verdict["passed"]
     assert third.evidence["fresh"]["cycle"] == 1
     # Nobody said anything since, so that no report is told anew.
-    assert not [text for text in said if text.startswith("# Cycle 1")]
+    assert not said_of_cycle_1(said)
 
 
 def test_the_witness_is_the_newest_preference_model_that_a_decision_stands_on(session: Session) -> None:

@@ -35,6 +35,13 @@ def test_a_small_demo_runs_and_started_again_repeats_nothing(tmp_path: Path) -> 
     assert [entry["cycle"] for entry in report["cycles"]] == [0, 1]
     assert report["cycles"][0]["snapshot"] != report["cycles"][1]["snapshot"]
     assert report["cycles"][1]["comparisons"] >= 80
+    # No cycle follows, and the last one's report has what raters said after it all the same.
+    reports = sorted(home.rglob("artifacts/**/report.json"), key=lambda file: file.stat().st_mtime_ns)
+    assert len(reports) == 2
+    before, after = (json.loads(file.read_text()) for file in reports)
+    assert (before["cycle"], before["elo"], after["cycle"]) == (1, None, 1)
+    assert after["elo"]["elo"] == report["cycles"][1]["elo"]
+    assert after["weeks"][-1]["elo"] == after["elo"]["elo"]
     again = run_demo(home, out, *ONE_SMALL_CYCLE)
     assert again.returncode == done.returncode, again.stdout + again.stderr
     assert "pretrain" not in again.stdout.split("cycle  comparisons")[0]
