@@ -23,6 +23,7 @@ from flows.ending import end_cycle, seen_at_work, telling_what_is_live
 from flows.reporting import report_what_people_said
 from flows.running import OnPools, Runner
 from flows.states import as_state
+from flows.tidying import NOTHING_TO_DO, remove_idle_runs
 from orchestrator import stages
 from orchestrator.cycles import steering
 from orchestrator.cycles.deciding import cycle_state, expire, take_decision, to_finish
@@ -69,7 +70,8 @@ async def finish_cycle(cycle: Number) -> State:
 async def expire_approvals() -> State:
     """Refuse what nobody decided in time, finish what was decided, and report what people said since.
 
-    It keeps the artifact `live` up to date too.
+    It keeps the artifact `live` up to date too. Where it finds nothing to do it takes the earlier runs that found
+    nothing out of the list of runs, so that there is one of them.
     """
     run, done = OnPools(), list[str]()
     done += [f"Refused because nobody decided: {cycle}." for cycle in await run.ask(expire)]
@@ -80,6 +82,7 @@ async def expire_approvals() -> State:
         done += _reported(await report_what_people_said(run, at_once=False))
     if done:
         return Completed(message=" ".join(done))
+    await remove_idle_runs()
     return Completed(name=NOTHING_TO_DO, message="Nothing waited too long, and people said nothing new.")
 
 
@@ -132,8 +135,6 @@ async def promote_policy(policy: Annotated[str, Field(min_length=6)], reason: Re
 BY_HAND: tuple[Flow[..., Any], ...] = (decide_promotion, finish_cycle, roll_back, promote_policy, measure_elo)
 """Flows that a person starts; each has a Prefect deployment of its own name."""
 EXPIRY_CRON = "*/10 * * * *"
-NOTHING_TO_DO = "Nothing to do"
-"""Name of the state of a run that found nothing to do."""
 
 
 async def finish(run: Runner, cycle_id: int) -> Outcome:
