@@ -92,7 +92,7 @@ async def take(config: CycleConfig, run: Runner, fresh: bool) -> Outcome:
 async def take_stages(config: CycleConfig, run: Runner, cycle_id: int, fresh: bool) -> Outcome:
     """Take the stages of a cycle in their order."""
     number = await run.ask(stages.cycle_number, cycle_id)
-    await run.announce(f"cycle {number}: {config.name}")
+    await run.announce(f"cycle {number}: {config.name}", cycle_id)
     initial_id = await run.stage(stages.prepare_initial_policy, cycle_id, fresh=fresh)
     await run.stage(stages.deploy_initial_policy, cycle_id, initial_id)
     if number == 0:

@@ -17,8 +17,17 @@ from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact,
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from orchestrator.cycles.runs import how_far
+from orchestrator.cycles.time_left import TimeLeft, time_left
+from orchestrator.database import database
 from orchestrator.reports.ppo_progress import course
 from orchestrator.reports.ppo_runs import JobOfRun, jobs_of_runs, measured_by
+
+
+def whole_cycle(cycle_id: int) -> TimeLeft | None:
+    """What is left of a cycle now."""
+    with database() as session:
+        return time_left(session, cycle_id)
+
 
 LOOK_S = 5.0
 """Between two looks: the server is told of a change no more often than this."""
@@ -41,6 +50,9 @@ class Showing:
     def __init__(self) -> None:
         self._flow_run_ids: set[str] = set()
         self._shown: dict[int, Shown] = {}
+        self.cycle: tuple[int, str] | None = None
+        """The cycle, by id and title, whose time left is shown beside the jobs'."""
+        self._whole = Shown()
 
     @asynccontextmanager
     async def following(self, flow_run_id: str) -> AsyncIterator[None]:
@@ -65,6 +77,9 @@ class Showing:
         try:
             for job in await asyncio.to_thread(jobs_of_runs, self._flow_run_ids):
                 await self._show(job, self._shown.setdefault(job.stage_id, Shown()))
+            if self.cycle is not None:
+                id_, title = self.cycle
+                await self._show_cycle(title, await asyncio.to_thread(whole_cycle, id_))
         except Exception as error:
             get_run_logger().debug("progress was not shown: %s", error)
 
@@ -76,6 +91,16 @@ class Showing:
         if job.num_lines > shown.lines and job.stage == "train_policy":
             shown.lines = job.num_lines
             await self._show_table(job, shown)
+
+    async def _show_cycle(self, title: str, left: TimeLeft | None) -> None:
+        """A bar for the whole cycle, once there is an earlier one to go by."""
+        if left is None or left.said == self._whole.said:
+            return
+        self._whole.said, percent, words = left.said, 100 * left.share_done, f"{title}: {left.said}"
+        if self._whole.bar is None:
+            self._whole.bar = await acreate_progress_artifact(percent, key="progress-cycle", description=words)
+        else:
+            await aupdate_progress_artifact(self._whole.bar, progress=percent, description=words)
 
     async def _show_bar(self, job: JobOfRun, shown: Shown, words: str) -> None:
         share = job.share

@@ -62,7 +62,7 @@ class Runner(Protocol):
     async def tell(self, line: str | None) -> None:
         """Say something by the way; nothing where there is nothing to say."""
 
-    async def announce(self, title: str) -> None:
+    async def announce(self, title: str, cycle_id: int | None = None) -> None:
         """Say which cycle this is, once that is known."""
 
     async def report(self, of: str, markdown: str, text: str | None = None) -> None:
@@ -116,7 +116,7 @@ class InProcess:
         if line is not None:
             self._say(line)
 
-    async def announce(self, title: str) -> None:
+    async def announce(self, title: str, cycle_id: int | None = None) -> None:
         """Print the title."""
         self._say(title)
 
@@ -202,9 +202,10 @@ class OnPools:
         if line is not None:
             get_run_logger().warning(line)
 
-    async def announce(self, title: str) -> None:
-        """Name the flow run after its cycle."""
+    async def announce(self, title: str, cycle_id: int | None = None) -> None:
+        """Name the flow run after its cycle, and show how long that still takes."""
         self._title = title
+        self._showing.cycle = None if cycle_id is None else (cycle_id, title)
         async with get_client() as client:
             await client.update_flow_run(UUID(flow_run.id), name=title)
 

@@ -277,6 +277,11 @@ def _other_cycle(current: t.Cycle, config: CycleConfig) -> OtherCycle | None:
     return OtherCycle(current.number, said)
 
 
+def same_configuration(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    """Whether two stored configurations train the same; what they say about other runs may differ."""
+    return not _differences(one, other)
+
+
 def _differences(one: Mapping[str, object], other: Mapping[str, object], prefix: str = "") -> list[str]:
     keys = []
     for key in sorted(one.keys() | other.keys()):

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from db import tables as t
 from orchestrator.cycles.outcomes import ended_as_it_should
+from orchestrator.cycles.time_left import duration
 from orchestrator.database import database
 from orchestrator.errors import CycleError, ServiceUnavailable
 from orchestrator.instance.prefect_api import ENDED, FlowRunState, PrefectApi
@@ -169,12 +170,5 @@ def _ended(stage: t.Stage) -> str:
 def how_far(progress: t.StageProgress) -> str:
     """Where a job is and how long it still takes, in words: "iteration 3 of 40, 2 min left"."""
     of = f" of {progress.steps}" if progress.steps else ""
-    left = f", {_duration(progress.eta_s)} left" if progress.eta_s is not None else ""
+    left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
     return f"{progress.phase} {progress.step}{of}{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.cycles.outcomes import Outcome
 from orchestrator.cycles.presence import who_is_at_work
+from orchestrator.cycles.time_left import left_said
 from orchestrator.database import database
 from orchestrator.errors import OrchestratorError
 from orchestrator.instance.identity import own_prefect
@@ -49,8 +50,16 @@ def loop_now(session: Session, next_slot: datetime | None = None) -> LoopState:
     state = loop_state(session, next_slot)
     if state.open_cycle is None:
         return state
-    working = tuple(who_is_at_work(session, state.open_cycle.id))
-    return replace(state, open_cycle=replace(state.open_cycle, at_work=working))
+    cycle = state.open_cycle
+    working = tuple(who_is_at_work(session, cycle.id))
+    left = left_said(session, cycle.id) if working and cycle.number > 0 else None
+    return replace(state, open_cycle=replace(cycle, at_work=working, left=left))
+
+
+def left_of(session: Session, cycle_id: int) -> str | None:
+    """How long a cycle still takes, in words; None where it is over, waits or nothing works on it."""
+    cycle = loop_now(session).open_cycle
+    return cycle.left if cycle is not None and cycle.id == cycle_id else None
 
 
 def publish_live() -> bool:

@@ -75,6 +75,8 @@ class OpenCycle:
     """Why that stage failed; None while nothing is known to be wrong."""
     at_work: tuple[str, ...] | None = None
     """The runs and stages that work on it now; None where that was not asked."""
+    left: str | None = None
+    """How long it still takes, in words, while it is worked on."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ def how_to_decide(one: Waiting) -> str:
 def _open_said(cycle: OpenCycle) -> str:
     begun = f"cycle {cycle.number} ({cycle.name}), open since {at(cycle.since)}"
     if cycle.at_work:
-        return f"{begun}; at work: {', '.join(cycle.at_work)}"
+        left = f"; {cycle.left}" if cycle.left else ""
+        return f"{begun}; at work: {', '.join(cycle.at_work)}{left}"
     where = f"at {cycle.stage or 'its beginning'}"
     if cycle.stopped is not None:
         where = f"stopped {where}: {cycle.stopped.rstrip('.')}"

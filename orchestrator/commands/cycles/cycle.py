@@ -83,6 +83,7 @@ def _watch(args: argparse.Namespace) -> int:
 
     run = _run_to_watch(Settings.from_env(), wait=not args.once)
     print(run.title(), flush=True)
+    _print_left()
     table = Table()
     while True:
         # Asked before reading, so that the last lines of a run that ends meanwhile are shown too.
@@ -95,6 +96,19 @@ def _watch(args: argparse.Namespace) -> int:
         if args.once:
             return 0
         time.sleep(WATCH_POLL_S)
+
+
+def _print_left() -> None:
+    """How long the open cycle still takes as a whole, where the database can be asked."""
+    from orchestrator.cycles.telling import loop_now
+    from orchestrator.database import database
+
+    if Settings.from_env().database_url is None:
+        return
+    with database() as session:
+        cycle = loop_now(session).open_cycle
+    if cycle is not None and cycle.left is not None:
+        print(f"Cycle {cycle.number} as a whole: {cycle.left}.", flush=True)
 
 
 def _run_to_watch(settings: Settings, *, wait: bool) -> Run:
@@ -163,6 +177,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from orchestrator.cycles.record import cycle_id_of
+    from orchestrator.cycles.telling import left_of
     from orchestrator.database import database
     from orchestrator.reports.cycle import cycle_numbers
     from orchestrator.reports.cycle_text import to_markdown
@@ -174,10 +189,13 @@ def _show(args: argparse.Namespace) -> int:
         return _show_mistakes(cycle_id, numbers, as_json=args.json)
     with database() as session:
         erased = cycle_not_reproducible(session, cycle_id)
+        left = left_of(session, cycle_id)
     if args.json:
         print(json.dumps(numbers.to_json() | {"not_reproducible": erased}, indent=2))
     else:
         print(to_markdown(numbers), end="")
+        if left is not None:
+            print(f"\nThe cycle is at work: {left}.")
         folder = _pictures(cycle_id)
         if folder is not None:
             print(f"\nThe pictures: {folder}")

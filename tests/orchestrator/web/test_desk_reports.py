@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator.cycles.presence import at_work
 from orchestrator.reports import page
 from orchestrator.reports.page import to_html
+from orchestrator.store.approvals import hold_for_decision
 from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.web.app import FeedbackConfig
 from orchestrator.web.pages.desk import reports
@@ -80,6 +83,25 @@ def test_cycles_are_listed_with_the_way_to_their_reports(reported: None, admin: 
     assert re.findall(r'data-label="Cycle">(\d+)<', html) == ["4", "3", "2", "1"]
     assert re.findall(r'href="(/desk/cycles/[^"]+)"', html) == [f"/desk/cycles/{number}/report" for number in (3, 2, 1)]
     assert "&lt;b&gt;bold&lt;/b&gt;" in html
+
+
+def test_the_open_cycle_says_how_long_it_still_takes_or_that_it_waits(
+    reported: None, admin: Browser, database: Database, config: FeedbackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> str:
+        return re.findall(r'data-label="State">(.*?)<', admin.client.get("/desk/cycles").text)[0]
+
+    monkeypatch.setenv("DATABASE_URL", config.database_url)
+    with database() as session:
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == 4)).one()
+    assert state() == "open"
+    with at_work(cycle_id, "cycle run"):
+        # The promoted cycles took 2 s for either stage, and this one has begun neither.
+        assert re.fullmatch(r"open: about 2 s left at \d\d:\d\d UTC, going by cycle 3", state())
+        with database() as session, session.begin():
+            snapshot = add_artifact(session, "week 4")
+            hold_for_decision(session, cycle_id, snapshot.id, "it is to be", [], {}, timedelta(hours=48))
+        assert state() == "open: waits for a decision"
 
 
 def test_a_report_is_the_stored_page_with_what_it_cost(reported: None, admin: Browser) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.cycles.cost import CycleCost, cost_of
+from orchestrator.cycles.telling import loop_now
 from orchestrator.errors import ApiError
 from orchestrator.store import ledger
 from orchestrator.web.pages.desk.shared import Desk
@@ -56,6 +57,8 @@ class ListedCycle(NamedTuple):
     note: str | None
     reported: bool
     """Whether there is a report of it."""
+    now: str | None = None
+    """Of the open one: that it waits for a person, or how long it still takes while it is worked on."""
 
 
 def _cycles(session: Session) -> list[ListedCycle]:
@@ -74,7 +77,12 @@ def _cycles(session: Session) -> list[ListedCycle]:
         t.Cycle.note,
         reported.label("reported"),
     )
-    return [ListedCycle(*row) for row in session.execute(query.order_by(t.Cycle.number.desc()))]
+    listed = [ListedCycle(*row) for row in session.execute(query.order_by(t.Cycle.number.desc()))]
+    loop = loop_now(session)
+    if loop.open_cycle is None:
+        return listed
+    now = "waits for a decision" if loop.waiting else loop.open_cycle.left
+    return [one._replace(now=now) if one.number == loop.open_cycle.number else one for one in listed]
 
 
 def _report(session: Session, number: int) -> tuple[str, CycleCost]:
