@@ -40,7 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     start = actions.add_parser("run", help="run a cycle, or go on with the open one")
     configure_start(start, "TOML file that says what to train")
-    start.add_argument("--stage", choices=STAGES, help="end after this stage; with --fresh it alone is done anew")
+    start.add_argument(
+        "--stage",
+        choices=STAGES,
+        metavar="STAGE",
+        help=f"end after this stage ({', '.join(STAGES)}); with --fresh it alone is done anew",
+    )
     watch = actions.add_parser("watch", help="follow the newest PPO run, on whichever machine it trains; waits for it")
     watch.add_argument("--once", action="store_true", help="what there is so far, without waiting")
     listing = actions.add_parser("list", help="cycles and how they ended")
