@@ -136,8 +136,8 @@ def to_roll_back_to(session: Session, digest: str | None = None, cycle: int | No
         found = _before(session, live.id)
         if found is None:
             raise CycleError(
-                "Nothing was live before this policy, so there is no way back. `orchestrator promote DIGEST` puts "
-                "another snapshot live; `orchestrator artifacts` lists them."
+                "Nothing was live before this policy, so there is no way back. Put another one live: at the desk "
+                "under Live, or by `orchestrator promote DIGEST` (`orchestrator artifacts --kind snapshot` lists them)."
             )
         named = "It"
     if found is None:
@@ -227,6 +227,12 @@ def _last_deployment(session: Session, *where: Any) -> t.Deployment | None:
         .order_by(t.Deployment.id.desc())
         .limit(1)
     ).first()
+
+
+def before_live(session: Session) -> t.Deployment | None:
+    """The deployment that a roll-back goes to where nothing is named; None where there is no way back."""
+    live = live_deployment(session)
+    return None if live is None else _before(session, live.id)
 
 
 def _before(session: Session, deployment_id: int) -> t.Deployment | None:

@@ -12,6 +12,7 @@ from fastapi import Path, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.datastructures import FormData
 
 from orchestrator.errors import ApiError
@@ -57,6 +58,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = render_markdown
+    environment.filters["commands"] = with_commands
     return environment
 
 
@@ -77,6 +79,14 @@ def rendered(template: str, **values: object) -> str:
     return _templates().get_template(template).render(values)
 
 
+def with_commands(text: str) -> Markup:
+    """A sentence of ours as HTML: what it has between backticks is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick without its other one
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
 def wants_page(request: Request) -> bool:
     """Whether a person's browser asked, rather than a program or a page's script."""
     return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")
@@ -93,9 +103,21 @@ def error_answer(
     """An error as a page for people, as JSON for everything else."""
     if not wants_page(request):
         return json_answer(request, status, code, message, headers)
-    answer = page("error.html", status=status, heading=HEADINGS.get(status, "That did not work"), message=message)
+    heading = HEADINGS.get(status, "That did not work")
+    answer = (
+        page("desk/error.html", status=status, heading=heading, message=message, desk=True, back=_back_at_desk(request))
+        if request.url.path.startswith("/desk")
+        else page("error.html", status=status, heading=heading, message=message)
+    )
     answer.headers.update(headers or {})
     return answer
+
+
+def _back_at_desk(request: Request) -> str:
+    """The page of the desk whose form or link led here; the desk's first page where the browser doesn't say."""
+    came_from = urlsplit(request.headers.get("referer", ""))
+    ours = came_from.netloc == request.headers.get("host") and came_from.path.startswith("/desk")
+    return came_from.path if ours and came_from.path != request.url.path else "/desk"
 
 
 class PageRoute(APIRoute):

@@ -30,7 +30,7 @@ from orchestrator.web.pages.desk import live as desk_live
 from orchestrator.web.pages.desk.shared import Desk
 from orchestrator.web.service import Feedback
 from tests.orchestrator.feedback_app import ADMIN_TOKEN
-from tests.orchestrator.web.browsing import Browser
+from tests.orchestrator.web.browsing import Browser, forms
 from tests.orchestrator.web.stand_in import StandIn
 from tests.running import add_artifact, deploy
 
@@ -256,7 +256,10 @@ def test_one_goes_back_and_puts_any_policy_live(
         refused = add_artifact(session, "refused").digest
     ada = sign_in("Ada")
     page = ada.get("/desk/live")
+    assert f"what was live before: {live[:19]}" in page.text
     after = ada.send(page, "/roll-back", reason="it <i>shouts</i>", digest="")
+    assert "what was live before" not in after.text  # twice would go back two, and there was one
+    assert f'<option value="{live}">' not in after.text  # it is live now
     assert "rolled back: it &lt;i&gt;shouts&lt;/i&gt;" in after.text
     assert stand_in.admin_calls == ["load", "refresh"]
     # Sent again from the page of before, it would go back once more.
@@ -268,6 +271,25 @@ def test_one_goes_back_and_puts_any_policy_live(
     assert [(one.digest, one.decision, one.decided_by) for one in history[:2]] == [
         (refused, "by_hand", "Ada"), (live, "roll_back", "Ada"),
     ]  # fmt: skip
+
+
+def test_what_the_desk_refuses_leads_back_to_the_desk(sign_in: SignIn, database: Database, live: str) -> None:
+    with database() as session, session.begin():
+        deploy(session, add_artifact(session, "week 2"))
+    ada = sign_in("Ada")
+    page = ada.get("/desk/live")
+    ada.client.headers["Referer"] = str(page.url)
+    ada.send(page, "/roll-back", reason="it shouts", digest="")
+    form = forms(ada.get("/desk/live"))[-1].values | {"reason": "again", "digest": ""}
+    refused = ada.client.post("/desk/live/roll-back", data=form)
+    assert refused.status_code == 422
+    assert "no way back. Put another one live: at the desk under Live, or by <code>orchestrator promote" in refused.text
+    assert '<a class="button" href="/desk/live">Back</a>' in refused.text
+    assert '<a class="home" href="/desk">' in refused.text
+    assert '<a href="/desk/cycles">Cycles</a>' in refused.text
+    # A link of another site leads nowhere but to the desk.
+    ada.client.headers["Referer"] = "https://elsewhere.example/desk/live"
+    assert '<a class="button" href="/desk">Back</a>' in ada.get("/desk/nothing").text
 
 
 def test_a_policy_that_can_t_be_served_changes_nothing(

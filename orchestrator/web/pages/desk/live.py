@@ -27,7 +27,7 @@ from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.store import approvals
 from orchestrator.store.acts import Actor, newest_acts
 from orchestrator.store.approvals import Answer, decision_said
-from orchestrator.store.deployments import POLICIES
+from orchestrator.store.deployments import POLICIES, before_live
 from orchestrator.store.live import Live, asked, deployments, live_said, loop_said
 from orchestrator.store.verdicts import GateRow, evidence_said, gate_rows, passed_said
 from orchestrator.web.pages.desk.samples import Beside, samples_of
@@ -67,7 +67,8 @@ def _add_page(router: APIRouter, desk: Desk) -> None:
                 "carried_out": _carried_out(session),
                 "history": history,
                 "past": _past(history),
-                "policies": newest_artifacts(session, POLICIES),
+                "way_back": _way_back(session, history),
+                "policies": _others(newest_artifacts(session, POLICIES), history),
                 "acts": newest_acts(session, ACTS),
             }
 
@@ -101,6 +102,20 @@ def _past(history: list[Live]) -> list[tuple[str, str]]:
     """Policies that were live and are not, by digest and name, the newest first."""
     live = {one.digest for one in history if one.until is None}
     return list({one.digest: one.name for one in history if one.digest not in live}.items())
+
+
+def _way_back(session: Session, history: list[Live]) -> str | None:
+    """What a roll-back goes to where nothing is chosen, by name; None where there is no way back."""
+    before = before_live(session)
+    if before is None:
+        return None
+    return next((one.name for one in history if one.deployment_id == before.id), f"deployment {before.id}")
+
+
+def _others(policies: list[tuple[str, str]], history: list[Live]) -> list[tuple[str, str]]:
+    """Those that are not live now: putting live what is live is refused."""
+    live = {one.digest for one in history if one.until is None}
+    return [(digest, name) for digest, name in policies if digest not in live]
 
 
 def _carried_out(session: Session) -> list[str]:
