@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.states import told_in_a_line
 from flows.threads import in_thread
 from orchestrator.cycles.cancelling import give_up
 from orchestrator.instance.identity import own_prefect
@@ -25,6 +26,7 @@ def cancel_run_name() -> str:
 
 
 @flow(name="cancel-cycle", flow_run_name=cancel_run_name)
+@told_in_a_line
 async def cancel_cycle(
     cycle: Annotated[int, Field(ge=0)],
     reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)],

@@ -22,7 +22,7 @@ from flows.command_line import exit_status, printing
 from flows.ending import end_cycle, seen_at_work, telling_what_is_live
 from flows.reporting import report_what_people_said
 from flows.running import OnPools, Runner
-from flows.states import as_state
+from flows.states import as_state, told_in_a_line
 from flows.tidying import NOTHING_TO_DO, remove_idle_runs
 from orchestrator import stages
 from orchestrator.cycles import steering
@@ -41,11 +41,12 @@ Number = Annotated[int, Field(ge=0)]
 
 
 @flow(name="decide-promotion", flow_run_name="cycle {cycle}: {decision}, by {name}")
+@told_in_a_line
 async def decide_promotion(cycle: Number, decision: Literal["promote", "refuse"], reason: Reason, name: Name) -> State:
     """Say whether the snapshot of a cycle that waits for approval goes live, and carry it out.
 
     Args:
-        cycle: Number of the cycle that waits; the artifact `live` names it.
+        cycle: Number of the cycle that waits, as its runs are named: 4 for "cycle 4: …".
         decision: promote puts its snapshot before people, refuse leaves the live policy where it is.
         reason: Why, in a sentence. It stands on the record and in the cycle's report.
         name: Who you are. It is recorded as claimed, as Prefect knows no users; at the desk it is proven.
@@ -56,6 +57,7 @@ async def decide_promotion(cycle: Number, decision: Literal["promote", "refuse"]
 
 
 @flow(name="finish-cycle", flow_run_name="finish cycle {cycle}")
+@told_in_a_line
 async def finish_cycle(cycle: Number) -> State:
     """Carry out a decision that was taken at the desk or by a command: promote or refuse, report, close.
 
@@ -102,13 +104,14 @@ def _reported(numbers: list[int]) -> list[str]:
 
 
 @flow(name="roll-back", flow_run_name="roll back, by {name}")
+@told_in_a_line
 async def roll_back(reason: Reason, name: Name, policy: str | None = None, cycle: Number | None = None) -> State:
     """Go back to what was live before: policy, preference model and template together, within seconds.
 
     Args:
         reason: Why, in a sentence. It stands on the record.
         name: Who you are. It is recorded as claimed, as Prefect knows no users; at the desk it is proven.
-        policy: Digest, or its beginning, of a policy that was live; empty for the one before.
+        policy: Digest, or its beginning, of a policy that was live (the desk has them); empty for the one before.
         cycle: Or the number of the cycle to go back to; empty for the policy before.
     """
     run = OnPools()
@@ -118,11 +121,12 @@ async def roll_back(reason: Reason, name: Name, policy: str | None = None, cycle
 
 
 @flow(name="promote-policy", flow_run_name="promote {policy}, by {name}")
+@told_in_a_line
 async def promote_policy(policy: Annotated[str, Field(min_length=6)], reason: Reason, name: Name) -> State:
     """Put any snapshot there is live, past ones and those that were never live alike.
 
     Args:
-        policy: Digest, or its beginning, of the snapshot.
+        policy: Digest, or its beginning, of the snapshot; the desk lists them under Live.
         reason: Why, in a sentence. It stands on the record.
         name: Who you are. It is recorded as claimed, as Prefect knows no users; at the desk it is proven.
     """

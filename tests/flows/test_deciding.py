@@ -78,6 +78,29 @@ def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Ins
     assert fields["reason"]["minLength"] == fields["name"]["minLength"] == 1
 
 
+@pytest.mark.parametrize(
+    ("flow", "asked", "said"),
+    [
+        ("promote-policy", {"policy": "deadbeef"}, "No artifact 'deadbeef'; `orchestrator artifacts` lists them."),
+        ("cancel-cycle", {"cycle": 977}, "Cycle 977 does not exist; only an open cycle can be cancelled."),
+    ],
+)
+def test_a_person_s_mistake_ends_a_form_s_run_in_one_line(
+    instance: Instance, flow: str, asked: dict[str, Any], said: str
+) -> None:
+    api = PrefectApi(instance.prefect_api_url)
+    state = start(api, flow, reason="it shouts", name="Ada", **asked)
+    assert (state.type, state.name, state.message) == ("FAILED", "Failed", said)
+    [run] = [run for run in api.flow_runs({"limit": 50}) if run["state_name"] == "Failed" and said in str(run["state"])]
+    only = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+
+    def logged() -> list[str]:
+        return [line["message"] for line in httpx.post(f"{instance.prefect_api_url}/logs/filter", json=only).json()]
+
+    wait_for("the run's log", lambda: any(said in line for line in logged()), 30)
+    assert not any("Traceback" in line for line in logged())
+
+
 def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance: Instance) -> None:
     expiry = httpx.get(f"{instance.prefect_api_url}/deployments/name/expire-approvals/expire-approvals").json()
     assert [schedule["schedule"]["cron"] for schedule in expiry["schedules"]] == ["*/10 * * * *"]
