@@ -24,10 +24,9 @@ sys.path[:0] = [str(ROOT)]
 
 from pydantic.fields import FieldInfo  # noqa: E402
 
-from models.runtime.settings import bounds_in_words  # noqa: E402
 from orchestrator.cli import COMMANDS, GROUPS, make_parser  # noqa: E402
 from orchestrator.config import CycleConfig  # noqa: E402
-from orchestrator.config.base import keys_of, section_in, statement_of  # noqa: E402
+from orchestrator.config.base import bounds_of, keys_of, section_in, statement_of  # noqa: E402
 from orchestrator.settings import VARIABLES, Variable  # noqa: E402
 from orchestrator.world.settings import DemoConfig  # noqa: E402
 
@@ -107,14 +106,8 @@ def entries(fields: dict[str, FieldInfo]) -> Iterator[str]:
 
 def kind(known: FieldInfo) -> str:
     """The type of a key in the words of the file, with its bounds."""
-    bounds = {
-        name: getattr(rule, name)
-        for rule in known.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if getattr(rule, name, None) is not None
-    }
-    words = type_in_words(known.annotation)
-    return f"{words}, {bounds_in_words(bounds)}" if bounds else words
+    words, bounds = type_in_words(known.annotation), bounds_of(known)
+    return f"{words}, {bounds}" if bounds else words
 
 
 def type_in_words(annotation: Any) -> str:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from orchestrator.config import CycleConfig, load_config
-from orchestrator.config.base import keys_of, section_in, statement_of
+from orchestrator.config.base import bounds_of, keys_of, section_in, statement_of
 from orchestrator.config.known import file_of, known
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
@@ -57,6 +57,8 @@ TITLES = {
     "overrides": "Other settings, as text",
     "config": "Another configuration file",
 }
+ACTS = {"cycle": "Cycle", "decision": "Decision", "reason": "Why", "name": "Your name", "policy": "Policy"}
+"""Titles of the fields by which a person acts. The run's own name stands above them, and is another one."""
 LIMITS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 """What Prefect's server can check of a value by itself."""
 
@@ -95,7 +97,7 @@ def form_of(flow: Flow[..., Any], names: Iterable[str]) -> ParameterSchema:
             field |= _stated(FIELDS[name])
         elif name == "configuration" and (offered := sorted(names)):
             field |= {"enum": offered}
-        field["title"] = TITLES.get(name, field.get("title", name))
+        field["title"] = (TITLES | ACTS).get(name, field.get("title", name))
         _may_be_left_empty(field)
     return schema
 
@@ -128,10 +130,11 @@ def _section(path: str) -> Any:
 
 
 def _described(key: str, known_key: FieldInfo) -> str:
-    """What a person must know to fill it: meaning, unit, what more of it does, and what holds where it is empty."""
+    """What a person must know to fill it: meaning, unit and limits, what more does, what holds where it is empty."""
     statement = statement_of(known_key)
     default = "not set" if known_key.default is None else f"{known_key.default:g}"
-    unit = f" Unit: {statement['unit']}." if statement["unit"] else ""
+    said = "; ".join(filter(None, (statement["unit"], bounds_of(known_key))))
+    unit = f" Unit: {said}." if said else ""
     raised = f" Higher: {statement['raised']}." if statement["raised"] else ""
     return (
         f"{known_key.description}{unit}{raised} Left empty: as the configuration has it (`{key}`; {default} where it "

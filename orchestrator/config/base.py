@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from models.runtime.settings import Checked, setting, stated
+from models.runtime.settings import Checked, bounds_in_words, setting, stated
 
 
 def _expanded(value: Any) -> Any:
@@ -99,6 +99,17 @@ def statement_of(known: FieldInfo) -> Statement:
     """Unit, what raising does and whether the key is new, as they were stated; sections have none of it."""
     extra: Any = known.json_schema_extra or {}
     return {"unit": extra.get("unit", ""), "raised": extra.get("raised", ""), "new": extra.get("new", False)}
+
+
+def bounds_of(known: FieldInfo) -> str:
+    """The limits of a key in words, `at least 1 and at most 4`; empty where it has none."""
+    bounds = {
+        name: getattr(rule, name)
+        for rule in known.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(rule, name, None) is not None
+    }
+    return bounds_in_words(bounds) if bounds else ""
 
 
 def told(section: Any, settings: type[Checked]) -> dict[str, Any]:
