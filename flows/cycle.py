@@ -46,7 +46,7 @@ async def cycle(
 ) -> State:
     """One cycle: freeze the comparisons, train, judge, promote. Goes on with an interrupted one where it stopped.
 
-    Fields left empty are as the configuration has them (`forms.py`).
+    Fields left empty are as the configuration has them.
 
     Args:
         configuration: What to train, by name. `orchestrator register` offers what lies in `configs/` of the home.

@@ -38,6 +38,7 @@ from flows.training import GPU_FLOWS
 from orchestrator.commands.running.register import configure
 from orchestrator.config import CycleConfig, load_config
 from orchestrator.config.known import known, remember
+from orchestrator.cycles.telling import KEY
 from orchestrator.errors import ConfigError
 from orchestrator.instance.identity import own_prefect
 from orchestrator.settings import Settings
@@ -55,6 +56,7 @@ CRONS: dict[str, str] = {expire_approvals.name: EXPIRY_CRON}
 """Of those, by the flow's name, when they begin by themselves (UTC); their schedules are not the operator's."""
 COMMAND = "python -m flows.engine"
 TAG = "orchestrator"
+TO_LIVE = f"[What is live, and where the loop is](/artifacts/key/{KEY})"
 SLUG = "configuration"
 """Of the schedule that a configuration set, beside others that the UI may have added."""
 
@@ -83,12 +85,26 @@ async def ensure_pool(client: PrefectClient, name: str) -> None:
         await client.update_work_pool(name, WorkPoolUpdate(description=POOLS[name], base_job_template=template))
 
 
+def description_of(flow: Flow[..., Any]) -> str:
+    """What the UI says of a flow: its docstring but for the arguments, which the form describes, and a way on.
+
+    UI v1 has no menu entry for artifacts, so that `live` is reached by a link alone.
+    """
+    return f"{(flow.description or '').partition('Args:')[0].strip()}\n\n{TO_LIVE}"
+
+
 def deployment(
     flow: Flow[..., Any], name: str, pool: str, parameters: dict[str, Any] | None = None
 ) -> RunnerDeployment:
     """A Prefect deployment of one of our flows; the worker imports it by its module."""
     made = RunnerDeployment.from_flow(
-        flow, name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH, tags=[TAG], parameters=parameters
+        flow,
+        name,
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        tags=[TAG],
+        parameters=parameters,
+        description=description_of(flow),
     )
     # What counts as set is sent, and what is sent as empty is erased there.
     kept = {"schedules", "paused"} if parameters is not None else {"schedules", "paused", "parameters"}

@@ -36,7 +36,7 @@ async def robustness(
 ) -> State:
     """Train two preference models on halves of the comparisons, follow one with PPO, and see whether both agree.
 
-    Fields left empty are as the configuration has them (`forms.py`).
+    Fields left empty are as the configuration has them.
 
     Args:
         configuration: What to train, by name, as for a cycle. Its gates play no part.

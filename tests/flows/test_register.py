@@ -67,9 +67,19 @@ def test_the_form_has_typed_and_described_fields_in_order(instance: Instance, de
     assert in_order[-3:] == ["fresh", "overrides", "config"]
     assert set(in_order[1:-3]) - {"comparisons"} == set(FIELDS) & set(in_order)
     assert all(field["type"] and field["description"] and field["title"] != name for name, field in fields.items())
-    assert "Unit: rollouts." in fields["iterations"]["description"]
+    assert "Unit: rollouts; at least 1." in fields["iterations"]["description"]
     assert "(`ppo.iterations`; 40 where it has none)" in fields["iterations"]["description"]
     assert not schema.get("required")
+
+
+def test_a_form_says_what_it_does_and_leads_to_what_is_live(instance: Instance) -> None:
+    told = get(instance, "/deployments/name/roll-back/roll-back")
+    assert told["description"] == (
+        "Go back to what was live before: policy, preference model and template together, within seconds.\n\n"
+        "[What is live, and where the loop is](/artifacts/key/live)"
+    )
+    titles = {name: field["title"] for name, field in told["parameter_openapi_schema"]["properties"].items()}
+    assert titles == {"reason": "Why", "name": "Your name", "policy": "Policy", "cycle": "Cycle"}
 
 
 def test_no_run_of_a_form_or_a_schedule_is_named_by_chance() -> None:
