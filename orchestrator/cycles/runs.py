@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from db import tables as t
 from orchestrator.cycles.outcomes import ended_as_it_should
@@ -165,6 +166,17 @@ def _ended(stage: t.Stage) -> str:
     seconds = (stage.ended_at - stage.started_at).total_seconds()
     how = {"found": "found, not repeated", "failed": f"failed: {stage.error}"}.get(stage.state, "done")
     return f"{stage.name} {how} ({seconds:.1f} s)"
+
+
+def jobs_of(session: Session, cycle_id: int) -> dict[str, str]:
+    """Where the jobs of a cycle are and how long they still take, by the names of their stages, as the rows have it."""
+    running = session.execute(
+        select(t.Stage.name, t.StageProgress)
+        .join(t.StageProgress, t.StageProgress.stage_id == t.Stage.id)
+        .where(t.Stage.cycle_id == cycle_id, t.Stage.state == "running")
+        .order_by(t.Stage.id)
+    )
+    return {name: how_far(progress) for name, progress in running}
 
 
 def how_far(progress: t.StageProgress) -> str:

@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.cycles.outcomes import Outcome
 from orchestrator.cycles.presence import who_is_at_work
+from orchestrator.cycles.runs import jobs_of
 from orchestrator.cycles.time_left import left_said
 from orchestrator.database import database
 from orchestrator.errors import OrchestratorError
 from orchestrator.instance.identity import own_prefect
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.settings import Settings
-from orchestrator.store.live import PUT_LIVE, Live, LoopState, loop_state, to_markdown
+from orchestrator.store.live import PUT_LIVE, Live, LoopState, in_a_line, loop_state, to_markdown
 
 KEY = "live"
 CHANGED_BY_HAND = "orchestrator.live-changed-by-hand"
@@ -46,7 +47,18 @@ def end_waiting_runs(cycle_id: int, outcome: Outcome) -> None:
 
 
 def loop_now(session: Session, next_slot: datetime | None = None) -> LoopState:
-    """Where the loop is now, and what works on it."""
+    """Where the loop is now, what works on it, and how far that is."""
+    state = _loop_at_work(session, next_slot)
+    if state.open_cycle is None:
+        return state
+    jobs = jobs_of(session, state.open_cycle.id)
+    # A stage that was killed is called running in its row.
+    far = tuple(f"{name}: {jobs[name]}" for name in state.open_cycle.at_work or () if name in jobs)
+    return replace(state, open_cycle=replace(state.open_cycle, how_far=far))
+
+
+def _loop_at_work(session: Session, next_slot: datetime | None) -> LoopState:
+    """The same for what is read later than it is written, when jobs are further."""
     state = loop_state(session, next_slot)
     if state.open_cycle is None:
         return state
@@ -77,12 +89,12 @@ def publish_at(api: PrefectApi, database: Database, feedback_url: str | None = N
     """The same on a given server. A version that says the same as the last is not added."""
     next_slot = api.next_scheduled()
     with database() as session:
-        state = loop_now(session, next_slot)
+        state = _loop_at_work(session, next_slot)
     links = {"The desk": f"{feedback_url}/desk/live"} if feedback_url else {}
     mark = f"[//]: # (deployment {state.live.deployment_id if state.live else 0})"
     markdown, earlier = f"{to_markdown(state, links)}\n\n{mark}\n", api.artifact(KEY)
     if earlier != markdown:
-        api.add_artifact(KEY, markdown, "What is live, and where the loop is")
+        api.add_artifact(KEY, markdown, in_a_line(state))
     if state.live is not None and state.live.decision in PUT_LIVE and earlier is not None and mark not in earlier:
         _tell_of_change(api, state.live)
     return True

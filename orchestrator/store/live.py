@@ -5,6 +5,7 @@ Rows only; when the next cycle begins is Prefect's to know, and is handed in.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -77,6 +78,8 @@ class OpenCycle:
     """The runs and stages that work on it now; None where that was not asked."""
     left: str | None = None
     """How long it still takes, in words, while it is worked on."""
+    how_far: tuple[str, ...] = ()
+    """Where its jobs are and how long they still take, in words; empty where that was not asked."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,8 @@ def _open_cycle(session: Session) -> OpenCycle | None:
         .order_by(t.Stage.id.desc())
         .limit(1)
     ).first()
-    stopped = newest.error if newest is not None and newest.state == "failed" else None
-    return OpenCycle(
-        cycle.id, cycle.number, cycle.name, cycle.started_at, newest.name if newest else None, _first_line(stopped)
-    )
+    stopped = _told(newest.error) if newest is not None and newest.state == "failed" else None
+    return OpenCycle(cycle.id, cycle.number, cycle.name, cycle.started_at, newest.name if newest else None, stopped)
 
 
 def _last(session: Session) -> EndedCycle | None:
@@ -218,6 +219,8 @@ def loop_said(state: LoopState) -> list[tuple[str, str]]:
         lines.append(("Waits for a decision", waiting_said(state.waiting)))
     elif state.open_cycle is not None:
         lines.append(("Open cycle", _open_said(state.open_cycle)))
+        if state.open_cycle.how_far:
+            lines.append(("How far", "; ".join(state.open_cycle.how_far)))
     else:
         lines.append(("Open cycle", "none"))
     if state.last is not None:
@@ -281,6 +284,13 @@ def to_text(state: LoopState) -> str:
     return "\n".join(lines)
 
 
+def in_a_line(state: LoopState) -> str:
+    """What is live and where the loop is, as a list of artifacts has room for it."""
+    live = "nothing yet" if state.live is None else f"{state.live.name}, since {at(state.live.since)}"
+    heading, said = loop_said(state)[0]
+    return f"Live: {live}. {heading}: {said}."
+
+
 def to_markdown(state: LoopState, links: dict[str, str] | None = None) -> str:
     """Everything as Prefect's artifact shows it; `links` are addresses by what they are called."""
     rows = [f"- **{heading}**: {said}" for heading, said in [*live_said(state), *loop_said(state)]]
@@ -294,8 +304,11 @@ def to_markdown(state: LoopState, links: dict[str, str] | None = None) -> str:
     return "\n".join(rows).rstrip() + "\n"
 
 
-def _first_line(text: str | None) -> str | None:
-    return text.strip().splitlines()[0][:300] if text and text.strip() else None
+def _told(error: str | None) -> str | None:
+    """The first line of a stage's error, without the name of the class that it was raised as."""
+    if not error or not error.strip():
+        return None
+    return re.sub(r"^[A-Z]\w*: ", "", error.strip().splitlines()[0])[:300]
 
 
 def _json(found: Any) -> dict[str, Any] | None:
