@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, aliased
 
 from db import tables as t
@@ -78,6 +78,8 @@ class OpenCycle:
     """The runs and stages that work on it now; None where that was not asked."""
     left: str | None = None
     """How long it still takes, in words, while it is worked on."""
+    decided: str | None = None
+    """What a person decided about it, and who, while that is to be carried out; None where nothing was decided."""
     how_far: tuple[str, ...] = ()
     """Where its jobs are and how long they still take, in words; empty where that was not asked."""
 
@@ -181,7 +183,10 @@ def _open_cycle(session: Session) -> OpenCycle | None:
         .limit(1)
     ).first()
     stopped = _told(newest.error) if newest is not None and newest.state == "failed" else None
-    return OpenCycle(cycle.id, cycle.number, cycle.name, cycle.started_at, newest.name if newest else None, stopped)
+    at_stage = newest.name if newest else None
+    # What the gates alone decided is carried out by the cycle's own run, which may have been killed.
+    decided = _decision_about(session, cycle.id, t.Decision.approval_id.is_not(None))
+    return OpenCycle(cycle.id, cycle.number, cycle.name, cycle.started_at, at_stage, stopped, decided=decided)
 
 
 def _last(session: Session) -> EndedCycle | None:
@@ -190,11 +195,14 @@ def _last(session: Session) -> EndedCycle | None:
     ).first()
     if cycle is None or cycle.ended_at is None:
         return None
+    return EndedCycle(cycle.number, cycle.state, cycle.ended_at, cycle.note, _decision_about(session, cycle.id))
+
+
+def _decision_about(session: Session, cycle_id: int, *where: ColumnElement[bool]) -> str | None:
     decision = session.scalars(
-        select(t.Decision).where(t.Decision.cycle_id == cycle.id).order_by(t.Decision.id.desc()).limit(1)
+        select(t.Decision).where(t.Decision.cycle_id == cycle_id, *where).order_by(t.Decision.id.desc()).limit(1)
     ).first()
-    decided = decision_said(decision) if decision is not None else None
-    return EndedCycle(cycle.number, cycle.state, cycle.ended_at, cycle.note, decided)
+    return decision_said(decision) if decision is not None else None
 
 
 def live_said(state: LoopState) -> list[tuple[str, str]]:
@@ -258,6 +266,9 @@ def _open_said(cycle: OpenCycle) -> str:
     if cycle.at_work:
         left = f"; {cycle.left}" if cycle.left else ""
         return f"{begun}; at work: {', '.join(cycle.at_work)}{left}"
+    if cycle.decided is not None and cycle.stopped is None:
+        # Nothing may work on it for a moment; a run begins by itself, and nobody has to do anything.
+        return f"{begun}; {cycle.decided}; it is being carried out"
     where = f"at {cycle.stage or 'its beginning'}"
     if cycle.stopped is not None:
         where = f"stopped {where}: {cycle.stopped.rstrip('.')}"

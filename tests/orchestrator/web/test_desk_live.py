@@ -242,6 +242,9 @@ def test_what_waits_is_decided_once_with_name_and_reason(
     done = {"promote": "promoted", "refuse": "refused"}[answer]
     assert f"Cycle 4: Ada (proven by a token) {done} it at " in after.text
     assert "/approvals/" not in after.text
+    # Nobody is sent to give up what was just decided.
+    assert "it is being carried out" in after.text
+    assert "cancel-cycle" not in after.text
     late = bob.send(old, "/approvals/1", answer="refuse", reason="no")
     assert late.status_code == 422
     assert f"decided already: Ada (proven by a token) {done} it" in late.text
