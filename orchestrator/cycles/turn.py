@@ -77,7 +77,10 @@ async def one_at_a_time(
             if not connection.execute(_TRY, _KEY).scalar_one():
                 line = _in_progress()
                 if second_trigger == "refuse":
-                    raise CycleBusy(f'{line} `cycle.second_trigger = "queue"` lets a run wait instead.')
+                    raise CycleBusy(
+                        f"{line} Nothing was begun: run this again when that one has ended. "
+                        '`cycle.second_trigger = "queue"` lets a run wait instead.'
+                    )
                 if connection.execute(_QUEUED, _KEY).scalar_one() >= MAX_QUEUED:
                     raise CycleBusy(f"{line} {MAX_QUEUED} runs wait for its end already; no more are queued.")
                 await say_queued(f"{line} This run begins when that one has ended.")

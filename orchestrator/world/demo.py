@@ -363,6 +363,6 @@ def counted_seconds(home: Path, started_s: float, demo: Demo) -> Iterator[Callab
 
 def _ended_badly(state: FlowRunState, api: PrefectApi, flow_run_id: str, home: Path) -> CycleError:
     return CycleError(
-        f"The cycle's run ended as {state.line}. Its log: {api.ui_url}/runs/flow-run/{flow_run_id}, while "
+        f"The cycle's run ended as {state.line.rstrip('.')}. Its log: {api.ui_url}/runs/flow-run/{flow_run_id}, while "
         f"`orchestrator up` runs after `{reaching(home)}`. The demo goes on where it stopped when it is started again."
     )
