@@ -16,6 +16,7 @@ from pydantic import Field
 from flows.states import told_in_a_line
 from flows.threads import in_thread
 from orchestrator.cycles.cancelling import give_up
+from orchestrator.errors import OrchestratorError
 from orchestrator.instance.identity import own_prefect
 from orchestrator.store.acts import LONGEST_NAME, LONGEST_REASON, claimed, reason_of
 
@@ -26,7 +27,7 @@ def cancel_run_name() -> str:
 
 
 @flow(name="cancel-cycle", flow_run_name=cancel_run_name)
-@told_in_a_line
+@told_in_a_line(OrchestratorError)
 async def cancel_cycle(
     cycle: Annotated[int, Field(ge=0)],
     reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)],

@@ -15,17 +15,18 @@ from flows.forms import config_of
 from flows.reporting import publish_report, report_anew, reported_if_stopped
 from flows.running import OnPools, Runner, cycle_run_name
 from flows.slots import PASSED_OVER, passed_over
-from flows.states import as_state, say_what_is_left
+from flows.states import as_state, say_what_is_left, told_in_a_line
 from orchestrator import stages
 from orchestrator.config import CycleConfig
 from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.standing import give_up_abandoned
 from orchestrator.cycles.turn import one_at_a_time, turn_to_take
-from orchestrator.errors import CycleBlocked, CycleBusy, CycleCancelled, CyclePaused
+from orchestrator.errors import ConfigError, CycleBlocked, CycleBusy, CycleCancelled, CyclePaused
 from orchestrator.stages.promotion import Decided
 
 
 @flow(name="cycle", flow_run_name=cycle_run_name, on_cancellation=[say_what_is_left])
+@told_in_a_line(ConfigError)
 async def cycle(
     configuration: str | None = None,
     iterations: int | None = None,

@@ -31,7 +31,7 @@ from orchestrator.cycles.outcomes import WAITING, Outcome
 from orchestrator.cycles.record import cycle_id_of
 from orchestrator.cycles.turn import one_at_a_time
 from orchestrator.database import database
-from orchestrator.errors import CycleCancelled
+from orchestrator.errors import CycleCancelled, OrchestratorError
 from orchestrator.instance.policy_api import policy_api
 from orchestrator.store.acts import LONGEST_NAME, LONGEST_REASON, claimed
 
@@ -41,7 +41,7 @@ Number = Annotated[int, Field(ge=0)]
 
 
 @flow(name="decide-promotion", flow_run_name="cycle {cycle}: {decision}, by {name}")
-@told_in_a_line
+@told_in_a_line(OrchestratorError)
 async def decide_promotion(cycle: Number, decision: Literal["promote", "refuse"], reason: Reason, name: Name) -> State:
     """Say whether the snapshot of a cycle that waits for approval goes live, and carry it out.
 
@@ -57,7 +57,7 @@ async def decide_promotion(cycle: Number, decision: Literal["promote", "refuse"]
 
 
 @flow(name="finish-cycle", flow_run_name="finish cycle {cycle}")
-@told_in_a_line
+@told_in_a_line(OrchestratorError)
 async def finish_cycle(cycle: Number) -> State:
     """Carry out a decision that was taken at the desk or by a command: promote or refuse, report, close.
 
@@ -104,7 +104,7 @@ def _reported(numbers: list[int]) -> list[str]:
 
 
 @flow(name="roll-back", flow_run_name="roll back, by {name}")
-@told_in_a_line
+@told_in_a_line(OrchestratorError)
 async def roll_back(reason: Reason, name: Name, policy: str | None = None, cycle: Number | None = None) -> State:
     """Go back to what was live before: policy, preference model and template together, within seconds.
 
@@ -121,7 +121,7 @@ async def roll_back(reason: Reason, name: Name, policy: str | None = None, cycle
 
 
 @flow(name="promote-policy", flow_run_name="promote {policy}, by {name}")
-@told_in_a_line
+@told_in_a_line(OrchestratorError)
 async def promote_policy(policy: Annotated[str, Field(min_length=6)], reason: Reason, name: Name) -> State:
     """Put any snapshot there is live, past ones and those that were never live alike.
 

@@ -17,12 +17,15 @@ from prefect.states import Completed
 from flows.command_line import config_options, exit_status, printing
 from flows.forms import config_of
 from flows.running import OnPools, Runner, cycle_run_name
+from flows.states import told_in_a_line
 from orchestrator import stages
 from orchestrator.config import CycleConfig, load_config
+from orchestrator.errors import ConfigError
 from orchestrator.stages import robustness as experiment
 
 
 @flow(name="robustness", flow_run_name=cycle_run_name)
+@told_in_a_line(ConfigError)
 async def robustness(
     configuration: str | None = None,
     comparisons: str | None = None,

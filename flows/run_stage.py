@@ -11,14 +11,15 @@ from prefect.client.schemas.objects import State
 from flows.cycle import turn
 from flows.forms import config_of
 from flows.running import OnPools
-from flows.states import as_state, say_what_is_left
+from flows.states import as_state, say_what_is_left, told_in_a_line
 from orchestrator import stages
 from orchestrator.config import CycleConfig
 from orchestrator.cycles.until import Stage, Until
-from orchestrator.errors import CycleError
+from orchestrator.errors import ConfigError, CycleError
 
 
 @flow(name="run-stage", flow_run_name="{stage}", on_cancellation=[say_what_is_left])
+@told_in_a_line(ConfigError, CycleError)
 async def run_stage(
     stage: Stage,
     configuration: str | None = None,

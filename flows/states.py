@@ -20,6 +20,7 @@ from orchestrator.errors import CycleCancelled, OrchestratorError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+FormFlow = Callable[P, Coroutine[Any, Any, State]]
 END_POLL_S = 0.5
 END_TIMEOUT_S = 60.0
 _tasks: set[asyncio.Task[None]] = set()
@@ -50,21 +51,22 @@ def gpu_flow(name: str) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Flow[
     return decorate
 
 
-def told_in_a_line(
-    function: Callable[P, Coroutine[Any, Any, State]],
-) -> Callable[P, Coroutine[Any, Any, State]]:
-    """A flow that a person's form starts fails with the words of our error alone, without a traceback in its log."""
+def told_in_a_line(*mistakes: type[OrchestratorError]) -> Callable[[FormFlow[P]], FormFlow[P]]:
+    """A flow that a person's form starts: a mistake of theirs fails it with its own words, and without a traceback."""
 
-    @functools.wraps(function)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> State:
-        try:
-            return await function(*args, **kwargs)
-        except OrchestratorError as error:
-            return Failed(message=str(error))
+    def decorate(function: FormFlow[P]) -> FormFlow[P]:
+        @functools.wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> State:
+            try:
+                return await function(*args, **kwargs)
+            except mistakes as error:
+                return Failed(message=str(error))
 
-    # Prefect would look for the names of its types here, in place of where the function stands.
-    run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    return run
+        # Prefect would look for the names of its types here, in place of where the function stands.
+        run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 async def say_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:

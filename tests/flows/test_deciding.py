@@ -21,6 +21,9 @@ ANY_SNAPSHOT = (
 )  # fmt: skip
 
 
+ACT: dict[str, Any] = {"reason": "it shouts", "name": "Ada"}
+
+
 def start(api: PrefectApi, flow: str, **parameters: Any) -> Any:
     """Run a deployment of a flow to its end; its last state."""
     flow_run_id = api.start_run(f"{flow}/{flow}", parameters)
@@ -81,18 +84,30 @@ def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Ins
 @pytest.mark.parametrize(
     ("flow", "asked", "said"),
     [
-        ("promote-policy", {"policy": "deadbeef"}, "No artifact 'deadbeef'; `orchestrator artifacts` lists them."),
-        ("cancel-cycle", {"cycle": 977}, "Cycle 977 does not exist; only an open cycle can be cancelled."),
+        (
+            "promote-policy/promote-policy",
+            ACT | {"policy": "deadbeef"},
+            "No artifact 'deadbeef'; `orchestrator artifacts` lists them.",
+        ),
+        (
+            "cancel-cycle/cancel-cycle",
+            ACT | {"cycle": 977},
+            "Cycle 977 does not exist; only an open cycle can be cancelled.",
+        ),
+        ("cycle/weekly", {"config": "/no/such.toml"}, "/no/such.toml"),
     ],
 )
 def test_a_person_s_mistake_ends_a_form_s_run_in_one_line(
     instance: Instance, flow: str, asked: dict[str, Any], said: str
 ) -> None:
     api = PrefectApi(instance.prefect_api_url)
-    state = start(api, flow, reason="it shouts", name="Ada", **asked)
-    assert (state.type, state.name, state.message) == ("FAILED", "Failed", said)
-    [run] = [run for run in api.flow_runs({"limit": 50}) if run["state_name"] == "Failed" and said in str(run["state"])]
-    only = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    flow_run_id = api.start_run(flow, asked)
+    wait_for(f"{flow} to end", lambda: api.state(flow_run_id).ended, 120)
+    state = api.state(flow_run_id)
+    assert (state.type, state.name) == ("FAILED", "Failed")
+    assert said in state.message
+    assert "exception" not in state.message
+    only = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}}
 
     def logged() -> list[str]:
         return [line["message"] for line in httpx.post(f"{instance.prefect_api_url}/logs/filter", json=only).json()]

@@ -15,6 +15,7 @@ from flows.forms import FIELDS, TITLES
 from flows.healing import AUTOMATION
 from flows.register import TAG, schedule_of
 from flows.robustness import robustness
+from flows.run_stage import run_stage
 from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.instance.prefect_api import PrefectApi
@@ -91,7 +92,8 @@ def test_no_run_of_a_form_or_a_schedule_is_named_by_chance() -> None:
 
 def test_every_field_that_is_stated_is_on_the_cycle_s_form() -> None:
     assert set(FIELDS) <= set(cycle.parameters.properties)
-    assert set(cycle.parameters.properties) | set(robustness.parameters.properties) == set(TITLES)
+    forms = (cycle, robustness, run_stage)
+    assert set().union(*(flow.parameters.properties for flow in forms)) == set(TITLES)
 
 
 def test_the_form_offers_the_known_configurations_and_keeps_to_their_limits(
