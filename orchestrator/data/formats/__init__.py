@@ -6,7 +6,6 @@ are described for people in `docs/reference/formats.md`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ __all__ = ["EXPORTS", "FORMATS", "HEAD_RECORDS", "Format", "detect", "make_parse
 
 HEAD_RECORDS = 20
 """Records looked at to find out the format of a file."""
+SHOWN_FIELDS = 24
+"""Fields of a record that an error names."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Format:
     """A format that can be read: how its records are recognised, and what parses them."""
 
     summary: str
+    needs: str
+    """The fields that it is known by."""
     recognise: Callable[[RawRecord], bool]
     parse: Parser | None
     """None where the parser needs files beside the records."""
@@ -49,15 +52,22 @@ def _sides(record: RawRecord) -> bool:
 
 
 FORMATS: dict[str, Format] = {
-    "own": Format("the product's own, all columns", lambda r: r.get("format") == own.FORMAT, own.parse),
+    "own": Format(
+        "the product's own, all columns",
+        "format, with the value orchestrator.comparison.1",
+        lambda r: r.get("format") == own.FORMAT,
+        own.parse,
+    ),
     "hh": Format(
         "hh-rlhf: chosen and rejected are whole dialogues",
-        lambda r: _texts(r) and "prompt" not in r and "conversations" not in r and r["chosen"].startswith(hh.HUMAN),
+        "chosen, rejected",
+        lambda r: _texts(r) and "prompt" not in r and "conversations" not in r and hh.opens(r["chosen"]),
         hh.parse,
         needs_question=True,
     ),
     "preference": Format(
         "prompt, chosen and rejected, as texts or as messages",
+        "prompt, chosen, rejected",
         lambda r: (
             _sides(r)
             and "conversations" not in r
@@ -67,30 +77,43 @@ FORMATS: dict[str, Format] = {
     ),
     "conversations": Format(
         "LLaMA-Factory: conversations, chosen and rejected; labelled by models",
+        "conversations, chosen, rejected",
         lambda r: _sides(r) and "conversations" in r,
         preferences.parse_conversations,
     ),
     "mt_bench": Format(
         "MT-bench verdicts, with questions.jsonl and model_answers.jsonl.gz beside them",
+        "question_id, model_a, model_b, winner",
         lambda r: {"question_id", "model_a", "model_b", "winner"} <= r.keys() and "conversation_a" not in r,
         None,
     ),
     "arena": Format(
         "Arena votes: model_a, model_b, conversation_a, conversation_b and winner",
+        "model_a, model_b, conversation_a, conversation_b, winner",
         lambda r: {"model_a", "model_b", "winner", "conversation_a", "conversation_b"} <= r.keys(),
         arena.parse,
     ),
     "graded": Format(
         "graded comparisons as in Tulu's human evaluation",
+        "preference, completion_a, completion_b",
         lambda r: {"preference", "completion_a", "completion_b"} <= r.keys(),
         graded.parse,
     ),
-    "llmbar": Format("LLMBar: input, output_1, output_2 and label", judged.is_llmbar, judged.parse_llmbar),
+    "llmbar": Format(
+        "LLMBar: input, output_1, output_2 and label",
+        "input, output_1, output_2, label",
+        judged.is_llmbar,
+        judged.parse_llmbar,
+    ),
     "choices": Format(
-        "a question with answers marked 1 or 0, as in BIG-bench's HHH", judged.is_choices, judged.parse_choices
+        "a question with answers marked 1 or 0, as in BIG-bench's HHH",
+        "input, and target_scores or targets",
+        judged.is_choices,
+        judged.parse_choices,
     ),
     "ranked_trees": Format(
         "Open Assistant's ranked message trees",
+        "message_tree_id, prompt",
         lambda r: "message_tree_id" in r and isinstance(r.get("prompt"), dict),
         ranked_trees.parse,
     ),
@@ -117,30 +140,13 @@ def detect(record: RawRecord, where: str) -> str:
     fits = [name for name, known in FORMATS.items() if known.recognise(record)]
     if len(fits) == 1:
         return fits[0]
-    keys = ", ".join(sorted(record)[:12]) or "nothing"
-    found = "no known format" if not fits else f"more than one format ({', '.join(fits)})"
-    raise ImportFileError(
-        f"{where}: an object with the fields {keys} fits {found}.{'' if fits else _likely_slip(record)} "
-        f"Name the format with --format; known are {', '.join(FORMATS)}."
-    )
-
-
-# What formats are told apart by, for the one that a slip of the pen leaves out.
-_FIELDS = (
-    "chosen", "rejected", "conversations", "model_a", "model_b", "winner", "question_id", "conversation_a",
-    "conversation_b", "completion_a", "completion_b", "preference", "output_1", "output_2", "label", "message_tree_id",
-    "target_scores",
-)  # fmt: skip
-
-
-def _likely_slip(record: RawRecord) -> str:
-    """What the reader may be told of fields that nearly bear a known name."""
-    slips = []
-    for key in sorted(record.keys() - set(_FIELDS)):
-        known = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.8)
-        if known and known[0] not in record:
-            slips.append(f"{key!r} may be {known[0]!r}")
-    return f" The field {' and the field '.join(slips)}." if slips else ""
+    fields = sorted(record)
+    keys = ", ".join(fields[:SHOWN_FIELDS]) + (" …" if len(fields) > SHOWN_FIELDS else "") if fields else "none"
+    found = f"{where}: found an object with the fields {keys}"
+    if fits:
+        raise ImportFileError(f"{found}, which fits more than one format ({', '.join(fits)}). Name one with --format.")
+    needs = "; ".join(f"{name}: {known.needs}" for name, known in FORMATS.items())
+    raise ImportFileError(f"{found}, which fits no known format. What each needs: {needs}. Rename the fields.")
 
 
 def make_parser(name: str, file: Path, questions: Path | None = None, answers: Path | None = None) -> Parser:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from orchestrator.data.formats.mt_bench import WINNERS, label_kind_of
-from orchestrator.data.formats.preferences import messages_of, shared_prompt, side_of
+from orchestrator.data.formats.messages import messages_of
+from orchestrator.data.formats.mt_bench import label_kind_of, side_of_winner
 from orchestrator.data.formats.records import (
     ImportedComparison,
     RawRecord,
@@ -18,15 +18,14 @@ from orchestrator.data.formats.records import (
     member,
     optional,
 )
+from orchestrator.data.formats.sides import shared_prompt, side_of
 
 _TEXTS = ("conversation_a", "conversation_b")
 
 
 def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; the dialogue's own name is the question's."""
-    winner = member(record, "winner", str)
-    if winner not in WINNERS:
-        raise Refused("unknown_value", f"winner is {winner!r}; known are {', '.join(WINNERS)}")
+    side = side_of_winner(record)
     a, b = (messages_of(member(record, key, list), key) for key in _TEXTS)
     if a == b:
         raise Refused("identical_replies", "both conversations are the same")
@@ -37,7 +36,7 @@ def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     ]
     judge = optional(record, "judge", str)
     question_id = record.get("question_id")
-    side = WINNERS[winner]
+    question_id = int(question_id) if isinstance(question_id, float) and question_id.is_integer() else question_id
     yield comparison_of(
         prompt, sides[0], sides[1], side,
         reason="tie" if side == "none" else None,

@@ -31,20 +31,21 @@ def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
     """One comparison; the chosen side is `a`."""
     prompt, chosen, rejected = split_pair(member(record, "chosen", str), member(record, "rejected", str))
     extra = {key: value for key, value in record.items() if key not in ("chosen", "rejected")}
-    yield comparison_of(prompt, chosen, rejected, "a", source_value=extra or None)
+    yield comparison_of(prompt, chosen, rejected, "a", may_quote=True, source_value=extra or None)
 
 
 def split_pair(chosen: str, rejected: str) -> tuple[list[Message], Side, Side]:
     """The shared prompt and the two sides.
 
     The prompt ends at the last assistant marker up to which both texts are equal; what follows is the reply,
-    verbatim, even where it quotes markers. Only where both remainders are well-formed dialogues in which the
-    same user messages stand at the same places do they become messages: a source that gives each side its own
-    history (MT-bench turn 2).
+    verbatim, even where it quotes markers. Only where both remainders are well-formed dialogues do they become
+    messages: a source that gives each side its own history (MT-bench turn 2, two chats that went apart).
 
     Raises:
-        Refused: a text does not begin with a human turn, or the two share no assistant marker.
+        Refused: a text does not begin with a human turn, the two share no assistant marker, or what follows it is no
+            reply but a dialogue.
     """
+    chosen, rejected = opened(chosen), opened(rejected)
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text.startswith(HUMAN):
             raise Refused("malformed_dialogue", f"{name} begins with {text[:20]!r}; expected {HUMAN!r}")
@@ -60,6 +61,16 @@ def split_pair(chosen: str, rejected: str) -> tuple[list[Message], Side, Side]:
     return split_messages(chosen[:cut]), a, b
 
 
+def opens(text: str) -> bool:
+    """Whether a text begins with a person's turn."""
+    return opened(text).startswith(HUMAN)
+
+
+def opened(text: str) -> str:
+    """The text with the two line ends before its first marker, where only white space stands there."""
+    return text if text.startswith(HUMAN) or not text.lstrip().startswith("Human:") else f"\n\n{text.lstrip()}"
+
+
 def split_messages(text: str) -> list[Message]:
     """The messages of a text that begins with a marker. Empty messages and repeated roles stay as they are."""
     pieces = _MARKER.split(text)
@@ -72,11 +83,16 @@ def split_messages(text: str) -> list[Message]:
 def _sides(chosen: str, rejected: str) -> tuple[Side, Side]:
     if HUMAN in chosen and HUMAN in rejected:
         a, b = split_messages(ASSISTANT + chosen), split_messages(ASSISTANT + rejected)
-        roles = [message["role"] for message in a]
-        alternate = roles == ["assistant", "user"] * (len(a) // 2) + ["assistant"]
-        if alternate and [m["role"] for m in b] == roles and a[1::2] == b[1::2]:
+        if _alternates(a) and _alternates(b):
             return Side(a[-1]["content"], a[:-1]), Side(b[-1]["content"], b[:-1])
+    for text in (chosen, rejected):
+        if text.lstrip(" ").startswith((HUMAN, ASSISTANT)):
+            raise Refused("malformed_dialogue", f"where a reply should stand is a turn: {text[:20]!r}")
     return Side(chosen.removeprefix(" ")), Side(rejected.removeprefix(" "))
+
+
+def _alternates(messages: list[Message]) -> bool:
+    return [message["role"] for message in messages] == ["assistant", "user"] * (len(messages) // 2) + ["assistant"]
 
 
 def render_messages(messages: list[Message]) -> str | None:

@@ -30,9 +30,26 @@ WINNERS: dict[str, Literal["a", "b", "none"]] = {
     "tie": "none",
     "tie (inconsistent)": "none",
     "tie (bothbad)": "none",
+    "both_bad": "none",
+    "both_good": "none",
+    "bothbad": "none",
 }
+"""What verdicts are called, in lower case and with single blanks."""
 QUESTION_FILES = ("questions.jsonl", "question.jsonl", "questions.jsonl.gz")
 ANSWER_FILES = ("model_answers.jsonl.gz", "model_answers.jsonl", "model_answer.jsonl")
+
+
+def side_of_winner(record: RawRecord) -> Literal["a", "b", "none"]:
+    """The side that a verdict's `winner` names; none where neither is better.
+
+    Raises:
+        Refused: an unknown winner.
+    """
+    winner = member(record, "winner", str)
+    side = WINNERS.get(" ".join(winner.lower().split()))
+    if side is None:
+        raise Refused("unknown_value", f"winner is {winner!r}; known are {', '.join(WINNERS)}")
+    return side
 
 
 def make_parser(file: Path, questions: Path | None = None, answers: Path | None = None) -> Parser:
@@ -47,10 +64,8 @@ def make_parser(file: Path, questions: Path | None = None, answers: Path | None 
     def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
         question_id = member(record, "question_id", int)
         turn = member(record, "turn", int)
-        winner = member(record, "winner", str)
+        side = side_of_winner(record)
         judge = member(record, "judge", str)
-        if winner not in WINNERS:
-            raise Refused("unknown_value", f"winner is {winner!r}; known are {', '.join(WINNERS)}")
         if question_id not in turns:
             raise Refused("unknown_question", f"question {question_id} is not in the questions file")
         messages = turns[question_id]
@@ -59,7 +74,6 @@ def make_parser(file: Path, questions: Path | None = None, answers: Path | None 
         sides = [
             _side(messages, replies, question_id, member(record, key, str), turn) for key in ("model_a", "model_b")
         ]
-        side = WINNERS[winner]
         yield comparison_of(
             [{"role": "user", "content": messages[0]}], sides[0], sides[1], side,
             reason="tie" if side == "none" else None,

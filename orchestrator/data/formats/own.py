@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from orchestrator.data.formats.preferences import messages_of
+from orchestrator.data.formats.messages import messages_of
 from orchestrator.data.formats.records import (
     ImportedComparison,
     OwnFields,
@@ -35,8 +35,8 @@ _CLOSED = {
     "label_kind": ("human", "model"),
     "rater_kind": ("human", "synthetic", "imported", "model"),
     "pinned_split": ("held_out", None),
-    "strength": (1, 2, 3, 4, None),
 }
+_STRENGTHS = (1, 2, 3, 4, None)
 
 
 def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
@@ -45,12 +45,14 @@ def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
         raise Refused("unknown_value", f"format is {record.get('format')!r}; expected {FORMAT!r}")
     for key, known in _CLOSED.items():
         value = record.get(key)
-        # `True == 1` in Python, so the type is part of the check.
-        if value not in known or isinstance(value, bool):
+        if value not in known:
             raise Refused("unknown_value", f"{key} is {value!r}; known are {', '.join(map(str, known))}")
     if (record["side"] == "none") != (record.get("reason") is not None):
         raise Refused("unknown_value", f"side {record['side']!r} with reason {record.get('reason')!r}")
-    if record["side"] == "none" and record.get("strength") is not None:
+    strength = optional(record, "strength", int)
+    if strength not in _STRENGTHS:
+        raise Refused("unknown_value", f"strength is {strength}; known are {', '.join(map(str, _STRENGTHS))}")
+    if record["side"] == "none" and strength is not None:
         raise Refused("unknown_value", "side 'none' with a strength")
     own = OwnFields(
         identity=member(record, "identity", str),
@@ -72,9 +74,9 @@ def parse(record: RawRecord) -> Iterable[ImportedComparison | Refused]:
         _side(member(record, "a", dict)),
         _side(member(record, "b", dict)),
         record["side"],
-        allow_identical=True,
+        as_shown=True,
         reason=record.get("reason"),
-        strength=record.get("strength"),
+        strength=strength,
         rater=member(record, "rater", str),
         label_kind=record["label_kind"],
         question=record["question"],

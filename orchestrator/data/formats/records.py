@@ -7,6 +7,7 @@ Readers are pure functions of one JSON record. Read `docs/reference/formats.md` 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,10 +29,14 @@ REASONS = {
     "missing_field": "a field that the format needs is absent",
     "wrong_type": "a field holds another type than the format says",
     "unknown_value": "a verdict, role or other closed field holds a value that the format does not know",
-    "malformed_dialogue": "the text does not begin with a human turn or has no assistant turn",
+    "malformed_dialogue": "the text does not begin with a human turn or has no assistant turn; or a whole dialogue "
+    "stands where a reply should",
     "prompts_differ": "the two sides share no beginning that ends before an assistant reply",
     "no_user_message": "the prompt does not end with a user message",
     "no_reply": "a side does not end with an assistant message",
+    "systems_differ": "there are two different system texts",
+    "not_text": "a message holds a picture, a sound or another part that is no text",
+    "deleted": "the message was deleted or turned down where it comes from, or it answers one that was",
     "identical_replies": "both sides are the same",
     "unknown_question": "the verdict names a question that is not in the questions file",
     "unknown_answer": "the verdict names a model without an answer to that question",
@@ -127,28 +132,52 @@ Parser = Callable[[RawRecord], Iterable[ImportedComparison | Refused]]
 """Reads one JSON object; gives comparisons and refusals, or raises `Refused` for the whole record."""
 
 
+# A text that begins with one of hh-rlhf's markers, with a person's turn before the assistant's in another spelling, or
+# with the marks of a chat template.
+_DIALOGUES = re.compile(
+    r"\s*?(?:"
+    r"\n[ \t\r]*\n(?:Human|Assistant):"
+    r"|(?:#{1,4} *)?(?:Human|User):.*?\n[ \t]*(?:#{1,4} *)?(?:Assistant|AI):"
+    r"|(?:(?:<s>|<bos>|<\|begin_of_text\|>)\s*)?(?:<\|(?:im_start|start_header_id|user|system)\|>|<start_of_turn>|\[INST\])"
+    r")",
+    re.DOTALL,
+)
+
+
+def holds_dialogue(text: str) -> bool:
+    """Whether a text is a whole dialogue, markers and all, and so no reply."""
+    return _DIALOGUES.match(text) is not None
+
+
 def comparison_of(
     prompt: list[Message],
     a: Side,
     b: Side,
     side: Literal["a", "b", "none"],
     *,
-    allow_identical: bool = False,
+    as_shown: bool = False,
+    may_quote: bool = False,
     **fields: Any,
 ) -> ImportedComparison:
     """A comparison whose shape has been checked.
 
-    Two equal sides are allowed only where they are known to have been shown: in the product's own format.
+    Args:
+        as_shown: Whether the sides are known to have been shown, as in the product's own format: two equal ones are
+            allowed then, and replies of any kind.
+        may_quote: Whether the format has marks of its own for where a reply begins, so that a reply may look like a
+            dialogue.
 
     Raises:
-        Refused: the prompt does not end with a user message, or both sides are the same.
+        Refused: the prompt does not end with a user message, both sides are the same, or one is a whole dialogue.
     """
     if not prompt or prompt[-1]["role"] != "user":
         found = prompt[-1]["role"] if prompt else "nothing"
         raise Refused("no_user_message", f"the prompt ends with {found}; expected a user message")
     for name in (fields.get("rater"), fields.get("external_id")):
         short_name(name)
-    if a.text == b.text and a.history == b.history and not allow_identical:
+    if not (as_shown or may_quote) and (dialogues := [text for text in (a.text, b.text) if holds_dialogue(text)]):
+        raise Refused("malformed_dialogue", f"where a reply should stand is a whole dialogue: {dialogues[0][:40]!r}")
+    if a.text == b.text and a.history == b.history and not as_shown:
         raise Refused("identical_replies", "both sides are the same text")
     return ImportedComparison(prompt=prompt, a=a, b=b, side=side, **fields)
 
@@ -164,20 +193,33 @@ def short_name(name: str | None) -> None:
 
 
 def member(record: RawRecord, key: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of a field.
+    """The value of a field; where a whole number is expected, 2.0 is 2.
 
     Raises:
         Refused: the field is absent or of another type.
     """
     if key not in record:
         raise Refused("missing_field", f"no field {key!r}; found {', '.join(sorted(record)[:12])}")
-    value = record[key]
+    value = whole(record[key], key) if kind is int else record[key]
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise Refused("wrong_type", f"{key} is beyond 64 bits")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(part.__name__ for part in kind)
         raise Refused("wrong_type", f"{key} is {type(value).__name__}; expected {expected}")
     return value
+
+
+def whole(value: Any, key: str) -> Any:
+    """The value, as an int where it is a whole number written as a float: a column with gaps has only floats.
+
+    Raises:
+        Refused: it is a number between two whole ones.
+    """
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer():
+        raise Refused("wrong_type", f"{key} is {value}; expected a whole number")
+    return int(value)
 
 
 def optional(record: RawRecord, key: str, kind: type | tuple[type, ...]) -> Any:

@@ -63,14 +63,12 @@ def test_hh_keeps_a_reply_that_quotes_markers_whole() -> None:
     assert (found.a.text, found.b.text) == (f"b{H} c{A} d", "e")
 
 
-def test_hh_gives_each_side_its_history_where_both_were_asked_the_same() -> None:
+def test_hh_gives_each_side_its_history_where_both_go_on() -> None:
     record = {"chosen": f"{H} a{A} b1{H} c{A} d1", "rejected": f"{H} a{A} b2{H} c{A} d2"}
     found = one(hh.parse, record)
     assert found.prompt == [user("a")]
     assert found.a.messages() == [assistant("b1"), user("c"), assistant("d1")]
     assert found.b.messages() == [assistant("b2"), user("c"), assistant("d2")]
-    other = {"chosen": f"{H} a{A} b1{H} c{A} d1", "rejected": f"{H} a{A} b2{H} x{A} d2"}
-    assert one(hh.parse, other).a.text == f"b1{H} c{A} d1"
 
 
 def test_hh_keeps_empty_messages_and_repeated_roles() -> None:
@@ -85,7 +83,8 @@ def test_hh_keeps_empty_messages_and_repeated_roles() -> None:
     [
         (f"{H} a{A} b", f"{H} x{A} b", "prompts_differ"),
         (f"{H} a{A} b", f"{H} a{A} b", "identical_replies"),
-        (f"Human: a{A} b", f"{H} a{A} c", "malformed_dialogue"),
+        (f"Person: a{A} b", f"{H} a{A} c", "malformed_dialogue"),
+        (f"{H} a{A}{H} b{A} c", f"{H} a{A} d", "malformed_dialogue"),
         (f"{H} a", f"{H} a{A} c", "malformed_dialogue"),
         (f"{H} a{A} b{A} c", f"{H} a{A} b{A} d", "no_user_message"),
     ],
@@ -273,6 +272,80 @@ def test_ranked_siblings_are_compared_two_by_two() -> None:
     assert reason(ranked_trees.parse, {"message_tree_id": "t", "prompt": alone}) == "no_comparison"
 
 
+def tree_message(name: str, rank: Any = None, *replies: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    role = "prompter" if name.startswith("q") else "assistant"
+    return {"message_id": name, "role": role, "text": name, "rank": rank, "replies": list(replies), **changes}
+
+
+def read_tree(*replies: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    found = list(ranked_trees.parse({"message_tree_id": "t", "prompt": tree_message("q", None, *replies)}))
+    pairs = [(item.a.text, item.b.text) for item in found if isinstance(item, ImportedComparison)]
+    return pairs, [item.reason for item in found if isinstance(item, Refused)]
+
+
+def test_ranks_of_a_column_with_gaps_are_whole_numbers() -> None:
+    # pandas writes 0.0, 2.0 and 1.0 where one row of the column holds nothing.
+    replies = [tree_message("c", 0.0), tree_message("e", 2.0), tree_message("d", 1.0)]
+    assert read_tree(*replies) == ([("c", "d"), ("c", "e"), ("d", "e")], [])
+    assert read_tree(*replies[:2], tree_message("x", 1.5)) == ([("c", "e")], ["wrong_type"])
+    assert read_tree(*replies[:2], tree_message("x", "1")) == ([("c", "e")], ["wrong_type"])
+
+
+@pytest.mark.parametrize(
+    "flag", [{"deleted": True}, {"review_result": False}, {"deleted": 1.0}, {"review_result": 0.0}]
+)
+def test_what_was_deleted_or_turned_down_is_no_reply_and_no_beginning(flag: dict[str, Any]) -> None:
+    kept = [tree_message("a", 0, deleted=False, review_result=True), tree_message("c", 2, deleted=None)]
+    assert read_tree(*kept, tree_message("b", 1, **flag)) == ([("a", "c")], ["deleted"])
+    below = [tree_message("d", 0), tree_message("e", 1)]
+    # Neither what answers a deleted reply nor what answers a deleted question below it has a beginning.
+    gone = tree_message("b", 1, tree_message("q2", None, *below), **flag)
+    assert read_tree(*kept, gone) == ([("a", "c")], ["deleted"])
+    later = tree_message("b", 1, tree_message("q2", None, *below, **flag))
+    assert read_tree(*kept, later) == ([("a", "b"), ("a", "c"), ("b", "c")], ["deleted"])
+    (refused,) = (
+        item
+        for item in ranked_trees.parse({"message_tree_id": "t", "prompt": tree_message("q", None, *kept, gone)})
+        if isinstance(item, Refused)
+    )
+    assert refused.raw is not None
+    assert '"text": "e"' in refused.raw
+    root = {"message_tree_id": "t", "prompt": tree_message("q", None, *kept, **flag)}
+    assert reason(ranked_trees.parse, root) == "deleted"
+
+
+def test_a_message_that_cannot_be_read_costs_its_own_branch_alone() -> None:
+    odd = tree_message("b", 1, role="tool")
+    assert read_tree(tree_message("a", 0), odd, tree_message("c", 2)) == ([("a", "c")], ["unknown_value"])
+    assert read_tree(tree_message("a", 0), tree_message("b", 1, text=3), tree_message("c", 2))[1] == ["wrong_type"]
+
+
+@pytest.mark.parametrize(
+    ("winner", "side"),
+    [("model_b", "b"), ("both_bad", "none"), ("BOTH_GOOD", "none"), ("tie (bothbad)", "none"), ("Model_A", "a")],
+)
+def test_arena_verdicts_of_all_years(winner: str, side: str) -> None:
+    parts = {
+        f"conversation_{x}": [
+            {"role": role, "content": [{"type": "text", "text": text, "image": None}], "num_tokens": 1}
+            for role, text in (("user", "q"), ("assistant", x))
+        ]
+        for x in ("a", "b")
+    }
+    record = {"model_a": "x", "model_b": "y", "winner": winner, **parts, "question_id": 7.0}
+    found = one(arena.parse, record)
+    assert (found.prompt, found.a.text, found.b.text, found.side) == ([user("q")], "a", "b", side)
+    assert (found.reason, found.external_id) == ("tie" if side == "none" else None, "7")
+    assert reason(arena.parse, {**record, "winner": "neither"}) == "unknown_value"
+
+
+def test_numbers_of_verdicts_may_be_whole_floats(mt_bench: Parser) -> None:
+    whole = one(mt_bench, verdict(question_id=7.0, turn=2.0))
+    assert (whole.external_id, whole.a.text) == ("7", "x 2")
+    assert reason(mt_bench, verdict(turn=1.5)) == "wrong_type"
+    assert reason(mt_bench, verdict(question_id=True)) == "wrong_type"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -321,16 +394,21 @@ def test_every_format_is_recognised_as_itself_alone(name: str) -> None:
     assert detect(RECOGNISED[name], "file") == name
 
 
-def test_an_unclear_format_names_the_fields_and_the_way_out() -> None:
-    with pytest.raises(
-        ImportFileError, match=r"f, line 1: an object with the fields text fits no known format.*--format"
-    ):
-        detect({"text": "x"}, "f, line 1")
+def test_an_unclear_format_names_the_fields_and_what_each_format_needs() -> None:
     slip = {"prompt": "p", "choosen": "a", "rejected": "b"}
-    with pytest.raises(ImportFileError, match=r"fits no known format. The field 'choosen' may be 'chosen'. Name"):
+    with pytest.raises(ImportFileError) as error:
         detect(slip, "f, line 1")
+    said = str(error.value)
+    assert said.startswith("f, line 1: found an object with the fields choosen, prompt, rejected, which fits no known")
+    assert "preference: prompt, chosen, rejected; " in said
+    assert all(f"{name}: " in said for name in FORMATS)
+    assert "may be" not in said
+    with pytest.raises(ImportFileError, match="found an object with the fields none, which"):
+        detect({}, "f, line 1")
+    with pytest.raises(ImportFileError, match=r"f00, .*, f23 …, which"):
+        detect({f"f{number:02}": 1 for number in range(25)}, "f, line 1")
     both = {**RECOGNISED["preference"], **RECOGNISED["graded"]}
-    with pytest.raises(ImportFileError, match=r"more than one format \(preference, graded\)"):
+    with pytest.raises(ImportFileError, match=r"more than one format \(preference, graded\). Name one with --format"):
         detect(both, "f, line 1")
 
 
