@@ -44,6 +44,8 @@ _FIXED_DATE = "26 Jul 2024"
 # What tokenizers take for white space beside an added token, by Unicode's property.
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _PRIVATE_USE = range(0xE000, 0xF900)
+# What a template raises by itself, and what its expressions may (a text of None that is trimmed, for one).
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _USER_STAND_IN, _REPLY_STAND_IN = chr(0xE000), chr(0xE001)
 
 
@@ -56,6 +58,16 @@ class Message(TypedDict):
 
 class ChatFormatError(ValueError):
     """The folder or the messages don't fit: says what was found and what to do."""
+
+
+class TemplateRefusal(ChatFormatError):
+    """The template refuses this one dialogue (roles that must alternate, for one); others it may take."""
+
+    def __init__(self, folder: Path, messages: Sequence[Message], why: str) -> None:
+        roles = ", ".join(message["role"] for message in messages)
+        super().__init__(f"The chat template of {folder} refuses a dialogue with the roles {roles}: {why}.")
+        self.reason = f"the roles {roles}: {why}"
+        """The same without the folder, which is another one in every run."""
 
 
 class ChatFormat:
@@ -124,7 +136,8 @@ class ChatFormat:
         """Ids of a dialogue; with `reply` it ends where the assistant's next reply begins.
 
         Raises:
-            ChatFormatError: no messages, or the template refuses them (roles that must alternate, for one).
+            TemplateRefusal: the template refuses the messages.
+            ChatFormatError: no messages.
         """
         if not messages:
             raise ChatFormatError("No messages; a dialogue needs at least one.")
@@ -132,6 +145,8 @@ class ChatFormat:
         if not reply:
             return self._encode_rendered(self._render(safe), separator)
         rendered = self._render([*safe, {"role": "assistant", "content": marker}])
+        if marker not in rendered:
+            raise TemplateRefusal(self._folder, messages, "it leaves out the reply")
         before = rendered[: rendered.rindex(marker)]
         return self._encode_rendered(before.removesuffix(self._glue) if self._glue else before, separator)
 
@@ -179,11 +194,8 @@ class ChatFormat:
         try:
             known = {"add_generation_prompt": False, "tools": None} | self._variables | variables
             return self._template.render(messages=list(messages), **known)
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ChatFormatError(
-                f"The chat template of {self._folder} refuses a dialogue with the roles {roles}: {error}."
-            ) from error
+        except _TEMPLATE_ERRORS as error:
+            raise TemplateRefusal(self._folder, messages, str(error) or type(error).__name__) from error
 
     def _protected(self, messages: Sequence[Message]) -> tuple[list[Message], str, str]:
         """The messages with control tokens broken apart, a stand-in for the reply, and the breaking character.

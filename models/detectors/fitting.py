@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from models.chat.format import ChatFormat, Message
+from models.chat.format import ChatFormat, Message, TemplateRefusal
+from models.chat.refusals import Refusals
 from models.detectors.detector import hidden_states, score_states
 from models.detectors.results import Beyond, DetectorResults, Examples, LayerChosenBy, OtherPrompts
 from models.detectors.scores import auroc, fit_exposure, fit_gaussian
@@ -132,11 +133,14 @@ def fit_detector(
 ) -> Fitted:
     """A detector of prompts unlike `home`; `examples` are prompts that it should find, `others` are only judged.
 
-    Prompts of home that open like an example, and others that open like one of home, are left out.
+    Prompts of home that open like an example, and others that open like one of home, are left out; so are prompts that
+    the chat template refuses, which are counted.
 
     Raises:
         ValueError: too few prompts, a layer that the model lacks, or no examples where they are needed.
     """
+    refusals = Refusals()
+    home, examples, others = (_taken(chat, group, refusals) for group in (home, examples, others))
     candidates, chosen_by = _candidates(settings, len(examples), model.config.num_hidden_layers)
     drawn = _draw_prompts(home, examples, others, settings, seed)
     read = _read(model, chat, drawn, candidates)
@@ -155,10 +159,24 @@ def fit_detector(
         num_validation=len(drawn.validation),
         num_examples=len(drawn.examples),
         left_out=drawn.left_out,
+        refused=refusals.found(),
         shrinkage=None if settings.detector == "exposure" else fit_gaussian(read.fit[layer]).shrinkage,
         **_judged(settings, statistics, threshold, read, layer, by_layer),
     )
     return Fitted(layer, statistics, threshold, results)
+
+
+def _taken(chat: ChatFormat, dialogues: Sequence[Dialogue], refusals: Refusals) -> list[Dialogue]:
+    """The dialogues that the chat template takes."""
+    taken = []
+    for dialogue in dialogues:
+        try:
+            chat.encode(list(dialogue), reply=True)
+        except TemplateRefusal as refusal:
+            refusals.add(refusal.reason)
+        else:
+            taken.append(dialogue)
+    return taken
 
 
 @dataclass(frozen=True)

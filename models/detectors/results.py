@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from models.chat.refusals import RefusedRecords
 from models.runtime.results import IF_MEASURED
 
 LayerChosenBy = Literal["setting", "validation", "rule"]
@@ -55,6 +56,8 @@ class DetectorResults:
     num_examples: int
     left_out: int
     """Prompts of home that open like an example."""
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Prompts that the chat template refuses."""
     false_alarms: Beyond
     """Of prompts of home that neither fitted the detector nor chose its threshold."""
     examples: Examples | None = field(default=None, metadata=IF_MEASURED)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from models.backbone.batches import chunks_by_length, right_padded
 from models.backbone.output_layer import logits_of
 from models.backbone.trunk import padded_states
-from models.chat.format import ChatFormat, Message
+from models.chat.format import ChatFormat, Message, TemplateRefusal
+from models.chat.refusals import Refusals
 from models.initial_policy.distillation import (
     PROMPT_FILE,
     DistilledText,
@@ -64,6 +65,7 @@ class Texts:
 
     def __init__(self, file: Path, seed: int) -> None:
         self._file = file
+        self.refusals = Refusals()
         self.taken = dict.fromkeys(KINDS, 0)
         places = {kind: array("q") for kind in KINDS}
         try:
@@ -119,9 +121,13 @@ def groups(
     for kind, messages in texts:
         if not messages:
             continue
-        laid = lay_out(chat, prompt, messages, settings.max_tokens)
+        try:
+            laid = lay_out(chat, prompt, messages, settings.max_tokens)
+        except TemplateRefusal as refusal:
+            texts.refusals.add(refusal.reason)
+            laid = None
         if laid is None:
-            # A text of one token still takes its turn.
+            # A text of one token, or one that the template refuses, still takes its turn.
             texts.tokens[kind] += 1
             continue
         texts.count(kind, laid.num_targets)

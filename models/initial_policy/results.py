@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.refusals import RefusedRecords
 from models.runtime.results import IF_MEASURED
 
 
@@ -71,6 +72,8 @@ class DistillationSetResults:
     num_texts: int
     num_plain: int
     num_dialogues: int
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Texts that the teacher's chat template refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +117,6 @@ class WrittenPromptsResults:
     """By reason."""
     num_prompts: int
     """All together."""
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Openings that the chat template refuses, so that they are no examples."""
     settings: Mapping[str, Any]

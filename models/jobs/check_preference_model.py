@@ -11,15 +11,18 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.chat.refusals import Refusals
 from models.preference.comparison_set import (
+    ComparisonRecord,
     ComparisonSetError,
+    pair_or_refusal,
     read_manifest,
     stream_lines,
     stream_records,
-    token_pair,
 )
 from models.preference.curves import confident_mistakes
 from models.preference.model import PreferenceModel, PreferenceModelError
@@ -50,7 +53,8 @@ class CheckSettings:
 def run(job: Job) -> None:
     """Score the pairs and publish accuracy, interval, the ids of wrong pairs, and every score.
 
-    Pairs that are longer than the model can read are left out and counted by source. Where a week's comparisons leave
+    Pairs that are longer than the model can read are left out and counted by source, those that the chat template
+    refuses are counted too. Where a week's comparisons leave
     none, nothing is known of them, and the accuracy is None.
 
     Raises:
@@ -58,12 +62,13 @@ def run(job: Job) -> None:
             preference model.
     """
     settings = settings_from(CheckSettings, job.settings)
+    refusals = Refusals()
     try:
         model = PreferenceModel.load(job.input("preference_model"), job.device)
         if "comparisons" in job.inputs:
-            pairs = pairs_of_shards(job.input("comparisons"), settings, model)
+            pairs = pairs_of_shards(job.input("comparisons"), settings, model, refusals)
         else:
-            pairs = read_pairs(job.input("pairs"), model)
+            pairs = read_pairs(job.input("pairs"), model, refusals)
     except (PreferenceModelError, ComparisonSetError) as error:
         raise JobError(str(error)) from error
     longest = getattr(model.model.config, "max_position_embeddings", None) or math.inf
@@ -71,7 +76,7 @@ def run(job: Job) -> None:
     too_long = Counter(pair.source for pair in pairs) - Counter(pair.source for pair in fit)
     if not fit and "pairs" in job.inputs:
         raise JobError(
-            f"All {len(pairs)} pairs are longer than the {longest} tokens that the preference model can read."
+            f"All {len(pairs)} pairs are longer than the {longest} tokens that the preference model can read{refusals}."
         )
     scored = score_pairs(model, fit) if fit else []
 
@@ -79,11 +84,11 @@ def run(job: Job) -> None:
         with (directory / "scores.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
-    job.publish(write, result_to_json(ordered_pairs(scored, dict(sorted(too_long.items())))))
+    job.publish(write, result_to_json(ordered_pairs(scored, dict(sorted(too_long.items())), refusals)))
 
 
-def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
-    """The pairs of pairs.jsonl as ids.
+def read_pairs(directory: Path, model: PreferenceModel, refusals: Refusals) -> list[TokenPair]:
+    """The pairs of pairs.jsonl as ids; what the chat template refuses is counted.
 
     Raises:
         ComparisonSetError: the file is missing or empty, or a line has the wrong shape.
@@ -91,14 +96,23 @@ def read_pairs(directory: Path, model: PreferenceModel) -> list[TokenPair]:
     path = directory / "pairs.jsonl"
     if not path.is_file():
         raise ComparisonSetError(f"{directory} has no pairs.jsonl; expected the orientation pairs.")
-    pairs = [token_pair(record, model.chat) for record in stream_lines(path)]
-    if not pairs:
+    pairs = _read(stream_lines(path), model, refusals)
+    if not pairs and not refusals.count:
         raise ComparisonSetError(f"{path} has 0 pairs; the orientation check needs at least one.")
     return pairs
 
 
-def pairs_of_shards(directory: Path, settings: CheckSettings, model: PreferenceModel) -> list[TokenPair]:
-    """The pairs of the named shards of a comparison set as ids, in the order of the set; ties are left out.
+def _read(records: Iterable[ComparisonRecord], model: PreferenceModel, refusals: Refusals) -> list[TokenPair]:
+    read = (pair_or_refusal(record, model.chat, refusals) for record in records)
+    return [pair for pair in read if pair is not None]
+
+
+def pairs_of_shards(
+    directory: Path, settings: CheckSettings, model: PreferenceModel, refusals: Refusals
+) -> list[TokenPair]:
+    """The pairs of the named shards of a comparison set as ids, in the order of the set.
+
+    Ties are left out; what the chat template refuses is counted.
 
     Raises:
         ComparisonSetError: a shard is damaged or not in the set.
@@ -109,7 +123,7 @@ def pairs_of_shards(directory: Path, settings: CheckSettings, model: PreferenceM
         raise ComparisonSetError(f"{directory} has {len(named)} of the shards {', '.join(settings.shards)}.")
     records = [record for record in stream_records(directory, manifest | {"shards": named}) if not record.get("tie")]
     chosen = set(sorted(_draw(record["id"]) for record in records)[: settings.most_pairs])
-    return [token_pair(record, model.chat) for record in records if _draw(record["id"]) in chosen]
+    return _read((record for record in records if _draw(record["id"]) in chosen), model, refusals)
 
 
 def _draw(id: str) -> str:
@@ -117,7 +131,7 @@ def _draw(id: str) -> str:
     return hashlib.sha256(id.encode()).hexdigest()
 
 
-def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int]) -> OrderedPairs:
+def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int], refusals: Refusals) -> OrderedPairs:
     """Accuracy with its Wilson interval, overall, per question and per source, and the ids of pairs ordered wrongly.
 
     A tie counts half in the accuracy and is listed as wrong. `mistakes` are the most confident ones with their scores.
@@ -129,6 +143,7 @@ def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int]) -> Ordered
         wrong=tuple(pair.id for pair in scored if not pair.gap > 0),
         mistakes=confident_mistakes(scored),
         too_long=too_long,
+        refused=refusals.found(),
     )
 
 

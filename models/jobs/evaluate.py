@@ -70,6 +70,7 @@ def run(job: Job) -> None:
         best_of=settings.best_of,
         by_kind=means_by_kind(records),
         prompts_too_long=found.num_too_long,
+        prompts_refused=found.refused,
         split=settings.split,
         best_of_points=best_of_points(records, settings.best_of_points) if settings.best_of_points else None,
     )

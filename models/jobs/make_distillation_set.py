@@ -80,7 +80,9 @@ def run(job: Job) -> None:
     except (ChatFormatError, DistillationError, OutputLayerUnknown) as error:
         raise JobError(str(error)) from error
     if len(done) < 2:
-        raise JobError(f"The text holds {sum(done)} usable texts, all of which are held out; give more of it.")
+        raise JobError(
+            f"The text holds {sum(done)} usable texts, all of which are held out{texts.refusals}. Give more of it."
+        )
     manifest = Manifest(
         prompt_version=version,
         prompt_tokens=prompt_tokens,
@@ -95,6 +97,7 @@ def run(job: Job) -> None:
         num_texts=sum(done[1:]),
         num_plain=texts.taken["plain"],
         num_dialogues=texts.taken["dialogue"],
+        refused=texts.refusals.found(),
     )
 
     def write(folder: Path) -> None:

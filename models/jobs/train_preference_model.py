@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
+from models.chat.refusals import RefusedRecords
 from models.model_folders.saving import save_model
 from models.preference.comparison_set import SPLITS, ComparisonRecord, ComparisonSetError, load_token_pairs
 from models.preference.measuring import (
@@ -86,6 +87,7 @@ def run(job: Job) -> None:
         trained_on=trained_on(train, settings.harmless_weight),
         dropped_too_long=splits["train"].num_too_long + splits["held_out"].num_too_long,
         dropped_too_long_by_split={name: split.num_too_long for name, split in splits.items()},
+        refused=_refused(splits),
         max_tokens=max_tokens,
         optimiser_steps=training.num_steps,
         train_loss=train_loss,
@@ -107,6 +109,12 @@ def run(job: Job) -> None:
         _write_scores(directory, scored, skills)
 
     job.publish(write, result_to_json(results))
+
+
+def _refused(splits: dict[str, TokenPairs]) -> dict[str, RefusedRecords] | None:
+    """What the chat template refused, by split; None where it took everything."""
+    found = {name: split.refusals.found() for name, split in splits.items()}
+    return {name: refused for name, refused in found.items() if refused is not None} or None
 
 
 def _same_chat(start: Path, initial: Path) -> ChatFormat:
@@ -193,7 +201,7 @@ def _load(
         if not any(pair.tie is None for pair in split.pairs):
             raise JobError(
                 f"{job.input('comparisons')} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
-                f"({split.num_too_long} are longer); training needs both splits. "
+                f"({split.num_too_long} are longer{split.refusals}); training needs both splits. "
                 "Collect more, raise max_tokens, or hold out a larger share."
             )
     num_judged = len(splits["held_out"].pairs)

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from models.chat.format import ChatFormat, Message
+from models.chat.format import ChatFormat, Message, TemplateRefusal
 from models.chat.prompt_writing import Sieve, Verdict, message_key
+from models.chat.refusals import Refusals
 from models.initial_policy.results import WrittenPromptsResults
 from models.model_folders.loading import load_causal_lm
 from models.policy.prompts import KINDS, Kind
@@ -76,6 +77,7 @@ def run(job: Job) -> None:
         num_written_by_kind=by_kind,
         left_out=dict(sorted((name, count) for name, count in writer.verdicts.items() if name != "kept")),
         num_prompts=len(records) + len(written),
+        refused=writer.refusals.found(),
         settings=asdict(settings),
     )
 
@@ -110,13 +112,15 @@ class Writer:
         self.opening = user_opening(chat)
         context = getattr(model.config, "max_position_embeddings", 2**31)
         self.room = context - settings.max_prompt_tokens - len(self.opening)
+        self.refusals = Refusals()
         openings = {split: [_opening(r["messages"]) for r in records if r["split"] == split] for split in _SPLITS}
         self.sieve = Sieve(openings["train"], openings["held_out"], settings.min_characters)
         self.examples = {kind: self._examples_of(kind, records) for kind in KINDS}
         if not any(self.examples.values()):
             raise JobError(
                 f"None of the {len(records)} prompts is a first message of at most {settings.max_prompt_tokens} tokens "
-                f"that fits a context of {context}; nothing to write after. Raise prompts.written_max_tokens."
+                f"that fits a context of {context}{self.refusals}; nothing to write after. "
+                "Raise prompts.written_max_tokens."
             )
         self.model = model
         self.verdicts: Counter[Verdict] = Counter()
@@ -185,7 +189,11 @@ class Writer:
                 continue
             if "written_from" in record:
                 continue  # after people's examples only, never after the model's own
-            ids = tuple(self.chat.encode(messages))
+            try:
+                ids = tuple(self.chat.encode(messages))
+            except TemplateRefusal as refusal:
+                self.refusals.add(refusal.reason)
+                continue
             if len(ids) <= min(self.settings.max_prompt_tokens, self.room):
                 found.setdefault(messages[0]["content"], Example(messages[0]["content"], message_key(messages), ids))
         return sorted(found.values(), key=lambda example: example.key)

@@ -17,10 +17,11 @@ import torch
 from models.backbone.batches import chunk_cost_of
 from models.backbone.precision import filling
 from models.chat.format import ChatFormat, Message
+from models.chat.refusals import Refusals
 from models.policy.model import Policy
 from models.policy.prompts import KINDS
 from models.policy.reply_chunks import reply_chunks
-from models.preference.comparison_set import ComparisonRecord, read_manifest, stream_records, token_pair
+from models.preference.comparison_set import ComparisonRecord, pair_or_refusal, read_manifest, stream_records
 from models.preference.curves import accuracy_of
 from models.preference.loss import ordered_rightly
 from models.preference.model import PreferenceModel
@@ -46,11 +47,13 @@ class HeldOutPair:
     scored: TokenPair  # the same pair as the preference model reads it
 
 
-def held_out_pairs(folder: Path, chat: ChatFormat, per_question: int, max_tokens: int) -> list[HeldOutPair]:
+def held_out_pairs(
+    folder: Path, chat: ChatFormat, per_question: int, max_tokens: int, refusals: Refusals
+) -> list[HeldOutPair]:
     """A fixed sample of a comparison set's held-out comparisons: up to so many of each question.
 
     They are picked by a hash of their ids, so that the sample does not depend on the order of the shards. Pairs
-    with a side of more than `max_tokens` tokens are passed over.
+    with a side of more than `max_tokens` tokens are passed over, those that the chat template refuses counted.
 
     Raises:
         ComparisonSetError: the folder is no comparison set, or a shard is damaged.
@@ -59,11 +62,16 @@ def held_out_pairs(folder: Path, chat: ChatFormat, per_question: int, max_tokens
     for kind, records in _candidates(folder, CANDIDATES_PER_PAIR * per_question).items():
         mine: list[HeldOutPair] = []
         for record in records:
+            if len(mine) == per_question:
+                break
+            scored = pair_or_refusal(record, chat, refusals)
+            if scored is None:
+                continue
             better_prompt, better = _side(record["prompt"], record["better"], chat)
             worse_prompt, worse = _side(record["prompt"], record["worse"], chat)
             longest = max(len(better_prompt) + len(better), len(worse_prompt) + len(worse))
-            if len(mine) < per_question and longest < max_tokens:
-                mine.append(HeldOutPair(kind, better_prompt, better, worse_prompt, worse, token_pair(record, chat)))
+            if longest < max_tokens:
+                mine.append(HeldOutPair(kind, better_prompt, better, worse_prompt, worse, scored))
         picked += mine
     return picked
 

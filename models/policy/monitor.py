@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from models.chat.refusals import Refusals
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
 from models.policy.results import Interval, LastSignals, LogpAccuracy, LogpPoint, RolloutSignals, WatchResult
 from models.policy.rollout import Rollout, RolloutCollector
@@ -55,11 +56,11 @@ class PolicyMonitor:
             self.watcher = load("watcher", job.input("watcher"))
             # As the training PM scores, so that the gap between the two is no matter of rounding.
             self.watcher.precision = collector.preference_model.precision
-        self.pairs = []
+        self.pairs, self.refusals = [], Refusals()
         if "comparisons" in job.inputs and logp_every:
             context = getattr(collector.policy.model.config, "max_position_embeddings", 2**31)
             try:
-                self.pairs = held_out_pairs(job.input("comparisons"), chat, logp_pairs, context)
+                self.pairs = held_out_pairs(job.input("comparisons"), chat, logp_pairs, context, self.refusals)
             except ComparisonSetError as error:
                 raise JobError(str(error)) from error
         self.logp_ceiling = (
@@ -136,6 +137,7 @@ class PolicyMonitor:
             curve=tuple(self.logp_curve),
             dialogues={kind: measured.dialogues for kind, measured in ceiling.items()},
             preference_model_ci=_intervals(ceiling),
+            refused=self.refusals.found(),
         )
 
     @property

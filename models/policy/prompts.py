@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.chat.format import ChatFormat, ChatFormatError, Message
+from models.chat.format import ChatFormat, ChatFormatError, Message, TemplateRefusal
+from models.chat.refusals import Refusals, RefusedRecords
 from models.runtime.random_numbers import derive_seed, permutation
 
 Kind = Literal["helpful", "harmless"]
@@ -36,14 +37,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one split, in the order of their ids, and how many were too long to be used."""
+    """The prompts of one split, in the order of their ids, and how many were too long or refused by the template."""
 
     prompts: list[Prompt]
     num_too_long: int
+    refused: RefusedRecords | None = None
 
 
 def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) -> Prompts:
-    """The prompts of one split with at most `max_tokens` tokens.
+    """The prompts of one split with at most `max_tokens` tokens, those left out that the chat template refuses.
 
     Raises:
         PromptSetError: the file is missing or malformed, or no prompt is left.
@@ -51,7 +53,7 @@ def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) ->
     path = folder / "prompts.jsonl"
     if not path.is_file():
         raise PromptSetError(f"{folder} has no prompts.jsonl; expected a prompt set. Give the result of build_prompts.")
-    prompts, num_too_long, splits = [], 0, set()
+    prompts, num_too_long, splits, refusals = [], 0, set(), Refusals()
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -62,6 +64,9 @@ def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) ->
                 if record["kind"] not in KINDS:
                     raise ValueError(f"kind is {record['kind']!r}, expected one of {', '.join(KINDS)}")
                 ids = chat.encode(record["messages"], reply=True)
+            except TemplateRefusal as refusal:
+                refusals.add(refusal.reason)
+                continue
             except (ValueError, KeyError, TypeError, ChatFormatError) as error:
                 raise PromptSetError(f"{path}, line {number}: {error!r}. Build the prompt set again.") from error
             if len(ids) > max_tokens:
@@ -70,12 +75,13 @@ def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) ->
             prompts.append(Prompt(str(record["id"]), record["kind"], tuple(record["messages"]), tuple(ids)))
     if not prompts:
         raise PromptSetError(
-            f"{path} has 0 prompts of split '{split}' with at most {max_tokens} tokens ({num_too_long} are longer; "
-            f"splits present: {', '.join(sorted(splits)) or 'none'}). Collect more, or lower max_reply_tokens."
+            f"{path} has 0 prompts of split '{split}' with at most {max_tokens} tokens ({num_too_long} are longer"
+            f"{refusals}; splits present: {', '.join(sorted(splits)) or 'none'}). "
+            "Collect more, or lower max_reply_tokens."
         )
     # Ids are digests: their order is arbitrary but the same whatever order the file has.
     prompts.sort(key=lambda prompt: prompt.id)
-    return Prompts(prompts, num_too_long)
+    return Prompts(prompts, num_too_long, refusals.found())
 
 
 class PromptStream:

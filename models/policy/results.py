@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.refusals import RefusedRecords
 from models.runtime.results import IF_MEASURED
 from models.statistics.reply_signals import CollapseSignals
 
@@ -141,6 +142,8 @@ class LogpAccuracy:
     pairs: Mapping[str, int]
     preference_model: Mapping[str, float]
     curve: tuple[LogpPoint, ...]
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Held-out comparisons that the chat template refused."""
     dialogues: Mapping[str, int | None] | None = field(default=None, metadata=IF_MEASURED)
     preference_model_ci: Mapping[str, Interval] | None = field(default=None, metadata=IF_MEASURED)
 
@@ -170,6 +173,8 @@ class PPOResult:
     """`PPOSettings` as JSON, those of their time: today's checks may refuse what was right then."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     prompts_too_long: int | None = None
+    prompts_refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Of the prompts to train on, by the chat template."""
     harmless_share: float | None = None
     curve: tuple[CurvePoint, ...] = ()
     roles: Mapping[str, str] | None = field(default=None, metadata=IF_MEASURED)
@@ -251,6 +256,8 @@ class Evaluation(EvaluationPart):
     best_of: int = 1
     by_kind: Mapping[str, EvaluationPart] = field(default_factory=dict)
     prompts_too_long: int | None = field(default=None, metadata=IF_MEASURED)
+    prompts_refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """By the chat template."""
     split: str | None = field(default=None, metadata=IF_MEASURED)
     best_of_points: tuple[BestOfPoint, ...] | None = field(default=None, metadata=IF_MEASURED)
 

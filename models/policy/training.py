@@ -81,7 +81,7 @@ class PolicyTraining:
         model, reference = self.roles.policy, self.roles.reference
         self.policy = Policy(model, settings.precision)
         found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
-        self.num_too_long = found.num_too_long
+        self.num_too_long, self.prompts_refused = found.num_too_long, found.refused
         try:
             self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
         except PromptSetError as error:
@@ -390,6 +390,7 @@ class PolicyTraining:
             settings=asdict(self.settings),
             choices=choices(self.settings),
             prompts_too_long=self.num_too_long,
+            prompts_refused=self.prompts_refused,
             harmless_share=self.stream.harmless_share,
             curve=tuple(self.curve),
             roles=self.roles.how_held,

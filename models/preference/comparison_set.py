@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
-from models.chat.format import Message
+from models.chat.format import Message, TemplateRefusal
+from models.chat.refusals import Refusals
 from models.preference.pairs import TokenPair, TokenPairs
 
 MANIFEST_FORMAT = 1
@@ -175,6 +176,15 @@ def token_pair(record: ComparisonRecord, chat: DialogueEncoder) -> TokenPair:
     )
 
 
+def pair_or_refusal(record: ComparisonRecord, chat: DialogueEncoder, refusals: Refusals) -> TokenPair | None:
+    """The pair of a record, or None where the chat template refuses it, which is counted."""
+    try:
+        return token_pair(record, chat)
+    except TemplateRefusal as refusal:
+        refusals.add(refusal.reason)
+        return None
+
+
 def dialogue_number(split_key: str | None) -> int | None:
     """A number of 62 bits for a dialogue's split key (a digest in hex; an erased record has none)."""
     return int.from_bytes(hashlib.sha256(split_key.encode()).digest()[:8], "big") >> 2 if split_key else None
@@ -202,9 +212,9 @@ def load_token_pairs(
 ) -> dict[str, TokenPairs]:
     """Verify a comparison set and tokenise it, by split; only the records that are `wanted`, where that is given.
 
-    A pair is left out, and counted, when either side has more than `max_tokens`
-    tokens: cutting it would let the preference model judge replies it was never
-    shown whole. Ids take four bytes each, no text is held. With `splits` the pairs
+    A pair is left out, and counted, when the chat template refuses a side, or when one has
+    more than `max_tokens` tokens: cutting it would let the preference model judge replies it
+    was never shown whole. Ids take four bytes each, no text is held. With `splits` the pairs
     are added to those, which may keep them on disk.
 
     Raises:
@@ -215,8 +225,9 @@ def load_token_pairs(
     for record in stream_records(directory, manifest):
         if wanted is not None and not wanted(record):
             continue
-        pair = token_pair(record, chat)
         split = splits[record["split"]]
+        if (pair := pair_or_refusal(record, chat, split.refusals)) is None:
+            continue
         if max(pair.better_tokens, pair.worse_tokens) > max_tokens:
             split.num_too_long += 1
         else:

@@ -21,7 +21,8 @@ from models.backbone.batches import chunk_cost_of, chunks_with_little_padding, r
 from models.backbone.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
 from models.backbone.trunk import padded_states, states_at
 from models.chat.format import ChatFormat, Message
-from models.preference.comparison_set import ComparisonSetError, stream_lines, token_pair
+from models.chat.refusals import Refusals
+from models.preference.comparison_set import ComparisonSetError, pair_or_refusal, stream_lines
 from models.preference.pairs import TokenPair
 from models.preference.results import Offset, Reference
 from models.preference.tree_states import can_pack, states_at_reads
@@ -208,7 +209,7 @@ FILE = "reference.jsonl"
 def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> tuple[float, Reference]:
     """Mean score over both sides of the reference pairs, and which set that is.
 
-    Pairs of more than `max_tokens` tokens are left out and counted.
+    Pairs of more than `max_tokens` tokens, and those that the chat template refuses, are left out and counted.
 
     Raises:
         ComparisonSetError: no such file, a line of another shape, or no pair that fits.
@@ -216,15 +217,20 @@ def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> 
     path = directory / FILE
     if not path.is_file():
         raise ComparisonSetError(f"{directory} has no {FILE}; expected a reference set.")
-    pairs = [token_pair(record, model.chat) for record in stream_lines(path)]
+    refusals = Refusals()
+    read = (pair_or_refusal(record, model.chat, refusals) for record in stream_lines(path))
+    pairs = [pair for pair in read if pair is not None]
     fitting = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= max_tokens]
     if not fitting:
-        raise ComparisonSetError(f"None of the {len(pairs)} pairs of {path} has at most {max_tokens} tokens a side.")
+        raise ComparisonSetError(
+            f"None of the {len(pairs)} pairs of {path} has at most {max_tokens} tokens a side{refusals}."
+        )
     better, worse = model.score_pairs(fitting)
     reference = Reference(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         num_pairs=len(fitting),
         too_long=len(pairs) - len(fitting),
+        refused=refusals.found(),
     )
     return math.fsum([*better, *worse]) / (2 * len(fitting)), reference
 

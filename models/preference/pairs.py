@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
+from models.chat.refusals import Refusals
+
 BUFFER_BYTES = 1 << 20
 IDS = ("prefix_ids", "better_ids", "worse_ids")
 
@@ -113,7 +115,9 @@ class PairFile(Sequence["TokenPair"]):
 
 @dataclass
 class TokenPairs:
-    """All pairs of one split that fit, in the order of the shards, and how many did not fit."""
+    """All pairs of one split that can be used, in the order of the shards, and how many can't."""
 
     pairs: list[TokenPair] | PairFile = field(default_factory=list)
     num_too_long: int = 0
+    refusals: Refusals = field(default_factory=Refusals)
+    """Of the chat template."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.refusals import RefusedRecords
 from models.runtime.results import IF_MEASURED
 from models.statistics.scaling import CurvePoint
 
@@ -171,6 +172,8 @@ class Reference:
     sha256: str
     num_pairs: int
     too_long: int
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """By the chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +264,8 @@ class PreferenceModelResults(ModelSummary, Offset):
     choices: Mapping[str, Any]
     """Everything about the training that the paper leaves open or that changes the result, for the model's card."""
     dropped_too_long_by_split: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, RefusedRecords] | None = field(default=None, metadata=IF_MEASURED)
+    """Comparisons by split that the chat template refuses; the splits that have any."""
     skills: HeldOutReport | None = field(default=None, metadata=IF_MEASURED)
     ties: Ties | None = field(default=None, metadata=IF_MEASURED)
     lora: TrainedAdapter | None = field(default=None, metadata=IF_MEASURED)
@@ -279,3 +284,5 @@ class OrderedPairs(Accuracy):
     """The most confident ones."""
     too_long: Mapping[str, int] = field(default_factory=dict)
     """Pairs by source that the model can't read whole."""
+    refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """By the chat template."""

@@ -6,12 +6,14 @@ in `orchestrator/reports/pictures/catalogue.py`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.chat.refusals import RefusedRecords
 from models.policy.results import Evaluation, PPOResult
 from models.preference.results import OrderedPairs, PreferenceModelResults
 from models.runtime.results import result_from_json
@@ -65,6 +67,8 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
         data_check=_results(DataCheckResults, artifacts.get("data_check")),
         doubts=doubts_of(initial.results) if initial else (),
         distillation=course_of(initial.results) if initial else None,
+        texts_refused=_refused(newest_artifacts(session, cycle_id, ("distillation_set",)).get("distillation_set")),
+        examples_refused=_refused(artifacts.get("prompt_set")),
         preference_model=_results(PreferenceModelResults, model),
         scaling=scaling(session, model) if model else None,
         mix_matrix=mix_matrix(session, model) if model else None,
@@ -90,11 +94,14 @@ def numbers_of(session: Session, cycle_id: int, failure: str | None = None) -> C
     )
 
 
-def newest_artifacts(session: Session, cycle_id: int) -> dict[str, t.Artifact]:
+KINDS = (
+    "initial_policy", "comparison_set", "data_check", "preference_model", "prompt_set", "snapshot", "ood_detector",
+)  # fmt: skip
+"""Of the artifacts that a report names."""
+
+
+def newest_artifacts(session: Session, cycle_id: int, kinds: Collection[str] = KINDS) -> dict[str, t.Artifact]:
     """By kind, the artifact that the cycle's latest finished stage of that kind ended with."""
-    kinds = (
-        "initial_policy", "comparison_set", "data_check", "preference_model", "prompt_set", "snapshot", "ood_detector",
-    )  # fmt: skip
     rows = session.scalars(
         select(t.Artifact)
         .join(t.Stage, t.Stage.artifact_id == t.Artifact.id)
@@ -110,6 +117,12 @@ def _results(cls: type[R], artifact: t.Artifact | None) -> R | None:
     if artifact is None:
         return None
     return result_from_json(cls, artifact.results, where=f"the results of {artifact.kind} {artifact.id}")
+
+
+def _refused(artifact: t.Artifact | None) -> RefusedRecords | None:
+    """What the chat template refused of a set that a job made."""
+    found = artifact.results.get("refused") if artifact is not None else None
+    return result_from_json(RefusedRecords, found, where="the refused records") if found else None
 
 
 def _detector(artifact: t.Artifact) -> FittedDetector:

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.refusals import RefusedRecords
 from models.initial_policy.results import DistillationCourse
 from models.policy.results import Evaluation, PPOResult
 from models.preference.results import OrderedPairs, PreferenceModelResults
-from models.runtime.results import result_to_json
+from models.runtime.results import IF_MEASURED, result_to_json
 from orchestrator.cycles.cost import StageTime
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
@@ -50,6 +51,10 @@ class CycleNumbers:
     doubts: tuple[str, ...] = ()
     """What the preflight of the initial policy found, a sentence each."""
     distillation: DistillationCourse | None = None
+    texts_refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Of those to distil on, by the teacher's chat template."""
+    examples_refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
+    """Of the openings to write prompts after, by the policy's."""
     preference_model: PreferenceModelResults | None = None
     scaling: Scaling | None = None
     mix_matrix: MixMatrix | None = None

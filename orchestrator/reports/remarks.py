@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from orchestrator.reports.numbers import CycleNumbers
+from orchestrator.reports.refusals import refused_said
 from orchestrator.reports.watching import collapse_remarks
 from orchestrator.reports.wording import with_interval
 
@@ -151,9 +152,14 @@ def few_compared(numbers: CycleNumbers) -> Iterator[str]:
         yield f"the Elo rests on {numbers.elo.num_comparisons} comparisons with the initial policy alone"
 
 
+def refused_by_template(numbers: CycleNumbers) -> Iterator[str]:
+    """Records that the chat template refuses are in no training and no figure."""
+    yield from (f"the chat template refused {said}" for said in refused_said(numbers))
+
+
 Rule = Callable[[CycleNumbers], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     people_disagree, worse_than_live, gates_remark, pm_below_chance, lost_on_a_question, twin_sees_less, stopped_ppo,
     collapse, left_the_line, longer, calibration, few_held_out, few_compared, orientation_skipped,
-    doubtful_initial_policy,
+    doubtful_initial_policy, refused_by_template,
 )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.chat.format import ChatFormat
+from models.chat.refusals import Refusals
 from models.jobs.check_preference_model import ordered_pairs, run
 from models.model_folders.saving import save_model
 from models.preference.model import PreferenceModel, fresh_preference_model
@@ -60,7 +61,7 @@ def test_a_tie_is_half_right_and_listed():
         ScoredPair("b", "hand", "harmless", 0.5, 0.5, 0),
         ScoredPair("c", "hand", "harmless", 0.0, 2.0, 0),
     ]
-    results = ordered_pairs(scored, {})
+    results = ordered_pairs(scored, {}, Refusals())
     assert results.accuracy == 0.5
     assert results.wrong == ("b", "c")
     assert results.by_question["helpful"].accuracy == 1.0

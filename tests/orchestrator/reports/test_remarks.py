@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models.chat.refusals import RefusedRecords
 from models.preference.results import OrderedPairs
 from models.statistics.kl_law import Bend
 from orchestrator.judging.elo import EloNumbers
@@ -20,6 +21,7 @@ from tests.orchestrator.reports.policy_results import BARE_PPO
 from tests.orchestrator.reports.whole_cycle import DIGEST, accuracy, judged, whole_cycle
 
 ORDERED = OrderedPairs(accuracy=1.0, ci=(0.9, 1.0), n=30, by_question={}, by_source={})
+TWICE = RefusedRecords(count=3, first="the roles user, user: no")
 FLAWLESS = whole_cycle(orientation=ORDERED, training=BARE_PPO)
 
 
@@ -33,6 +35,11 @@ def slope(high: float) -> Any:
     assert model_.held_out.calibration is not None
     calibration = replace(model_.held_out.calibration, slope=high - 0.2, slope_ci=(high - 0.4, high))
     return replace(model_, held_out=replace(model_.held_out, calibration=calibration))
+
+
+def refused_comparisons() -> Any:
+    assert FLAWLESS.preference_model is not None
+    return replace(FLAWLESS.preference_model, refused={"train": TWICE, "held_out": TWICE})
 
 
 def departed() -> CurveLaw:
@@ -56,6 +63,11 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
     [
         (replace(FLAWLESS, decision="refuse"), "people prefer it to the initial policy (Elo +80 [+40, +120]), yet"),
         (replace(FLAWLESS, elo=elo(-5.0)), "people prefer the initial policy (Elo -5 [-25, +15]), yet it went live"),
+        (
+            replace(FLAWLESS, orientation=replace(ORDERED, refused=TWICE), preference_model=refused_comparisons()),
+            "the chat template refused 3 train comparisons, 3 held-out comparisons, 3 orientation pairs (the first has "
+            "the roles user, user: no): left out; to have them, give the model's folder a chat template",
+        ),
         (
             replace(FLAWLESS, live=LiveEvidence(7, DIGEST, False, Gain(-0.1, (-0.3, 0.1), 80))),
             "it went live with a lower score than what was live: -0.100 [-0.300, +0.100]",
