@@ -171,8 +171,11 @@ def _load(
     """The pairs of all comparison sets by split, how many were left out on purpose, by reason, and how many of the
     held-out ones, the first, are the comparison set's own and no skill's."""
     left_out: Counter[str] = Counter()
+    dialogues: set[str | None] = set()
 
     def wanted(record: ComparisonRecord) -> bool:
+        if len(dialogues) < 2:
+            dialogues.add(record.get("split_key") or record["id"])
         if record["split"] == "held_out":
             return True
         if record.get("tie") and settings.targets == "hard":
@@ -197,17 +200,47 @@ def _load(
             raise JobError(str(error)) from error
 
     read("comparisons")
+    usable = {name: sum(pair.tie is None for pair in split.pairs) for name, split in splits.items()}
     for name, split in splits.items():
-        if not any(pair.tie is None for pair in split.pairs):
+        if not usable[name]:
             raise JobError(
                 f"{job.input('comparisons')} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
                 f"({split.num_too_long} are longer{split.refusals}); training needs both splits. "
-                "Collect more, raise max_tokens, or hold out a larger share."
+                + _advice(job.input("comparisons"), splits, usable, one_dialogue=len(dialogues) == 1)
             )
     num_judged = len(splits["held_out"].pairs)
     if "skills" in job.inputs:
         read("skills")
     return splits, left_out, num_judged
+
+
+def _advice(folder: Path, splits: dict[str, TokenPairs], usable: dict[str, int], *, one_dialogue: bool) -> str:
+    """What to do about a comparison set that leaves a split empty, by what the set is like."""
+    left_out = json.loads((folder / "manifest.json").read_text("utf-8")).get("excluded", {})
+    ties = sum(len(split.pairs) for split in splits.values()) - sum(usable.values())
+    ties += sum(count for reason, count in left_out.items() if reason.startswith("none_"))
+    if any(split.num_too_long for split in splits.values()):
+        return "Raise preference_model.max_tokens, or collect shorter dialogues."
+    if any(split.refusals.count for split in splits.values()):
+        return "Give the model's folder a chat template that takes these dialogues, or collect others."
+    if one_dialogue:
+        return (
+            "All comparisons begin with one and the same message, and a dialogue is never split: collect comparisons "
+            "of other dialogues."
+        )
+    if usable["held_out"]:
+        return (
+            "Everything is held out: lower comparisons.held_out_fraction, or import the files to train on without "
+            "--split held_out."
+        )
+    if usable["train"]:
+        return (
+            "Nothing is held out: raise comparisons.held_out_fraction, collect more dialogues, or import a test file "
+            "with --split held_out."
+        )
+    if ties:
+        return f"Nobody chose a side ({ties} ties): ask for a choice, or import comparisons that have one."
+    return "Collect comparisons, or import some; `comparisons` in the configuration may leave out those that there are."
 
 
 if __name__ == "__main__":

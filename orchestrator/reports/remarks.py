@@ -72,6 +72,24 @@ def calibration(numbers: CycleNumbers) -> Iterator[str]:
         yield "the preference model is over-confident: its scores promise more than they keep"
 
 
+def knows_length_alone(numbers: CycleNumbers) -> Iterator[str]:
+    """A preference model that orders replies by their length and knows nothing else."""
+    held_out = numbers.preference_model.held_out if numbers.preference_model is not None else None
+    if held_out is None or held_out.longer_wins is None or held_out.length_regressed is None:
+        return
+    longer, left, found = held_out.longer_wins, held_out.length_regressed, held_out.accuracy
+    if longer.accuracy is None or left.accuracy is None or found is None or not held_out.ci[0] > 0.5:
+        return
+    if left.ci[0] <= 0.5 and max(longer.accuracy, 1 - longer.accuracy) >= found:
+        which = "longer" if longer.accuracy > 0.5 else "shorter"
+        yield (
+            f"the preference model knows no more than that {which} replies win "
+            f"({with_interval(longer.accuracy, longer.ci)} of them do): without length its accuracy is "
+            f"{with_interval(left.accuracy, left.ci)}. PPO will learn length alone; collect comparisons of replies of "
+            "about one length"
+        )
+
+
 def orientation_skipped(numbers: CycleNumbers) -> Iterator[str]:
     """Nobody looked whether labels are turned round."""
     if numbers.preference_model is not None and numbers.orientation is None:
@@ -161,5 +179,5 @@ Rule = Callable[[CycleNumbers], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     people_disagree, worse_than_live, gates_remark, pm_below_chance, lost_on_a_question, twin_sees_less, stopped_ppo,
     collapse, left_the_line, longer, calibration, few_held_out, few_compared, orientation_skipped,
-    doubtful_initial_policy, refused_by_template,
+    doubtful_initial_policy, refused_by_template, knows_length_alone,
 )  # fmt: skip

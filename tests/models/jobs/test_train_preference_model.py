@@ -217,10 +217,35 @@ def test_pairs_over_the_limit_are_counted(policy_dir, tmp_path):
     assert results["optimiser_steps"] == 2  # 19 pairs in batches of 16: the last batch has 3
 
 
-@pytest.mark.parametrize(("num_train", "num_held_out", "named"), [(0, 5, "0 train"), (5, 0, "0 held-out")])
-def test_an_empty_split_is_a_clear_error(policy_dir, tmp_path, num_train, num_held_out, named):
-    directory = write_comparison_set(tmp_path / "set", polite_comparisons(num_train, num_held_out))
-    with pytest.raises(JobError, match=named):
+def sets_that_leave_a_split_empty() -> dict[str, tuple[list[dict[str, Any]], dict[str, int], str]]:
+    """Records, what the manifest excludes, and the advice that fits."""
+    tied = [record | {"tie": "tie"} for record in polite_comparisons(3, 3)]
+    one = [record | {"split_key": "aa"} for record in polite_comparisons(5, 0)]
+    long = polite_comparisons(2, 2)
+    for record in long:
+        record["better"][0]["content"] = "thank you " * 400
+    return {
+        "all held out": (
+            polite_comparisons(0, 5),
+            {},
+            "0 train .*Everything is held out: lower comparisons",
+        ),
+        "none held out": (polite_comparisons(5, 0), {}, "0 held-out .*Nothing is held out: raise"),
+        "one dialogue": (one, {}, "0 held-out .*All comparisons begin with one and the same message"),
+        "all ties": (tied, {}, r"0 train .*Nobody chose a side \(\d+ ties\)"),
+        "ties left out": ([], {"none_tie": 7}, r"0 train .*Nobody chose a side \(7 ties\)"),
+        "nothing": ([], {"label_kind": 2}, "0 train .*Collect comparisons, or import some"),
+        "all too long": (long, {}, r"0 train .*\(2 are longer\).*Raise preference_model\.max_tokens"),
+    }
+
+
+@pytest.mark.parametrize("name", sets_that_leave_a_split_empty())
+def test_an_empty_split_is_a_clear_error_with_the_advice_that_fits(policy_dir, tmp_path, name):
+    records, excluded, said = sets_that_leave_a_split_empty()[name]
+    directory = write_comparison_set(tmp_path / "set", records)
+    manifest = json.loads((directory / "manifest.json").read_text()) | {"excluded": excluded}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(JobError, match=said):
         train(tmp_path / "out", policy_dir, directory)
 
 

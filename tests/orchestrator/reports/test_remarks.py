@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.chat.refusals import RefusedRecords
-from models.preference.results import OrderedPairs
+from models.preference.results import LengthRegressedReport, LongerWinsReport, OrderedPairs
 from models.statistics.kl_law import Bend
 from orchestrator.judging.elo import EloNumbers
 from orchestrator.judging.gates import Gain, LiveEvidence, Verdict
@@ -35,6 +35,18 @@ def slope(high: float) -> Any:
     assert model_.held_out.calibration is not None
     calibration = replace(model_.held_out.calibration, slope=high - 0.2, slope_ci=(high - 0.4, high))
     return replace(model_, held_out=replace(model_.held_out, calibration=calibration))
+
+
+def of_length(longer: float, left: float) -> Any:
+    """A preference model with an accuracy of 0.7, beside how often longer replies win, and what is left without."""
+
+    def part(share: float) -> dict[str, Any]:
+        return {"accuracy": share, "ci": (share - 0.1, share + 0.1), "n": 400, "by_source": {}}
+
+    return model(
+        longer_wins=LongerWinsReport(**part(longer), log_odds_per_token=0.1),
+        length_regressed=LengthRegressedReport(**part(left), score_per_token=0.1),
+    )
 
 
 def refused_comparisons() -> Any:
@@ -68,6 +80,12 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
             "the chat template refused 3 train comparisons, 3 held-out comparisons, 3 orientation pairs (the first has "
             "the roles user, user: no): left out; to have them, give the model's folder a chat template",
         ),
+        (
+            replace(FLAWLESS, preference_model=of_length(longer=0.72, left=0.5)),
+            "knows no more than that longer replies win (0.720 [0.620, 0.820] of them do): without length its accuracy "
+            "is 0.500 [0.400, 0.600]",
+        ),
+        (replace(FLAWLESS, preference_model=of_length(longer=0.28, left=0.5)), "no more than that shorter replies win"),
         (
             replace(FLAWLESS, live=LiveEvidence(7, DIGEST, False, Gain(-0.1, (-0.3, 0.1), 80))),
             "it went live with a lower score than what was live: -0.100 [-0.300, +0.100]",
@@ -135,4 +153,7 @@ def test_nothing_is_said_at_the_edge() -> None:
         elo=elo(20.5, 50),
     )
     assert remarks(edge) == []
+    # It knows more than length, and what it knows beside length is more than chance.
+    for found in (of_length(longer=0.69, left=0.5), of_length(longer=0.72, left=0.61)):
+        assert remarks(replace(FLAWLESS, preference_model=found)) == []
     assert len(set(RULES)) == len(RULES)
