@@ -8,13 +8,18 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.data.formats.reading import check_named_gzip
+from orchestrator.data.formats import hh
+from orchestrator.data.formats.messages import messages_of
+from orchestrator.data.formats.reading import HEAD_BYTES, RecordFile, check_kind
+from orchestrator.data.formats.records import Message, RawRecord, Refused, load_object, member
 from orchestrator.errors import ConfigError, ImportFileError
+
+JSON_SUFFIXES = (".jsonl", ".json")
 
 
 def file_digest(file: Path) -> str:
@@ -30,15 +35,70 @@ def file_digest(file: Path) -> str:
         raise ConfigError(f"{file} can't be read ({error.strerror}); the configuration names it.") from None
 
 
+def records_of(file: Path, expected: str, *, check: bool = True) -> Iterator[tuple[str, RawRecord]]:
+    """The JSON objects of a file that the configuration names, each with where it stands: JSON Lines or one array.
+
+    Args:
+        expected: What a record should be, for the error of one that is something else.
+        check: Whether texts that Postgres could not hold are refused.
+
+    Raises:
+        ConfigError: the file can't be read to its end, or a record is no object.
+    """
+    try:
+        with RecordFile(file) as records:
+            for raw in records:
+                where = f"{file}, line {raw.line}"
+                try:
+                    record = load_object(raw.text, check=check)
+                except Refused as refused:
+                    raise unexpected(where, refused, expected) from None
+                yield where, record
+    except ImportFileError as error:
+        raise ConfigError(f"{error} The configuration names it.") from None
+
+
+def unexpected(where: str, found: Exception | str, expected: str) -> ConfigError:
+    """The error of a record that is not what it should be."""
+    said = f"{found.reason}: {found.detail}" if isinstance(found, Refused) else str(found)
+    return ConfigError(f"{where}: {said}; expected {expected}. The configuration names this file; correct it.")
+
+
+def suffix_of(file: Path) -> str:
+    """The end of a file's name in lower case, .gz aside."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def prompt_messages(record: RawRecord, where: str, expected: str) -> list[Message]:
+    """The messages of a record that asks: `messages`, or one of the user's in `prompt`.
+
+    Raises:
+        ConfigError: it has neither, or the last message is not the user's.
+    """
+    try:
+        given = record.get("messages") or [{"role": "user", "content": member(record, "prompt", (str, list, dict))}]
+        if not isinstance(given, list):
+            raise Refused("wrong_type", f"messages is {type(given).__name__}; expected a list")
+        messages = messages_of(given, "messages")
+        if messages[-1]["role"] != "user":
+            raise Refused("no_user_message", f"the last message is the {messages[-1]['role']}'s, not the user's")
+    except Refused as refused:
+        raise unexpected(where, refused, expected) from None
+    return messages
+
+
+PROMPT_RECORD = '{"prompt": "..."} or {"messages": [..., {"role": "user", "content": "..."}]}'
+
+
 def write_prompts(file: Path, kind: str, out: Path) -> dict[str, Any]:
-    """Write `prompts.jsonl` from a file: .txt has a prompt a line, JSONL has {prompt} or {messages}, and maybe {kind}.
+    """Write `prompts.jsonl` from a file: .txt has a prompt a line, JSON {prompt} or {messages}, and maybe {kind}.
 
     Raises:
         ConfigError: a line is no prompt, or there is none.
     """
     seen: set[str] = set()
     with (out / "prompts.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for found, messages in _read(file, kind):
+        for found, messages in _prompts(file, kind):
             canonical = json.dumps([found, messages], sort_keys=True)
             digest = hashlib.sha256(canonical.encode()).hexdigest()
             if digest not in seen:
@@ -50,31 +110,23 @@ def write_prompts(file: Path, kind: str, out: Path) -> dict[str, Any]:
     return {"num_prompts": len(seen), "file": file.name}
 
 
-def _read(file: Path, kind: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def _prompts(file: Path, kind: str) -> Iterator[tuple[str, list[Message]]]:
+    if suffix_of(file) in JSON_SUFFIXES:
+        for where, record in records_of(file, PROMPT_RECORD):
+            yield str(record.get("kind", kind)), prompt_messages(record, where, PROMPT_RECORD)
+        return
+    for line in _lines(file, newline="\n"):
+        if text := line.strip():
+            yield kind, [{"role": "user", "content": text}]
+
+
+def _lines(file: Path, newline: str | None = None) -> Iterator[str]:
+    """The lines of a text that the configuration names."""
     try:
-        opened = file.open(encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(f"{file} can't be read ({error.strerror}).") from None
-    with opened:
-        for number, line in enumerate(opened, start=1):
-            text = line.strip()
-            if not text:
-                continue
-            if file.suffix != ".jsonl":
-                yield kind, [{"role": "user", "content": text}]
-                continue
-            try:
-                record = json.loads(text)
-                given = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
-                messages = [{"role": str(item["role"]), "content": str(item["content"])} for item in given]
-                if messages[-1]["role"] != "user":
-                    raise ValueError("the last message is not the user's")
-                yield str(record.get("kind", kind)), messages
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError(
-                    f"{file}, line {number} is no prompt ({type(error).__name__}: {error}); expected "
-                    '{"prompt": "..."} or {"messages": [..., {"role": "user", "content": "..."}]}.'
-                ) from None
+        with opened_text(file, newline) as lines:
+            yield from lines
+    except ImportFileError as error:
+        raise ConfigError(f"{error} The configuration names it.") from None
 
 
 def write_text(files: list[Path], out: Path) -> dict[str, Any]:
@@ -96,46 +148,50 @@ def write_text(files: list[Path], out: Path) -> dict[str, Any]:
     return {"num_texts": num_texts, "num_repeats": num_repeats}
 
 
+TEXT_RECORD = "messages, text, or chosen and rejected"
+
+
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with opened_text(file) as lines:
-            yield from _texts(file, lines)
-    except ImportFileError as error:
-        raise ConfigError(f"{error} The configuration names it.") from None
-
-
-def _texts(file: Path, lines: IO[str]) -> Iterator[dict[str, Any]]:
-    """Texts of a file: plain text in pieces, JSONL by record; of a comparison both sides alike."""
-    from orchestrator.data.formats.hh import split_messages
-
-    if not file.name.removesuffix(".gz").endswith(".jsonl"):
-        yield from _paragraphs(lines)
+    """Texts of a file: plain text in pieces, JSON by record; of a comparison both sides alike."""
+    if suffix_of(file) not in JSON_SUFFIXES:
+        yield from _paragraphs(_lines(file))
         return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, record in records_of(file, TEXT_RECORD, check=False):
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: not JSON ({error}); expected an object per line.") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{file}, line {number}: found {type(record).__name__}; expected an object per line.")
-        if "messages" in record:
-            yield {"messages": record["messages"]}
-        elif "text" in record:
-            yield {"text": record["text"]}
-        elif "chosen" in record and "rejected" in record:
-            for side in ("chosen", "rejected"):
-                if not (isinstance(record[side], str) and (messages := split_messages(record[side]))):
-                    raise ConfigError(
-                        f"{file}, line {number}: {side} is no dialogue; expected one text of turns after "
-                        "'\\n\\nHuman:' and '\\n\\nAssistant:'."
-                    )
-                yield {"messages": messages}
-        else:
-            raise ConfigError(
-                f"{file}, line {number}: found keys {sorted(record)}; expected messages, text, or chosen and rejected."
+            yield from _texts(record)
+        except Refused as refused:
+            raise unexpected(where, refused, TEXT_RECORD) from None
+
+
+def _texts(record: RawRecord) -> Iterator[dict[str, Any]]:
+    if "messages" in record:
+        yield {"messages": _plain(member(record, "messages", list))}
+    elif "text" in record:
+        yield {"text": member(record, "text", str)}
+    elif "chosen" in record and "rejected" in record:
+        for side in ("chosen", "rejected"):
+            text = record[side]
+            messages = (
+                hh.split_messages(hh.opened(text)) if isinstance(text, str) else _plain(member(record, side, list))
             )
+            if not messages:
+                raise Refused(
+                    "malformed_dialogue",
+                    f"{side} is no dialogue of turns after '\\n\\nHuman:' and '\\n\\nAssistant:'",
+                )
+            yield {"messages": messages}
+    else:
+        raise Refused("missing_field", f"found the fields {', '.join(sorted(record)) or 'none'}")
+
+
+def _plain(given: list[Any]) -> list[Any]:
+    """Messages as our own files have them; those that are so already stay as they are, whatever else they say."""
+    messages = messages_of(given, "messages")
+    same = all(
+        isinstance(one, dict) and one.get("role") == other["role"] and one.get("content") == other["content"]
+        for one, other in zip(given, messages, strict=True)
+    )
+    return given if same else messages
 
 
 @contextmanager
@@ -147,7 +203,7 @@ def opened_text(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
     """
     try:
         with file.open("rb") as raw:
-            zipped = check_named_gzip(file, raw.peek(2)[:2])
+            zipped = check_kind(file, raw.peek(HEAD_BYTES)[:HEAD_BYTES])
             unpacked = gzip.GzipFile(fileobj=raw) if zipped else raw
             with io.TextIOWrapper(unpacked, "utf-8-sig", newline=newline) as lines:
                 yield lines
@@ -163,7 +219,7 @@ def opened_text(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
 PARAGRAPH_CHARACTERS = 2000
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def _paragraphs(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     held = ""
     for line in lines:
         held += line
@@ -216,8 +272,12 @@ def _unwrapped(text: str) -> str:
 
 
 def write_prompt(file: Path, out: Path) -> dict[str, Any]:
-    """Write `prompt.json`: the messages, and a version made of the file's name and digest."""
-    text = file.read_text(encoding="utf-8")
+    """Write `prompt.json`: the messages, and a version made of the file's name and digest.
+
+    Raises:
+        ConfigError: the file can't be read, or is no prompt.
+    """
+    text = "".join(_lines(file))
     version = f"{file.stem} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     record = {"version": version, "messages": parse_prompt(text)}
     (out / "prompt.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -79,24 +79,6 @@ def write_pair_set(records: Iterable[PairRecord], held_out_fraction: float, out:
     return results
 
 
-def objects_of(file: Path) -> Iterator[tuple[str, RawRecord]]:
-    """The JSON objects of a file, each with where it stands.
-
-    Raises:
-        ConfigError: the file can't be read, or a record is no object.
-    """
-    try:
-        with RecordFile(file) as records:
-            for raw in records:
-                where = f"{file}, line {raw.line}"
-                try:
-                    yield where, load_object(raw.text)
-                except Refused as refused:
-                    raise ConfigError(f"{where}: {refused}. Correct the file.") from None
-    except (ImportFileError, OSError) as error:
-        raise ConfigError(f"{file} can't be read: {error}. The configuration names it.") from None
-
-
 def comparisons_in(record: RawRecord, where: str, file: Path) -> Iterator[ImportedComparison]:
     """The decided comparisons of a record in any format that can be imported; refused ones and ties are passed over.
 
@@ -175,7 +157,8 @@ def write_orientation_pairs(file: Path, out: Path) -> Mapping[str, object]:
             for line, pair in pairs_of_file(file, "orientation", "helpful", undecided=True):
                 if isinstance(pair, LeftOut):
                     raise ConfigError(
-                        f"{file}, line {line} is no orientation pair: {pair.reason}: {pair.detail}. Correct the file."
+                        f"{file}, line {line} is no orientation pair: {pair.reason}: {pair.detail}; expected a "
+                        "comparison of two different replies. Correct the file."
                     )
                 num_pairs += 1
                 lines.write(json.dumps(pair | {"id": f"{file.name}:{line}"}, ensure_ascii=False) + "\n")

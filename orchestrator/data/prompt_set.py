@@ -15,11 +15,13 @@ from typing import Any, TypedDict
 
 from db.split import split_key
 from orchestrator.data.comparison_records import records
-from orchestrator.errors import ConfigError, CycleError
+from orchestrator.data.named_files import prompt_messages, records_of, unexpected
+from orchestrator.errors import CycleError
 
 MANIFEST_FORMAT = 1
 KINDS = ("helpful", "harmless")
 SPLITS = ("train", "held_out")
+RECORD = '{"kind": "helpful" or "harmless", "messages": [..., {"role": "user", "content": "..."}]}'
 
 
 class PromptSetManifest(TypedDict):
@@ -136,27 +138,11 @@ def _read_file(file: Path) -> Iterator[tuple[str, list[Any]]]:
     Raises:
         ConfigError: not there, or a line of another shape.
     """
-    try:
-        opened = file.open(encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(f"{file} can't be read ({error.strerror}); the configuration names it.") from None
-    with opened:
-        for number, line in enumerate(opened, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                messages = [{"role": item["role"], "content": item["content"]} for item in record["messages"]]
-                if record["kind"] not in KINDS:
-                    raise ValueError(f"kind is {record['kind']!r}")
-                if messages[-1]["role"] != "user" or not all(isinstance(item["content"], str) for item in messages):
-                    raise ValueError("the messages do not end with a user's text")
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise ConfigError(
-                    f"{file}, line {number} is no prompt ({type(error).__name__}: {error}); expected "
-                    '{"kind": "helpful" or "harmless", "messages": [..., {"role": "user", "content": ...}]}.'
-                ) from None
-            yield record["kind"], messages
+    for where, record in records_of(file, RECORD):
+        messages = prompt_messages(record, where, RECORD)
+        if record.get("kind") not in KINDS:
+            raise unexpected(where, f"kind is {record.get('kind')!r}", RECORD)
+        yield record["kind"], messages
 
 
 def _opening_key(messages: list[Any]) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from orchestrator.config import PMPSection
 from orchestrator.data.comparison_set import ComparisonSetResults
-from orchestrator.data.formats.records import RawRecord
-from orchestrator.data.pair_set import PairRecord, comparisons_in, objects_of, write_pair_set
+from orchestrator.data.formats.records import RawRecord, Refused, whole
+from orchestrator.data.named_files import records_of
+from orchestrator.data.pair_set import PairRecord, comparisons_in, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
@@ -51,7 +52,7 @@ def ranked_pairs(file: Path) -> Iterator[PairRecord]:
     Raises:
         ConfigError: the file can't be read, or a record has no known shape.
     """
-    for number, (where, record) in enumerate(objects_of(file)):
+    for number, (where, record) in enumerate(records_of(file, "a question with ranked answers, or comparisons")):
         if "question" in record and "answers" in record:
             found = list(_stack_exchange(record, where))
         else:
@@ -86,7 +87,7 @@ def _stack_exchange(record: RawRecord, where: str) -> Iterator[tuple[list[Any], 
         scored = [(_score(answer), str(answer["text"])) for answer in record["answers"]]
         if not question.strip():
             raise ValueError("the question is empty")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, Refused) as error:
         raise ConfigError(
             f"{where} is no question with ranked answers ({type(error).__name__}: {error}); expected "
             '{"question": text, "answers": [{"text", "upvotes", "accepted"}, ...]}.'
@@ -101,8 +102,8 @@ def _stack_exchange(record: RawRecord, where: str) -> Iterator[tuple[list[Any], 
 def _score(answer: RawRecord) -> int:
     if "pm_score" in answer:
         # The published sets of preferences from StackExchange bring the score by this same rule.
-        return int(answer["pm_score"])
-    return answer_score(int(answer["upvotes"]), bool(answer.get("accepted", False)))
+        return int(whole(answer["pm_score"], "pm_score"))
+    return answer_score(int(whole(answer["upvotes"], "upvotes")), bool(answer.get("accepted", False)))
 
 
 def _marked(messages: list[Any], mark: str) -> list[Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from orchestrator.config import SkillSection
 from orchestrator.data.comparison_set import ComparisonSetResults
-from orchestrator.data.formats.records import RawRecord
-from orchestrator.data.pair_set import PairRecord, comparisons_in, objects_of, write_pair_set
+from orchestrator.data.formats.records import RawRecord, Refused, whole
+from orchestrator.data.named_files import records_of
+from orchestrator.data.pair_set import PairRecord, comparisons_in, write_pair_set
 from orchestrator.data.questions import better_and_worse
 from orchestrator.errors import ConfigError
 
@@ -34,7 +35,7 @@ def skill_records(skill: SkillSection) -> Iterator[PairRecord]:
     """The records of one skill's file, its template applied."""
     file = Path(skill.file)
     read = TEMPLATES[skill.template]
-    for number, (where, record) in enumerate(objects_of(file)):
+    for number, (where, record) in enumerate(records_of(file, "a comparison, or a record of the template")):
         for place, (prompt, better, worse) in enumerate(read(record, where, file)):
             yield {
                 "id": f"{skill.name}:{number}:{place}",
@@ -59,7 +60,7 @@ def _summary(record: RawRecord, where: str, file: Path) -> Iterator[Pair]:
     try:
         if "summaries" in record:
             text = record["info"].get("post") or record["info"]["article"]
-            choice = record["choice"]
+            choice = whole(record["choice"], "choice")
             if choice not in (0, 1):
                 raise ValueError(f"choice is {choice!r}")
             better, worse = record["summaries"][choice]["text"], record["summaries"][1 - choice]["text"]
@@ -67,7 +68,7 @@ def _summary(record: RawRecord, where: str, file: Path) -> Iterator[Pair]:
             text, better, worse = record["text"], record["better"], record["worse"]
         if not all(isinstance(part, str) and part.strip() for part in (text, better, worse)):
             raise ValueError("a text is empty")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, Refused) as error:
         raise ConfigError(
             f"{where} is no pair of summaries ({type(error).__name__}: {error}); expected "
             '{"text", "better", "worse"} or {"info": {"post"}, "summaries": [{"text"}, {"text"}], "choice": 0 or 1}.'

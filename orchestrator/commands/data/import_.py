@@ -36,7 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import each file in a transaction of its own; the files before a failing one stay imported."""
+    """Import each file in a transaction of its own; the files before a failing one stay imported.
+
+    The status is 1 where a file gave nothing: no record, or none that could be used.
+    """
     check_openable(args.files)
     url = Settings.from_env().require_database_url()
     request = ImportRequest(
@@ -62,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
             for key in ("read", "imported", "already_there", "quarantined")
         }
         print(json.dumps({**totals, "files": [report.to_json() for report in reports]}, indent=2))
-    return 0
+    return int(any(_gave_nothing(report) for report in reports))
+
+
+def _gave_nothing(report: ImportReport) -> bool:
+    return report.imported + report.already_there == 0
 
 
 def _line(report: ImportReport) -> str:
@@ -78,4 +85,5 @@ def _line(report: ImportReport) -> str:
         f"{report.file} ({report.format}, source {report.source}): {report.read} read, {report.imported} imported, "
         f"{report.already_there} already there, {report.quarantined} quarantined"
         + (f": {reasons}; `orchestrator quarantine` shows them" if reasons else "")
+        + (". Nothing of this file can be used" if _gave_nothing(report) else "")
     )

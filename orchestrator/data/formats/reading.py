@@ -9,6 +9,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,14 +66,14 @@ class RecordFile:
         self._hashing = _Hashing(self._file)
         raw = BufferedReader(self._hashing, CHUNK_BYTES)
         try:
-            zipped = check_named_gzip(self.path, raw.peek(2)[:2])
+            self._zipped = check_kind(self.path, raw.peek(HEAD_BYTES)[:HEAD_BYTES])
         except OSError as error:
             self._file.close()
             raise ImportFileError(f"{self.path}: {error.strerror}.") from None
         except ImportFileError:
             self._file.close()
             raise
-        self._stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
+        self._stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self._zipped else raw
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,6 +95,9 @@ class RecordFile:
 
     def _records(self) -> Iterator[RawRecord]:
         first = True
+        if self._zipped:
+            # What is inside may be an archive again.
+            refuse_kind(self.path, self._stream.peek(HEAD_BYTES)[:HEAD_BYTES])  # type: ignore[attr-defined]
         while line := self._stream.readline(MAX_RECORD_BYTES + 1):
             self.line += 1
             if first and line.startswith(b"\xef\xbb\xbf"):
@@ -194,15 +198,75 @@ class RecordFile:
         return ImportFileError(f"{self.path}, line {max(self.line, 1)}: {what}. Nothing of this file was imported.")
 
 
-def check_named_gzip(path: Path, head: bytes) -> bool:
-    """Whether a file is gzip data, by its first two bytes; its name may leave that out, but must not claim it.
+HEAD_BYTES = 512
+"""What a file is, is seen by so many of its first bytes."""
+
+_UNPACK = "Unpack it with `{}` and give the file that comes out."
+# Pattern of the first bytes, what such a file is, what to do.
+_KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind, advice)
+    for pattern, kind, advice in (
+        (
+            rb"PAR1[\x00-\x19]",
+            "a Parquet file",
+            "Convert it: python -c \"import pandas; pandas.read_parquet('FILE')"
+            ".to_json('FILE.jsonl', orient='records', lines=True)\".",
+        ),
+        (rb"ARROW1|\xff\xff\xff\xff..\x00\x00", "an Arrow file", "Convert it with datasets: to_json('FILE.jsonl')."),
+        (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK.format("unzip")),
+        (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2 data", _UNPACK.format("bunzip2")),
+        (rb"\xfd7zXZ\x00", "xz data", _UNPACK.format("unxz")),
+        (rb"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK.format("unzstd")),
+        (rb"\x04\x22\x4d\x18", "LZ4 data", _UNPACK.format("unlz4")),
+        (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK.format("7z x")),
+        (rb".{257}ustar", "a tar archive", _UNPACK.format("tar xf")),
+        (rb"Rar!\x1a\x07", "a RAR archive", _UNPACK.format("unrar x")),
+        (rb"SQLite format 3\x00", "an SQLite database", "Export its table as JSON Lines."),
+        (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "Export its table as JSON Lines."),
+        (rb"%PDF-", "a PDF", "Give the text or the records themselves."),
+        (
+            rb"version https://git-lfs\.github\.com/",
+            "a pointer of git-lfs and not the file itself",
+            "Fetch the file with `git lfs pull`, or from where the set is published.",
+        ),
+        (
+            rb"(\.\./)*\.git/annex/objects/|/annex/objects/",
+            "a pointer of git-annex and not the file itself",
+            "Fetch the file with `git annex get`.",
+        ),
+        (
+            rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html[\s>]|head[\s>])",
+            "an HTML page",
+            "A download gave a page about the file, or a log-in, in place of the file: fetch the raw file "
+            "(on the Hugging Face hub resolve/main in place of blob/main).",
+        ),
+    )
+)
+
+
+def refuse_kind(path: Path, head: bytes) -> None:
+    """Name a file whose content is of a kind that is not read here, by its first `HEAD_BYTES`.
 
     Raises:
-        ImportFileError: the name ends in .gz and the content is something else.
+        ImportFileError: it is; says what it is and what to do.
     """
-    zipped = head == b"\x1f\x8b"
+    for pattern, kind, advice in _KINDS:
+        if pattern.match(head) and not (kind == "an HTML page" and path.suffix.lower() in (".html", ".htm")):
+            said = advice.replace("FILE", str(path))
+            raise ImportFileError(f"{path} is {kind}; expected text: JSON Lines, JSON, or as gzip. {said}")
+
+
+def check_kind(path: Path, head: bytes) -> bool:
+    """Whether a file is gzip data, by its first `HEAD_BYTES`; its name may leave that out, but must not claim it.
+
+    Raises:
+        ImportFileError: the content is of a kind that is not read here, or the name ends in .gz and the content is
+            something else.
+    """
+    refuse_kind(path, head)
+    zipped = head[:2] == b"\x1f\x8b"
     if not zipped and path.suffix == ".gz":
-        found = "is empty" if not head else f"begins with {head!r}"
+        found = "is empty" if not head else f"begins with {head[:2]!r}"
         raise ImportFileError(
             f"{path} is named .gz but is no gzip data: it {found}. Fetch it again, or rename it if it is plain."
         )
@@ -213,7 +277,7 @@ def check_openable(paths: Iterable[Path]) -> None:
     """See that every file is there, before anything else is looked for.
 
     Raises:
-        ImportFileError: the first that can't be opened, or is named .gz and is none.
+        ImportFileError: the first that can't be opened, or is of a kind that is not read.
     """
     for path in paths:
         with RecordFile(path):

@@ -402,7 +402,7 @@ def test_a_bad_line_of_a_prompt_file_is_named(engine: Engine, tmp_path: Path) ->
     comparisons = comparison_set_of(engine, tmp_path / "set")
     (tmp_path / "prompts").mkdir()
     (tmp_path / "bad.jsonl").write_text('\n{"kind": "rude", "messages": []}')
-    with pytest.raises(ConfigError, match=r"bad\.jsonl, line 2 is no prompt"):
+    with pytest.raises(ConfigError, match=r"bad\.jsonl, line 2: missing_field: .*; expected"):
         freeze.build_prompt_set(comparisons, tmp_path / "prompts", train_file=tmp_path / "bad.jsonl")
 
 

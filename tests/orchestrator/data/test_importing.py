@@ -222,11 +222,28 @@ def test_the_command_says_that_an_empty_file_is_empty(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
     file = write(tmp_path / "set" / "f.jsonl")
-    assert main(["import", str(file), *options]) == 0
     said = (
         f"{file}: 0 records found; expected JSON Lines or one JSON array of comparisons (docs/reference/formats.md)\n"
     )
-    assert capsys.readouterr().out == said
+    for content in ("", "\n\n", "[]", " [\n]\n"):
+        file.write_text(content)
+        assert main(["import", str(file), *options]) == 1
+        assert capsys.readouterr().out == said
+
+
+def test_the_command_says_that_nothing_of_a_file_can_be_used(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    good = write(tmp_path / "set" / "good.jsonl", record("ten", "eleven"))
+    bad = write(tmp_path / "set" / "bad.jsonl", record("x", "x"), {"prompt": "p", "chosen": "c"})
+    assert main(["import", str(bad), str(good)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("`orchestrator quarantine` shows them. Nothing of this file can be used")
+    assert "Nothing" not in said[1]
+    # What is there already was of use.
+    assert main(["import", str(good)]) == 0
+    assert main(["import", "--json", str(bad)]) == 1
 
 
 def test_the_commands_tell_which_lines_are_in_quarantine_and_why(

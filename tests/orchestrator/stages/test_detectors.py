@@ -38,9 +38,12 @@ def test_json_lines_have_a_prompt_or_messages_and_may_name_their_kind(tmp_path: 
     ("text", "message"),
     [
         ("\n", "holds no prompts"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "line 1 is no prompt .*not the user's"),
-        ('{"prompt": "x"}\n{"promt": "y"}\n', "line 2 is no prompt"),
-        ("[]\n", "line 1 is no prompt"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}]}\n',
+            "line 1: no_user_message: .*not the user's; expected",
+        ),
+        ('{"prompt": "x"}\n{"promt": "y"}\n', "line 2: missing_field: no field 'prompt'; found promt"),
+        ("[]\n", "holds no prompts"),
     ],
 )
 def test_what_is_no_prompt_is_told_by_line(tmp_path: Path, text: str, message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,45 @@ def test_a_damaged_gzip_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "bad.gz"
     file.write_bytes(data)
     assert "damaged" in message(file)
+
+
+KINDS = {
+    "a Parquet file": (b"PAR1\x15\x04\x15\x10\x15\x14\x4c", "pandas.read_parquet"),
+    "an Arrow file": (b"ARROW1\x00\x00", "to_json"),
+    "a zip archive": (b"PK\x03\x04\x14\x00\x00\x00", "unzip"),
+    "bzip2 data": (bz2.compress(b'{"a": 1}'), "bunzip2"),
+    "xz data": (lzma.compress(b'{"a": 1}'), "unxz"),
+    "Zstandard data": (b"\x28\xb5\x2f\xfd\x04\x58", "unzstd"),
+    "a pointer of git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
+        "git lfs pull",
+    ),
+    "a pointer of git-annex": (b"/annex/objects/SHA256E-s5--ab.jsonl\n", "git annex get"),
+    "an HTML page": (b"\n <!doctype HTML>\n<html lang=en>", "resolve/main"),
+    "a tar archive": (b"a.jsonl".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "tar xf"),
+    "an SQLite database": (b"SQLite format 3\x00\x10\x00", "Export"),
+    "a PDF": (b"%PDF-1.7\n", "text"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz"])
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, kind: str, name: str) -> None:
+    content, advice = KINDS[kind]
+    file = tmp_path / name
+    for data in (content, gzip.compress(content)):
+        file.write_bytes(data)
+        said = message(file)
+        assert said.startswith(f"{file} is {kind}")
+        assert "; expected text: JSON Lines, JSON, or as gzip. " in said
+        assert advice in said
+
+
+@pytest.mark.parametrize("text", ['{"a": "PAR1"}', '{"a": "<html>"}', '{"version": "https://git-lfs.github.com/"}'])
+def test_records_that_speak_of_other_kinds_are_records(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "records"
+    file.write_text(text)
+    assert read(file) == [(1, text)]
 
 
 def test_a_wrong_encoding_names_the_line(tmp_path: Path) -> None:
