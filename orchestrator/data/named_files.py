@@ -148,7 +148,7 @@ def write_text(files: list[Path], out: Path) -> dict[str, Any]:
     return {"num_texts": num_texts, "num_repeats": num_repeats}
 
 
-TEXT_RECORD = "messages, text, or chosen and rejected"
+TEXT_RECORD = "messages, conversations, text, or chosen and rejected"
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
@@ -168,6 +168,8 @@ def _texts(record: RawRecord) -> Iterator[dict[str, Any]]:
         yield {"messages": _plain(member(record, "messages", list))}
     elif "text" in record:
         yield {"text": member(record, "text", str)}
+    elif "conversations" in record and "chosen" not in record:
+        yield {"messages": _plain(member(record, "conversations", list))}
     elif "chosen" in record and "rejected" in record:
         for side in ("chosen", "rejected"):
             text = record[side]

@@ -67,7 +67,12 @@ def opens(text: str) -> bool:
 
 
 def opened(text: str) -> str:
-    """The text with the two line ends before its first marker, where only white space stands there."""
+    """The text with the two line ends before its first marker, where only white space stands there.
+
+    Line ends of Windows become plain ones where they stand before a marker.
+    """
+    if "\r\n\r\nAssistant:" in text:
+        text = text.replace("\r\n", "\n")
     return text if text.startswith(HUMAN) or not text.lstrip().startswith("Human:") else f"\n\n{text.lstrip()}"
 
 
@@ -83,7 +88,7 @@ def split_messages(text: str) -> list[Message]:
 def _sides(chosen: str, rejected: str) -> tuple[Side, Side]:
     if HUMAN in chosen and HUMAN in rejected:
         a, b = split_messages(ASSISTANT + chosen), split_messages(ASSISTANT + rejected)
-        if _alternates(a) and _alternates(b):
+        if alternates(a) and alternates(b):
             return Side(a[-1]["content"], a[:-1]), Side(b[-1]["content"], b[:-1])
     for text in (chosen, rejected):
         if text.lstrip(" ").startswith((HUMAN, ASSISTANT)):
@@ -91,7 +96,8 @@ def _sides(chosen: str, rejected: str) -> tuple[Side, Side]:
     return Side(chosen.removeprefix(" ")), Side(rejected.removeprefix(" "))
 
 
-def _alternates(messages: list[Message]) -> bool:
+def alternates(messages: list[Message]) -> bool:
+    """Whether the assistant and the user take turns, the assistant first and last."""
     return [message["role"] for message in messages] == ["assistant", "user"] * (len(messages) // 2) + ["assistant"]
 
 

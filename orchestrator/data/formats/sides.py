@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.data.formats import hh
-from orchestrator.data.formats.messages import messages_of
+from orchestrator.data.formats.messages import content_of, messages_of
 from orchestrator.data.formats.records import Message, RawRecord, Refused, Side, holds_dialogue, member, optional
 
 
@@ -25,6 +25,8 @@ def prompt_of(value: Any, key: str = "prompt") -> list[Message]:
         return []
     if isinstance(value, str):
         return _prompt_of_text(value)
+    if _is_parts(value):
+        return [{"role": "user", "content": content_of({key: value}, key)}]
     if isinstance(value, list | dict):
         return messages_of(value if isinstance(value, list) else [value], key)
     raise Refused("wrong_type", f"{key} is {type(value).__name__}; expected a text or a list of messages")
@@ -59,9 +61,9 @@ def divided(record: RawRecord, prompt: list[Message]) -> Divided:
     """
     chosen, rejected = _messages(record, "chosen"), _messages(record, "rejected")
     side_of(chosen, "chosen"), side_of(rejected, "rejected")
-    texts = [_is_dialogue_in_a_text(side) for side in (chosen, rejected)]
-    if any(texts):
-        parts = _put_together(prompt, *_from_texts(chosen, rejected, texts))
+    bare = isinstance(record["chosen"], str) and isinstance(record["rejected"], str)
+    if (told := _from_texts(prompt, chosen, rejected, bare=bare)) is not None:
+        parts = _put_together(prompt, *told)
     elif prompt and prompt[-1]["role"] == "user" and all(side[: len(prompt)] == prompt for side in (chosen, rejected)):
         # What the sides share after the prompt that the record names stays in each side's history.
         parts = Divided(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
@@ -72,27 +74,68 @@ def divided(record: RawRecord, prompt: list[Message]) -> Divided:
 
 def _messages(record: RawRecord, key: str) -> list[Message]:
     value = member(record, key, (str, list, dict))
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
+    if isinstance(value, str) or _is_parts(value):
+        return [{"role": "assistant", "content": content_of(record, key)}]
     return messages_of(value if isinstance(value, list) else [value], key)
 
 
-def _is_dialogue_in_a_text(side: list[Message]) -> bool:
-    return len(side) == 1 and side[0]["role"] == "assistant" and holds_dialogue(side[0]["content"])
+def _is_parts(value: Any) -> bool:
+    """Whether a value is content in parts, without a word of whose it is."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(part, dict) and "text" in part and not {"role", "from"} & part.keys() for part in value)
+    )
 
 
 def _from_texts(
-    chosen: list[Message], rejected: list[Message], texts: list[bool]
-) -> tuple[list[Message], list[Message]]:
-    """The messages of two dialogues in one text each. A reply beside a dialogue may quote one, so it is not guessed."""
-    if not all(texts):
-        found, other = ("chosen", "rejected") if texts[0] else ("rejected", "chosen")
-        raise Refused("malformed_dialogue", f"{found} is a whole dialogue in one text and {other} is not")
+    asked: list[Message], chosen: list[Message], rejected: list[Message], *, bare: bool
+) -> tuple[list[Message], list[Message]] | None:
+    """The messages of two sides that are one text each and hold more than a reply; None of sides that are none of that.
+
+    A reply beside a dialogue may quote one, so it is not guessed which it is. Nor is it where a message says that all
+    of it is the assistant's: only texts that are `bare` of a role are parted where their first turn ends.
+    """
+    if len(chosen) > 1 or len(rejected) > 1:
+        return None
     one, other = chosen[0]["content"], rejected[0]["content"]
+    dialogues = [holds_dialogue(text) for text in (one, other)]
+    if dialogues == [True, True]:
+        return _from_dialogues(one, other)
+    if any(dialogues):
+        found, plain = ("chosen", "rejected") if dialogues[0] else ("rejected", "chosen")
+        raise Refused("malformed_dialogue", f"{found} is a whole dialogue in one text and {plain} is not")
+    if not bare or hh.HUMAN not in one or hh.HUMAN not in other:
+        return None
+    if one.startswith("System:") or _opens_alike(asked, one, other):
+        return _after_system(one, other)
+    a, b = (hh.split_messages(f"{hh.ASSISTANT} {text}") for text in (one, other))
+    return (a, b) if hh.alternates(a) and hh.alternates(b) else None
+
+
+def _from_dialogues(one: str, other: str) -> tuple[list[Message], list[Message]]:
     if one.startswith(hh.ASSISTANT) and other.startswith(hh.ASSISTANT):
         return hh.split_messages(one), hh.split_messages(other)
     prompt, a, b = hh.split_pair(one, other)
     return [*prompt, *a.messages()], [*prompt, *b.messages()]
+
+
+def _opens_alike(asked: list[Message], one: str, other: str) -> bool:
+    """Whether both texts begin with the same words and then put the prompt's question, or there is no prompt."""
+    head = one[: one.index(hh.HUMAN)]
+    question = hh.split_messages(one[len(head) :])[0]["content"].strip()
+    repeats = not asked or question in [message["content"].strip() for message in asked]
+    return other.startswith(head + hh.HUMAN) and repeats
+
+
+def _after_system(one: str, other: str) -> tuple[list[Message], list[Message]]:
+    """Two dialogues in one text each, after a system text that both begin with."""
+    head = one[: one.index(hh.HUMAN)]
+    if not head.startswith("System:") or not other.startswith(head + hh.HUMAN):
+        raise Refused("malformed_dialogue", f"before the first turn stands {head[:40]!r}; expected System: or nothing")
+    system: Message = {"role": "system", "content": head.removeprefix("System:").strip()}
+    a, b = _from_dialogues(one[len(head) :], other[len(head) :])
+    return [system, *a], [system, *b]
 
 
 def _put_together(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Divided:

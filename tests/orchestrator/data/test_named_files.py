@@ -102,6 +102,14 @@ def test_messages_that_are_as_ours_are_kept_to_the_byte(tmp_path: Path) -> None:
     assert (tmp_path / "dialogues.jsonl").read_text() == json.dumps(given) + "\n"
 
 
+def test_conversations_are_dialogues_to_learn_from(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": turns}))
+    write_text([tmp_path / "a.jsonl"], tmp_path)
+    learned = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    assert json.loads((tmp_path / "dialogues.jsonl").read_text()) == {"messages": learned}
+
+
 def test_a_text_that_is_none_is_not_learned_as_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": null}')
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 2: wrong_type: text is NoneType"):

@@ -40,7 +40,11 @@ def test_every_kind_of_file_gives_its_texts_once(tmp_path: Path) -> None:
             "the gzip data ends too early.*The configuration names it",
         ),
         ("a.jsonl", b"\xff", "byte 0xff is not UTF-8.*The configuration names it"),
-        ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: not_object: found int; expected an object; expected messages, text"),
+        (
+            "a.jsonl",
+            b"[1]\n",
+            r"a.jsonl, line 1: not_object: found int; expected an object; expected messages,",
+        ),
         ("a.jsonl", b'{"text": "x"}\ngoal,target', r"a.jsonl, line 2: not_json"),
         ("a.jsonl", b'{"chosen": "x", "rejected": "y"}', r"a.jsonl, line 1: malformed_dialogue: chosen is no dialogue"),
         ("a.txt", b"", "hold no text"),

@@ -251,6 +251,37 @@ def test_a_text_beside_whole_dialogues_in_one_text_each() -> None:
     assert refusal({"prompt": "Can fish sleep?", **one}) == "malformed_dialogue"
 
 
+def test_a_system_text_before_the_first_turn_is_a_system_message() -> None:
+    told = {side: f"System: Be brief.{H} q{A} {side}" for side in ("chosen", "rejected")}
+    for prompt in ("q", "", [SYSTEM, user("q")]):
+        assert said(read({"prompt": prompt, **told})) == ([SYSTEM, user("q")], "chosen", "rejected")
+    assert refusal({"prompt": "other", **told}) == "prompts_differ"
+    # Words that are not marked as a system text may as well be the assistant's.
+    unmarked = {side: text.removeprefix("System: ") for side, text in told.items()}
+    for prompt in ("q", ""):
+        assert refusal({"prompt": prompt, **unmarked}) == "malformed_dialogue"
+
+
+def test_texts_that_both_go_on_give_each_side_its_history() -> None:
+    record = {"prompt": "q", "chosen": f"one{H} more{A} good", "rejected": f"two{H} more{A} bad"}
+    found = read(record)
+    assert found.a.messages() == [assistant("one"), user("more"), assistant("good")]
+    assert found.b.messages() == [assistant("two"), user("more"), assistant("bad")]
+    # One alone quotes: it is a reply as it stands.
+    assert read({**record, "rejected": "bad"}).a.text == record["chosen"]
+
+
+def test_line_ends_of_windows_before_markers_are_line_ends() -> None:
+    told = {side: f"{H} q{A} {side}".replace("\n", "\r\n") for side in ("chosen", "rejected")}
+    for record in (told, {"prompt": "q", **told}):
+        assert said(read(record)) == ([user("q")], "chosen", "rejected")
+
+
+def test_parts_without_a_role_are_the_prompt_or_the_reply() -> None:
+    record = {key: [{"type": "text", "text": key}] for key in ("prompt", "chosen", "rejected")}
+    assert said(read(record)) == ([user("prompt")], "chosen", "rejected")
+
+
 def test_markers_before_both_replies_are_no_part_of_them() -> None:
     assert said(read({"prompt": "q", "chosen": f"{A} yes", "rejected": f"{A} no"})) == ([user("q")], "yes", "no")
 
