@@ -63,12 +63,13 @@ def run(job: Job) -> None:
     """
     settings = settings_from(CheckSettings, job.settings)
     refusals = Refusals()
+    by_source: Counter[str] = Counter()
     try:
         model = PreferenceModel.load(job.input("preference_model"), job.device)
         if "comparisons" in job.inputs:
-            pairs = pairs_of_shards(job.input("comparisons"), settings, model, refusals)
+            pairs = pairs_of_shards(job.input("comparisons"), settings, model, refusals, by_source)
         else:
-            pairs = read_pairs(job.input("pairs"), model, refusals)
+            pairs = read_pairs(job.input("pairs"), model, refusals, by_source)
     except (PreferenceModelError, ComparisonSetError) as error:
         raise JobError(str(error)) from error
     longest = getattr(model.model.config, "max_position_embeddings", None) or math.inf
@@ -76,18 +77,20 @@ def run(job: Job) -> None:
     too_long = Counter(pair.source for pair in pairs) - Counter(pair.source for pair in fit)
     if not fit and "pairs" in job.inputs:
         raise JobError(
-            f"All {len(pairs)} pairs are longer than the {longest} tokens that the preference model can read{refusals}."
+            f"None of the pairs can be read: {len(pairs)} are longer than the {longest} tokens of the preference "
+            f"model{refusals}. Give others, in orientation.file for one."
         )
     scored = score_pairs(model, fit) if fit else []
+    ordered = ordered_pairs(scored, dict(sorted(too_long.items())), refusals, by_source)
 
     def write(directory: Path) -> None:
         with (directory / "scores.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair.as_json()) + "\n" for pair in scored)
 
-    job.publish(write, result_to_json(ordered_pairs(scored, dict(sorted(too_long.items())), refusals)))
+    job.publish(write, result_to_json(ordered))
 
 
-def read_pairs(directory: Path, model: PreferenceModel, refusals: Refusals) -> list[TokenPair]:
+def read_pairs(directory: Path, model: PreferenceModel, refusals: Refusals, by_source: Counter[str]) -> list[TokenPair]:
     """The pairs of pairs.jsonl as ids; what the chat template refuses is counted.
 
     Raises:
@@ -96,19 +99,28 @@ def read_pairs(directory: Path, model: PreferenceModel, refusals: Refusals) -> l
     path = directory / "pairs.jsonl"
     if not path.is_file():
         raise ComparisonSetError(f"{directory} has no pairs.jsonl; expected the orientation pairs.")
-    pairs = _read(stream_lines(path), model, refusals)
+    pairs = _read(stream_lines(path), model, refusals, by_source)
     if not pairs and not refusals.count:
         raise ComparisonSetError(f"{path} has 0 pairs; the orientation check needs at least one.")
     return pairs
 
 
-def _read(records: Iterable[ComparisonRecord], model: PreferenceModel, refusals: Refusals) -> list[TokenPair]:
-    read = (pair_or_refusal(record, model.chat, refusals) for record in records)
-    return [pair for pair in read if pair is not None]
+def _read(
+    records: Iterable[ComparisonRecord], model: PreferenceModel, refusals: Refusals, by_source: Counter[str]
+) -> list[TokenPair]:
+    """The pairs of the records; what the chat template refuses is counted, also by source."""
+    pairs = []
+    for record in records:
+        pair = pair_or_refusal(record, model.chat, refusals)
+        if pair is None:
+            by_source[record["source"]] += 1
+        else:
+            pairs.append(pair)
+    return pairs
 
 
 def pairs_of_shards(
-    directory: Path, settings: CheckSettings, model: PreferenceModel, refusals: Refusals
+    directory: Path, settings: CheckSettings, model: PreferenceModel, refusals: Refusals, by_source: Counter[str]
 ) -> list[TokenPair]:
     """The pairs of the named shards of a comparison set as ids, in the order of the set.
 
@@ -123,7 +135,7 @@ def pairs_of_shards(
         raise ComparisonSetError(f"{directory} has {len(named)} of the shards {', '.join(settings.shards)}.")
     records = [record for record in stream_records(directory, manifest | {"shards": named}) if not record.get("tie")]
     chosen = set(sorted(_draw(record["id"]) for record in records)[: settings.most_pairs])
-    return _read((record for record in records if _draw(record["id"]) in chosen), model, refusals)
+    return _read((record for record in records if _draw(record["id"]) in chosen), model, refusals, by_source)
 
 
 def _draw(id: str) -> str:
@@ -131,7 +143,9 @@ def _draw(id: str) -> str:
     return hashlib.sha256(id.encode()).hexdigest()
 
 
-def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int], refusals: Refusals) -> OrderedPairs:
+def ordered_pairs(
+    scored: list[ScoredPair], too_long: dict[str, int], refusals: Refusals, refused_by_source: Counter[str]
+) -> OrderedPairs:
     """Accuracy with its Wilson interval, overall, per question and per source, and the ids of pairs ordered wrongly.
 
     A tie counts half in the accuracy and is listed as wrong. `mistakes` are the most confident ones with their scores.
@@ -144,6 +158,7 @@ def ordered_pairs(scored: list[ScoredPair], too_long: dict[str, int], refusals: 
         mistakes=confident_mistakes(scored),
         too_long=too_long,
         refused=refusals.found(),
+        refused_by_source=dict(sorted(refused_by_source.items())) or None,
     )
 
 

@@ -286,3 +286,4 @@ class OrderedPairs(Accuracy):
     """Pairs by source that the model can't read whole."""
     refused: RefusedRecords | None = field(default=None, metadata=IF_MEASURED)
     """By the chat template."""
+    refused_by_source: Mapping[str, int] | None = field(default=None, metadata=IF_MEASURED)

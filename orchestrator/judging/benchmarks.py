@@ -22,10 +22,12 @@ from orchestrator.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class FileAccuracy(Accuracy):
-    """The accuracy on a file's pairs; what was left out of it by reason, and how many pairs the model can't read."""
+    """The accuracy on a file's pairs; what was left out of it by reason, and how many pairs the model can't read whole
+    or its chat template refuses."""
 
     left_out: Mapping[str, int]
     too_long: int
+    refused_by_template: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ def evaluate(model: Path, files: list[Path], settings: Settings, question: str |
             **vars(found.by_source.get(name, NO_PAIR)),
             left_out=dict(sorted(reasons.items())),
             too_long=found.too_long.get(name, 0),
+            refused_by_template=(found.refused_by_source or {}).get(name, 0),
         )
         for name, reasons in left_out.items()
     }

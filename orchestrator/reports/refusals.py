@@ -21,8 +21,12 @@ def refused_of(numbers: CycleNumbers) -> Iterator[tuple[str, RefusedRecords]]:
         ("openings to write prompts after", numbers.examples_refused),
     ]
     for whose, trained in (("", model), ("the twin's ", watcher)):
-        by_split = (trained.refused if trained is not None else None) or {}
-        found += [(f"{whose}{split.replace('_', '-')} comparisons", refused) for split, refused in by_split.items()]
+        if trained is not None and trained.refused is not None:
+            used = {"train": trained.num_train, "held_out": trained.num_held_out}
+            found += [
+                (f"{whose}{split.replace('_', '-')} comparisons ({used[split]} used)", refused)
+                for split, refused in trained.refused.items()
+            ]
     if model is not None and model.reference is not None:
         found.append(("reference pairs", model.reference.refused))
     for word, part in (("orientation pairs", numbers.orientation), ("prompts of the detector", numbers.detector)):

@@ -83,5 +83,6 @@ def _accuracy(found: Accuracy) -> str:
 
 
 def _left_out(found: FileAccuracy) -> str:
-    reasons = {**found.left_out, **({"too_long": found.too_long} if found.too_long else {})}
+    unread = {"too_long": found.too_long, "refused_by_template": found.refused_by_template}
+    reasons = {**found.left_out, **{reason: count for reason, count in unread.items() if count}}
     return "; left out: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items()) if reasons else ""

@@ -1,6 +1,7 @@
 """The orientation check: a preference model turned round must be seen at once."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_tie_is_half_right_and_listed():
         ScoredPair("b", "hand", "harmless", 0.5, 0.5, 0),
         ScoredPair("c", "hand", "harmless", 0.0, 2.0, 0),
     ]
-    results = ordered_pairs(scored, {}, Refusals())
+    results = ordered_pairs(scored, {}, Refusals(), Counter())
     assert results.accuracy == 0.5
     assert results.wrong == ("b", "c")
     assert results.by_question["helpful"].accuracy == 1.0

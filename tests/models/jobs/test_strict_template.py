@@ -150,6 +150,7 @@ def test_a_check_scores_the_pairs_that_are_taken(run: Run, strict_scorer_dir: Pa
     (pairs / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     results, _ = run("check", check_preference_model, {"preference_model": strict_scorer_dir, "pairs": pairs})
     assert (results["n"], results["refused"]) == (6, {"count": 2, "first": TWICE})
+    assert results["refused_by_source"] == {"world": 2}
     comparisons = write_comparison_set(tmp_path / "set", records)
     inputs = {"preference_model": strict_scorer_dir, "comparisons": comparisons}
     results, _ = run("shards", check_preference_model, inputs, shards=["shards/00000.jsonl"])

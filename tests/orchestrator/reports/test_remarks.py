@@ -77,8 +77,9 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
         (replace(FLAWLESS, elo=elo(-5.0)), "people prefer the initial policy (Elo -5 [-25, +15]), yet it went live"),
         (
             replace(FLAWLESS, orientation=replace(ORDERED, refused=TWICE), preference_model=refused_comparisons()),
-            "the chat template refused 3 train comparisons, 3 held-out comparisons, 3 orientation pairs (the first has "
-            "the roles user, user: no): left out; to have them, give the model's folder a chat template",
+            "the chat template refused 3 train comparisons (200 used), 3 held-out comparisons (100 used), "
+            "3 orientation pairs (the first has the roles user, user: no): left out; to have them, give the model's "
+            "folder a chat template",
         ),
         (
             replace(FLAWLESS, preference_model=of_length(longer=0.72, left=0.5)),
