@@ -23,6 +23,7 @@ from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.chat.refusals import RefusedRecords
 from models.model_folders.saving import save_model
 from models.preference.comparison_set import SPLITS, ComparisonRecord, ComparisonSetError, load_token_pairs
+from models.preference.empty_splits import Contents, advice
 from models.preference.measuring import (
     card,
     choices,
@@ -216,31 +217,18 @@ def _load(
 
 def _advice(folder: Path, splits: dict[str, TokenPairs], usable: dict[str, int], *, one_dialogue: bool) -> str:
     """What to do about a comparison set that leaves a split empty, by what the set is like."""
-    left_out = json.loads((folder / "manifest.json").read_text("utf-8")).get("excluded", {})
-    ties = sum(len(split.pairs) for split in splits.values()) - sum(usable.values())
-    ties += sum(count for reason, count in left_out.items() if reason.startswith("none_"))
     if any(split.num_too_long for split in splits.values()):
         return "Raise preference_model.max_tokens, or collect shorter dialogues."
     if any(split.refusals.count for split in splits.values()):
         return "Give the model's folder a chat template that takes these dialogues, or collect others."
-    if one_dialogue:
-        return (
-            "All comparisons begin with one and the same message, and a dialogue is never split: collect comparisons "
-            "of other dialogues."
+    return advice(
+        Contents(
+            **usable,
+            ties=sum(len(split.pairs) for split in splits.values()) - sum(usable.values()),
+            left_out=json.loads((folder / "manifest.json").read_text("utf-8")).get("excluded", {}),
+            one_dialogue=one_dialogue,
         )
-    if usable["held_out"]:
-        return (
-            "Everything is held out: lower comparisons.held_out_fraction, or import the files to train on without "
-            "--split held_out."
-        )
-    if usable["train"]:
-        return (
-            "Nothing is held out: raise comparisons.held_out_fraction, collect more dialogues, or import a test file "
-            "with --split held_out."
-        )
-    if ties:
-        return f"Nobody chose a side ({ties} ties): ask for a choice, or import comparisons that have one."
-    return "Collect comparisons, or import some; `comparisons` in the configuration may leave out those that there are."
+    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ What writes them is `orchestrator/data/comparison_set.py` and `orchestrator/data
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from models.preference.empty_splits import Contents
 from orchestrator.data.questions import better_and_worse, question_answered
 
 # How a line of a set begins that Postgres, or an erasure, wrote.
@@ -53,6 +55,27 @@ def records(
                 record = json.loads(line)
                 if split in (None, record["split"]) and (ids is None or record["id"] in ids):
                     yield record
+
+
+def contents_of(directory: Path) -> Contents:
+    """What a comparison set holds, for the advice on one that leaves a part empty."""
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    counts, ties = Counter[str](), 0
+    openings: set[str] = set()
+    for record in records(directory):
+        if record.get("tie"):
+            ties += 1
+        else:
+            counts[record["split"]] += 1
+        if len(openings) < 2:
+            openings.add(record.get("split_key") or record["id"])
+    return Contents(
+        train=counts["train"],
+        held_out=counts["held_out"],
+        ties=ties,
+        left_out=manifest.get("excluded", {}),
+        one_dialogue=len(openings) == 1,
+    )
 
 
 def _certainly_not_of(line: str, ids: Collection[str]) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from db.split import split_key
-from orchestrator.data.comparison_records import records
+from models.preference.empty_splits import advice
+from orchestrator.data.comparison_records import contents_of, records
 from orchestrator.data.named_files import prompt_messages, records_of, unexpected
 from orchestrator.errors import CycleError
 
@@ -68,12 +69,12 @@ def build_prompt_set(
     if not sum(counts["train"].values()):
         raise CycleError(
             f"The comparison set gives no training prompt ({writer.dropped['held_out_elsewhere']} of its prompts begin "
-            "like a held-out one). Collect comparisons, or name prompts in prompts.train_file."
+            f"like a held-out one). {advice(contents_of(comparisons))} Or name prompts in prompts.train_file."
         )
     if not sum(counts["held_out"].values()):
         raise CycleError(
-            "The comparison set has no held-out dialogue to judge the policy on. Collect more, raise "
-            "comparisons.held_out_fraction, or name prompts in prompts.held_out_file."
+            "The comparison set has no held-out dialogue to judge the policy on. "
+            f"{advice(contents_of(comparisons))} Or name prompts in prompts.held_out_file."
         )
     manifest: PromptSetManifest = {
         "format": MANIFEST_FORMAT,

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.preference.empty_splits import advice
 from orchestrator.data import pair_set
-from orchestrator.data.comparison_records import records
+from orchestrator.data.comparison_records import contents_of, records
 from orchestrator.errors import CycleError
 
 FILE = "reference.jsonl"
@@ -30,8 +31,8 @@ def choose(comparisons: Path, pairs: int, out: Path) -> Mapping[str, object]:
     chosen = heapq.nsmallest(pairs, ((_place(record), record) for record in held_out), key=lambda e: e[0])
     if not chosen:
         raise CycleError(
-            "The comparison set has no held-out comparison to choose a reference set from. Collect more, raise "
-            "comparisons.held_out_fraction, or name a file in reference.file."
+            "The comparison set has no held-out comparison, to judge a preference model or to choose a reference set "
+            f"from (reference.file). {advice(contents_of(comparisons))}"
         )
     return _write((record for _, record in chosen), out)
 

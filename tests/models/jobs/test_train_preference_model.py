@@ -232,9 +232,10 @@ def sets_that_leave_a_split_empty() -> dict[str, tuple[list[dict[str, Any]], dic
         ),
         "none held out": (polite_comparisons(5, 0), {}, "0 held-out .*Nothing is held out: raise"),
         "one dialogue": (one, {}, "0 held-out .*All comparisons begin with one and the same message"),
-        "all ties": (tied, {}, r"0 train .*Nobody chose a side \(\d+ ties\)"),
-        "ties left out": ([], {"none_tie": 7}, r"0 train .*Nobody chose a side \(7 ties\)"),
-        "nothing": ([], {"label_kind": 2}, "0 train .*Collect comparisons, or import some"),
+        "all ties": (tied, {}, r"0 train .*In \d comparisons nobody chose a side"),
+        "ties left out": ([], {"none_tie": 7}, "0 train .*In 7 comparisons nobody chose a side"),
+        "others left out": ([], {"label_kind": 2}, r"All comparisons are left out \(label_kind 2\)"),
+        "nothing": ([], {}, "0 train .*Collect comparisons, or import some"),
         "all too long": (long, {}, r"0 train .*\(2 are longer\).*Raise preference_model\.max_tokens"),
     }
 

@@ -124,8 +124,11 @@ def test_the_reference_set_is_the_same_held_out_pairs_whatever_their_order_and_i
         chosen.append([(json.loads(line)["split"], *texts(json.loads(line))) for line in found])
     assert chosen[0] == chosen[1]
     assert {split for split, *_ in chosen[0]} == {"held_out"}
-    with pytest.raises(CycleError, match=r"reference\.file"):
+    with pytest.raises(CycleError, match=r"reference\.file.*Nothing is held out: raise comparisons\.held_out_fraction"):
         choose(write_comparison_set(tmp_path / "none", polite_comparisons(3, 0)), 8, tmp_path)
+    one = [record | {"split_key": "aa"} for record in polite_comparisons(3, 0)]
+    with pytest.raises(CycleError, match="begin with one and the same message"):
+        choose(write_comparison_set(tmp_path / "one dialogue", one), 8, tmp_path)
 
 
 def test_the_pairs_of_a_file_are_named_by_line_and_what_gives_none_says_why(tmp_path: Path) -> None:
