@@ -132,12 +132,13 @@ Parser = Callable[[RawRecord], Iterable[ImportedComparison | Refused]]
 """Reads one JSON object; gives comparisons and refusals, or raises `Refused` for the whole record."""
 
 
-# A text that begins with one of hh-rlhf's markers, with a person's turn before the assistant's in another spelling, or
-# with the marks of a chat template.
+# A text that begins with one of hh-rlhf's markers, with a person's turn before the assistant's in another spelling,
+# with the marks of a chat template, or that is a list of messages written out as one text (what tables make of lists).
 _DIALOGUES = re.compile(
     r"\s*?(?:"
     r"\n[ \t\r]*\n(?:Human|Assistant):"
     r"|(?:#{1,4} *)?(?:Human|User):.*?\n[ \t]*(?:#{1,4} *)?(?:Assistant|AI):"
+    r"|\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:"
     r"|(?:(?:<s>|<bos>|<\|begin_of_text\|>)\s*)?(?:<\|(?:im_start|start_header_id|user|system)\|>|<start_of_turn>|\[INST\])"
     r")",
     re.DOTALL,

@@ -7,6 +7,7 @@ holds a whole dialogue; what contradicts itself is refused.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ def prompt_of(value: Any, key: str = "prompt") -> list[Message]:
 def _prompt_of_text(value: str) -> list[Message]:
     if not value.strip():
         return []
+    if value.lstrip().startswith("[") and holds_dialogue(value):
+        return _written_out(value, "prompt")
     opened = hh.opened(value)
     # A person may write "Human: ..." too; with the marker's line ends, or an answer after it, it is a dialogue.
     if not (opened.startswith(hh.HUMAN) and (hh.ASSISTANT in opened or value.lstrip(" ").startswith("\n"))):
@@ -116,8 +119,21 @@ def _from_texts(
 def _from_dialogues(one: str, other: str) -> tuple[list[Message], list[Message]]:
     if one.startswith(hh.ASSISTANT) and other.startswith(hh.ASSISTANT):
         return hh.split_messages(one), hh.split_messages(other)
+    if one.lstrip().startswith("[") and other.lstrip().startswith("["):
+        told = _written_out(one, "chosen"), _written_out(other, "rejected")
+        side_of(told[0], "chosen"), side_of(told[1], "rejected")
+        return told
     prompt, a, b = hh.split_pair(one, other)
     return [*prompt, *a.messages()], [*prompt, *b.messages()]
+
+
+def _written_out(text: str, key: str) -> list[Message]:
+    """The messages of a list that stands in one text, as JSON."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused("malformed_dialogue", f"{key} is a list in one text that is not JSON ({error})") from None
+    return messages_of(values, key)
 
 
 def _opens_alike(asked: list[Message], one: str, other: str) -> bool:

@@ -176,6 +176,7 @@ MARKED = st.sampled_from(
         "User: a\n\nAI: b",
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>",
         "<s>[INST] a [/INST] b</s>",
+        '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
         "<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>",
         H,
         A,
@@ -275,6 +276,16 @@ def test_line_ends_of_windows_before_markers_are_line_ends() -> None:
     told = {side: f"{H} q{A} {side}".replace("\n", "\r\n") for side in ("chosen", "rejected")}
     for record in (told, {"prompt": "q", **told}):
         assert said(read(record)) == ([user("q")], "chosen", "rejected")
+
+
+def test_lists_of_messages_in_one_text_are_messages() -> None:
+    sides = {side: [user("q"), assistant(side)] for side in ("chosen", "rejected")}
+    told = {side: json.dumps(turns) for side, turns in sides.items()}
+    for prompt in ("q", [user("q")], json.dumps([user("q")]), "", None):
+        assert said(read({"prompt": prompt, **told})) == ([user("q")], "chosen", "rejected")
+    # What Python prints of a list is no JSON.
+    assert refusal({"prompt": "q", **{side: repr(turns) for side, turns in sides.items()}}) == "malformed_dialogue"
+    assert refusal({"prompt": "q", **told, "rejected": "no"}) == "malformed_dialogue"
 
 
 def test_parts_without_a_role_are_the_prompt_or_the_reply() -> None:
