@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.data.formats import hh
-from orchestrator.data.formats.messages import messages_of
+from orchestrator.data.formats.messages import content_of, messages_of
 from orchestrator.data.formats.reading import HEAD_BYTES, RecordFile, check_kind
 from orchestrator.data.formats.records import Message, RawRecord, Refused, load_object, member
+from orchestrator.data.formats.sides import prompt_of
 from orchestrator.errors import ConfigError, ImportFileError
 
 JSON_SUFFIXES = (".jsonl", ".json")
@@ -70,16 +71,17 @@ def suffix_of(file: Path) -> str:
 
 
 def prompt_messages(record: RawRecord, where: str, expected: str) -> list[Message]:
-    """The messages of a record that asks: `messages`, or one of the user's in `prompt`.
+    """The messages of a record that asks: `messages`, or `prompt` as a text, as hh-rlhf's text or as messages.
 
     Raises:
         ConfigError: it has neither, or the last message is not the user's.
     """
     try:
-        given = record.get("messages") or [{"role": "user", "content": member(record, "prompt", (str, list, dict))}]
-        if not isinstance(given, list):
-            raise Refused("wrong_type", f"messages is {type(given).__name__}; expected a list")
-        messages = messages_of(given, "messages")
+        if record.get("messages"):
+            messages = messages_of(member(record, "messages", list), "messages")
+        else:
+            prompt = member(record, "prompt", (str, list, dict))
+            messages = prompt_of(prompt) or [{"role": "user", "content": content_of(record, "prompt")}]
         if messages[-1]["role"] != "user":
             raise Refused("no_user_message", f"the last message is the {messages[-1]['role']}'s, not the user's")
     except Refused as refused:

@@ -102,6 +102,14 @@ def test_messages_that_are_as_ours_are_kept_to_the_byte(tmp_path: Path) -> None:
     assert (tmp_path / "dialogues.jsonl").read_text() == json.dumps(given) + "\n"
 
 
+def test_a_prompt_in_the_text_of_hh_is_a_dialogue(tmp_path: Path) -> None:
+    prompt = "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: How?\n\nAssistant:"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n" + json.dumps({"prompt": "Human: who?"}))
+    write_prompts(tmp_path / "a.jsonl", "helpful", tmp_path)
+    told = [json.loads(line)["messages"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [[turn["content"] for turn in turns] for turns in told] == [["Hi", "Ho", "How?"], ["Human: who?"]]
+
+
 def test_conversations_are_dialogues_to_learn_from(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": turns}))
