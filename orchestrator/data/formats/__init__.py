@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.data.formats import arena, graded, hh, judged, mt_bench, own, preferences, ranked_trees
+from orchestrator.data.formats import arena, graded, hh, judged, mt_bench, own, preferences, ranked_trees, sides
 from orchestrator.data.formats.records import (
     ImportedComparison,
     Message,
@@ -43,6 +43,9 @@ class Format:
     """Whether its public sets come with either question, so that the import must be told which."""
 
 
+SIDES = ("chosen", "rejected")
+
+
 def _texts(record: RawRecord) -> bool:
     return isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str)
 
@@ -71,7 +74,7 @@ FORMATS: dict[str, Format] = {
         lambda r: (
             _sides(r)
             and "conversations" not in r
-            and ("prompt" in r or (isinstance(r["chosen"], list) and isinstance(r["rejected"], list)))
+            and ("prompt" in r or all(isinstance(r[side], list) or sides.tells_all(r[side]) for side in SIDES))
         ),
         preferences.parse,
     ),

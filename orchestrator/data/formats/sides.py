@@ -36,7 +36,7 @@ def prompt_of(value: Any, key: str = "prompt") -> list[Message]:
 def _prompt_of_text(value: str) -> list[Message]:
     if not value.strip():
         return []
-    if value.lstrip().startswith("[") and holds_dialogue(value):
+    if _is_written_out(value):
         return _written_out(value, "prompt")
     opened = hh.opened(value)
     # A person may write "Human: ..." too; with the marker's line ends, or an answer after it, it is a dialogue.
@@ -119,7 +119,7 @@ def _from_texts(
 def _from_dialogues(one: str, other: str) -> tuple[list[Message], list[Message]]:
     if one.startswith(hh.ASSISTANT) and other.startswith(hh.ASSISTANT):
         return hh.split_messages(one), hh.split_messages(other)
-    if one.lstrip().startswith("[") and other.lstrip().startswith("["):
+    if _is_written_out(one) and _is_written_out(other):
         told = _written_out(one, "chosen"), _written_out(other, "rejected")
         side_of(told[0], "chosen"), side_of(told[1], "rejected")
         return told
@@ -134,6 +134,17 @@ def _written_out(text: str, key: str) -> list[Message]:
     except (ValueError, RecursionError) as error:
         raise Refused("malformed_dialogue", f"{key} is a list in one text that is not JSON ({error})") from None
     return messages_of(values, key)
+
+
+def tells_all(side: Any) -> bool:
+    """Whether a text is a dialogue that needs no prompt beside it, in another form than hh-rlhf's own."""
+    if not isinstance(side, str):
+        return False
+    return _is_written_out(side) or (side.startswith("System:") and hh.HUMAN in side)
+
+
+def _is_written_out(text: str) -> bool:
+    return text.lstrip().startswith("[") and holds_dialogue(text)
 
 
 def _opens_alike(asked: list[Message], one: str, other: str) -> bool:

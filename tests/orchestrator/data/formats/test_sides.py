@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.formats import FORMATS, detect, hh, own
+from orchestrator.data.formats import FORMATS, detect, hh, make_parser, own
 from orchestrator.data.formats.records import ImportedComparison, Message, Refused, holds_dialogue
 
 BLANKS = st.sampled_from(["", " ", "\n", "  \n"])
@@ -188,7 +190,7 @@ MARKED = st.sampled_from(
 
 
 def records_with(one: str, other: str) -> dict[str, dict[str, Any]]:
-    """A record of each format that is read without a second file, with these texts where the replies stand."""
+    """A record of each format with these texts where the replies stand; MT-bench has them in a file of its own."""
     rank = {"role": "assistant", "message_id": "m"}
     both = {"prompt": "q", "chosen": one, "rejected": other}
     return {
@@ -203,6 +205,9 @@ def records_with(one: str, other: str) -> dict[str, dict[str, Any]]:
             "winner": "model_a", "model_a": "x", "model_b": "y",
             "conversation_a": [user("q"), assistant(one)], "conversation_b": [user("q"), assistant(other)],
         },
+        "mt_bench": {
+            "judge": "expert_1", "question_id": 7.0, "turn": 1, "model_a": "x", "model_b": "y", "winner": "model_a",
+        },
         "graded": {"preference": "a-is-better", "prompt": "q", "completion_a": one, "completion_b": other},
         "llmbar": {"input": "q", "output_1": one, "output_2": other, "label": 1.0},
         "choices": {"input": "q", "targets": {"choices": [one, other], "labels": [1.0, 0.0]}},
@@ -216,21 +221,31 @@ def records_with(one: str, other: str) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def parsed(name: str, one: str, other: str) -> list[ImportedComparison]:
+    """What the format's parser reads of its record."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "judgments.jsonl"
+        answers = [
+            {"question_id": 7, "model_id": m, "choices": [{"turns": [t]}]} for m, t in (("x", one), ("y", other))
+        ]
+        file.with_name("questions.jsonl").write_text(json.dumps({"question_id": 7, "turns": ["q"]}))
+        file.with_name("model_answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        items = make_parser(name, file)(records_with(one, other)[name])
+        return [item for item in items if isinstance(item, ImportedComparison)]
+
+
 def test_the_property_covers_every_format() -> None:
-    # MT-bench's answers lie in a file beside the verdicts; our own records say what was shown, whatever it was.
-    assert {*records_with("a", "b"), "mt_bench", "own"} == set(FORMATS)
+    # Our own records say what was shown, whatever it was.
+    assert {*records_with("a", "b"), "own"} == set(FORMATS)
 
 
 @given(st.sampled_from(sorted(records_with("", ""))), MARKED, MARKED)
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_no_format_gives_a_reply_that_is_a_dialogue(name: str, one: str, other: str) -> None:
-    record = records_with(one, other)[name]
-    parse = FORMATS[name].parse
-    assert parse is not None
     plain = one != other and {one, other} <= {"b", "c", ""}
     found: list[ImportedComparison] = []
     with contextlib.nullcontext() if plain else contextlib.suppress(Refused):
-        found = [item for item in parse(record) if isinstance(item, ImportedComparison)]
+        found = parsed(name, one, other)
     assert found or not plain
     for item in found:
         for side in (item.a, item.b):
@@ -254,6 +269,7 @@ def test_a_text_beside_whole_dialogues_in_one_text_each() -> None:
 
 def test_a_system_text_before_the_first_turn_is_a_system_message() -> None:
     told = {side: f"System: Be brief.{H} q{A} {side}" for side in ("chosen", "rejected")}
+    assert said(read(told)) == ([SYSTEM, user("q")], "chosen", "rejected")
     for prompt in ("q", "", [SYSTEM, user("q")]):
         assert said(read({"prompt": prompt, **told})) == ([SYSTEM, user("q")], "chosen", "rejected")
     assert refusal({"prompt": "other", **told}) == "prompts_differ"
@@ -281,6 +297,7 @@ def test_line_ends_of_windows_before_markers_are_line_ends() -> None:
 def test_lists_of_messages_in_one_text_are_messages() -> None:
     sides = {side: [user("q"), assistant(side)] for side in ("chosen", "rejected")}
     told = {side: json.dumps(turns) for side, turns in sides.items()}
+    assert said(read(told)) == ([user("q")], "chosen", "rejected")
     for prompt in ("q", [user("q")], json.dumps([user("q")]), "", None):
         assert said(read({"prompt": prompt, **told})) == ([user("q")], "chosen", "rejected")
     # What Python prints of a list is no JSON.
@@ -322,6 +339,8 @@ def test_a_prompt_that_the_sides_go_on_from_is_kept_whole() -> None:
     sides = {side: [user("three"), assistant(side)] for side in ("chosen", "rejected")}
     assert said(read({"prompt": before, **sides})) == ([*before, user("three")], "chosen", "rejected")
     assert said(read({"prompt": [*before, user("three")], **sides})) == ([*before, user("three")], "chosen", "rejected")
+    differing = [[user(f"zero {number}"), assistant("two"), *sides[side]] for number, side in enumerate(sides)]
+    assert refusal({"prompt": "three", "chosen": differing[0], "rejected": differing[1]}) == "prompts_differ"
     far = {side: [user("zero"), *turns] for side, turns in sides.items()}
     assert refusal({"prompt": [*before, user("three")], **far}) == "prompts_differ"
 
