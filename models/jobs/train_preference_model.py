@@ -205,7 +205,7 @@ def _load(
     for name, split in splits.items():
         if not usable[name]:
             raise JobError(
-                f"{job.input('comparisons')} has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
+                f"The comparison set has 0 {name.replace('_', '-')} comparisons of at most {max_tokens} tokens "
                 f"({split.num_too_long} are longer{split.refusals}); training needs both splits. "
                 + _advice(job.input("comparisons"), splits, usable, one_dialogue=len(dialogues) == 1)
             )
