@@ -364,7 +364,7 @@ def test_identical_weights_are_refused_by_name_and_the_live_policy_stays(instanc
     outcome = take_turn(config)
 
     assert outcome.name == "Refused"
-    assert "KL 0: identical to the initial policy" in outcome.message
+    assert "it has not moved away from the initial policy" in outcome.message
     (deployment,) = rows(instance, t.Deployment)
     initial = next(a for a in rows(instance, t.Artifact) if a.kind == "initial_policy")
     assert (deployment.snapshot_id, deployment.ended_at) == (initial.id, None)
