@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from models.runtime.files import link_or_copy
 from models.runtime.results import IF_MEASURED, part_to_json
 from orchestrator.config import ComparisonsSection
-from orchestrator.data.comparison_sql import AFFECTED, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
+from orchestrator.data.comparison_sql import AFFECTED, LAST_CHANGE, PINNED, PREPARE, RUNS, WITHDRAWN, copy_statement
 from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import CycleError
 
@@ -103,7 +103,8 @@ def build_comparison_set(
 ) -> ComparisonSetResults:
     """Write the comparison set of a freeze and all freezes before it into `out`; returns its counts.
 
-    The same freeze and settings give the same bytes, with or without `previous`, the directory of an earlier freeze's
+    The same freeze and settings give the same bytes, and so does a later freeze that took nothing and heeded nobody:
+    it is named after the last one that did. With or without `previous`, the directory of an earlier freeze's
     set with the same settings. A dialogue is held out by the hash of its opening message, or where an import pinned
     it; training comparisons whose opening is pinned elsewhere are left out as `held_out_elsewhere`, those of raters who
     withdrew before the freeze as `withdrawn`.
@@ -117,6 +118,7 @@ def build_comparison_set(
         plans = list(_plans(cursor, freeze_id))
         pinned = _pinned(cursor, freeze_id)
         withdrawn = _withdrawn(cursor, freeze_id)
+        last_change = _last_change(cursor, freeze_id)
         taken_over = _reusable(cursor, previous, pinned, withdrawn, plans) if previous is not None else {}
     (out / "pinned.jsonl").write_text("".join(pinned), encoding="utf-8")
     if withdrawn:
@@ -135,7 +137,7 @@ def build_comparison_set(
 
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="shard") as pool:
         shards = list(pool.map(write, plans))
-    results = _counted(freeze_id, section, shards)
+    results = _counted(last_change, section, shards)
     manifest = {**part_to_json(results), "shards": shards}
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "manifest.json").write_text(text, encoding="utf-8")
@@ -175,6 +177,12 @@ def cut_runs(runs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
                 group, room = [], size
     if group:
         yield group
+
+
+def _last_change(cursor: Any, freeze_id: int) -> int:
+    """The newest freeze up to this one that took a comparison or heeded a withdrawal; itself where none did."""
+    cursor.execute(LAST_CHANGE, {"freeze_id": freeze_id})
+    return int(cursor.fetchone()[0])
 
 
 def _pinned(cursor: Any, freeze_id: int) -> list[str]:

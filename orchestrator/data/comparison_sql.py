@@ -33,6 +33,12 @@ where dialogues.pinned_split = 'held_out' and dialogues.split_key is not null an
 order by dialogues.id
 """
 
+LAST_CHANGE = """
+select coalesce(max(id), %(freeze_id)s) from freezes
+where id <= %(freeze_id)s
+  and (num_fresh > 0 or exists (select from frozen_withdrawals heeded where heeded.freeze_id = freezes.id))
+"""
+
 WITHDRAWN = """
 select withdrawals.rater_id
 from frozen_withdrawals heeded

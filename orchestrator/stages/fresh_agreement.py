@@ -24,7 +24,8 @@ def check_fresh_agreement(cycle_id: int, comparison_set_id: int, *, fresh: bool 
     with StageContext(cycle_id, "check_fresh_agreement") as context:
         with context.session() as session:
             last = last_model(session, cycle_id)
-        shards = _shards_of_this_week(context.fetch(comparison_set_id))
+            freeze_id = session.scalars(select(t.Freeze.id).where(t.Freeze.cycle_id == cycle_id)).one()
+        shards = _shards_of(context.fetch(comparison_set_id), freeze_id)
         if last is None or not shards:
             return None
         model_id, number = last
@@ -64,8 +65,8 @@ def last_model(session: Session, cycle_id: int) -> tuple[int, int] | None:
     return (row.id, row.number) if row is not None else None
 
 
-def _shards_of_this_week(directory: Path) -> list[str]:
-    """The shards that hold what the set's own freeze took, as its manifest names them."""
+def _shards_of(directory: Path, freeze_id: int) -> list[str]:
+    """The shards that hold what a freeze took, as the set's manifest names them."""
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    mine = (shard for shard in manifest["shards"] if shard["freeze_id"] == manifest["freeze_id"])
+    mine = (shard for shard in manifest["shards"] if shard["freeze_id"] == freeze_id)
     return [shard["file"] for shard in mine if shard["records"] > 0]

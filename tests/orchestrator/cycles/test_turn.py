@@ -400,6 +400,25 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
     assert states["freeze_comparisons"] == ["done", "found"]
 
 
+def test_a_cycle_with_nothing_fresh_and_another_gate_trains_nothing_again(instance, tmp_path):
+    bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
+    bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)
+    model = write_llama(tmp_path / "model", template=None)
+    take_turn(configuration(model))
+    take_turn(configuration(model, cycle={"min_comparisons": 0}, gates={"max_kl_nats": 7.0}))
+
+    first, second = (cycle.id for cycle in sorted(rows(instance, t.Cycle), key=lambda cycle: cycle.number))
+    stages = [stage for stage in rows(instance, t.Stage) if stage.cycle_id == second]
+    trained = {"train_preference_model", "build_prompts", "train_policy", "evaluate_policy"}
+    assert {(stage.name, stage.state) for stage in stages if stage.name in trained} == {
+        (name, "found") for name in trained
+    }
+    sets = [cycle_numbers(each).digests["comparison_set"] for each in (first, second)]
+    assert sets[0] == sets[1]
+    # Last week's model is not asked about comparisons that it was trained on.
+    assert "check_fresh_agreement" not in {stage.name for stage in stages if stage.artifact_id is not None}
+
+
 @pytest.mark.parametrize("how", ["promote", pytest.param("expired", marks=pytest.mark.slow)])
 def test_a_cycle_that_asks_a_person_waits_and_then_ends_as_decided(instance, tmp_path, capsys, how):
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))

@@ -15,6 +15,7 @@ from orchestrator.config import ComparisonsSection
 from orchestrator.data import comparison_records, comparison_set, freeze, named_files, pair_set
 from orchestrator.data.copy_binary import BinaryRows
 from orchestrator.errors import ConfigError, CycleError
+from orchestrator.people.withdrawal import withdraw
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 from tests.db.rows import add_artifact, add_comparison, add_dialogue, add_pair, add_rater
@@ -236,6 +237,21 @@ def test_the_next_week_takes_over_the_shards_and_equals_a_set_built_anew(
     assert [record["id"] for record in records(tmp_path / "two")[:10]] == [
         record["id"] for record in records(tmp_path / "one")
     ]
+
+
+def test_a_freeze_with_nothing_new_gives_the_bytes_of_the_one_before(engine: Engine, tmp_path: Path) -> None:
+    with Session(engine) as session, session.begin():
+        add_comparison(session, TRAIN, rater=add_rater(session, "ann"))
+    first = build(engine, tmp_path / "one", frozen(engine))
+    second = build(engine, tmp_path / "two", frozen(engine), tmp_path / "one")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert second == first
+    with Session(engine) as session, session.begin():
+        withdraw(session, "ann")
+    withdrawn = build(engine, tmp_path / "three", frozen(engine), tmp_path / "two")
+    assert (withdrawn.num_comparisons, withdrawn.freeze_id) == (0, 3)
+    build(engine, tmp_path / "four", frozen(engine))
+    assert contents(tmp_path / "four") == contents(tmp_path / "three") != contents(tmp_path / "one")
 
 
 def test_a_pin_that_comes_later_rewrites_the_shards_it_touches_and_no_other(
