@@ -30,7 +30,7 @@ def try_every_operation(url: str, paths: str, headers: dict[str, str]) -> set[st
                 case.validate_response(response, checks=[not_a_server_error])
                 if response.status_code >= 400:
                     error = response.json()["error"]
-                    assert set(error) == {"message", "type", "code"}
+                    assert set(error) == {"message", "type", "param", "code"}
                     assert re.fullmatch(r"[a-z_]+", error["code"])
 
             try:

@@ -1,6 +1,6 @@
 """What both services share: one JSON shape for errors, a cap on request bodies, and the uvicorn settings.
 
-Every error is `{"error": {"message", "type", "code"}}`, the shape that OpenAI clients read.
+Every error is `{"error": {"message", "type", "param", "code"}}`, the shape that OpenAI clients read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.addresses import bound, in_url
 
 
-def error_body(status: int, code: str, message: str) -> dict[str, dict[str, str]]:
-    """The JSON body of an error."""
+def error_body(status: int, code: str, message: str) -> dict[str, dict[str, str | None]]:
+    """The JSON body of an error. The message names what it is about, so that `param` need not."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 class Answer(Protocol):

@@ -126,19 +126,27 @@ def _add_models(app: FastAPI, server: PolicyServer, for_programs: list[Any]) -> 
         held = [(one.digest, one) for one in snapshots.held()]
         if snapshots.live is not None:
             held.insert(0, (LIVE, snapshots.live))
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": int(one.loaded_at),
-                    "owned_by": "rlhf-orchestrator",
-                    "snapshot": one.digest,
-                }
-                for name, one in held
-            ],
-        }
+        return {"object": "list", "data": [_model(name, one.digest, one.loaded_at) for name, one in held]}
+
+    @app.get("/v1/models/{name}", dependencies=for_programs)
+    async def model(name: str) -> dict[str, Any]:
+        """What a chat completion may name, in memory or not: the alias, a digest, or the beginning of one."""
+        if name == LIVE:
+            if snapshots.live is None:
+                raise ApiError(404, "model_not_found", f"No policy is live yet, so that {LIVE} means none.")
+            return _model(name, snapshots.live.digest, snapshots.live.loaded_at)
+        digest = await snapshots.digest_of(name)
+        return _model(digest, digest, await snapshots.made_at(digest))
+
+
+def _model(name: str, digest: str, created: float) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "rlhf-orchestrator",
+        "snapshot": digest,
+    }
 
 
 def _add_completions(app: FastAPI, server: PolicyServer, for_programs: list[Any]) -> None:

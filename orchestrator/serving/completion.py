@@ -24,7 +24,7 @@ from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import error_body
 from orchestrator.serving.decoding import Reply
 from orchestrator.serving.engines import OutsideEngine, OutsideReply
-from orchestrator.serving.schemas import ChatRequest
+from orchestrator.serving.schemas import MAX_SEED, ChatRequest
 from orchestrator.serving.server import PolicyServer
 from orchestrator.serving.snapshots import Snapshot
 from orchestrator.serving.text import TextStream
@@ -310,7 +310,7 @@ async def begin(server: PolicyServer, request: ChatRequest) -> Completion:
     judge = None
     if k > 1 and request.preference_model is not None:
         judge = await server.snapshots.scorers.digest_of(request.preference_model)
-    messages: list[Message] = [{"role": m.role, "content": m.text()} for m in request.messages]
+    messages: list[Message] = [{"role": m.spoken_by, "content": m.text()} for m in request.messages]
     try:
         # Held while another thread encodes: what is not held may be let go.
         with snapshot.held():
@@ -321,12 +321,19 @@ async def begin(server: PolicyServer, request: ChatRequest) -> Completion:
     except ChatFormatError as error:
         raise ApiError(400, "unusable_messages", str(error)) from None
     max_tokens = _max_tokens(server, request, snapshot, len(prompt_ids))
-    seed = request.seed if request.seed is not None else secrets.randbits(_SEED_BITS)
-    seeds = range(seed, seed + request.n * k)
+    seeds = _seeds(request.seed, request.n * k)
     params = [SamplingParams(max_tokens, request.temperature, request.top_p, one) for one in seeds]
     choice = None if judge is None else BestOf(k, judge)
     details = {} if server.detector is None else await server.detector.judge(messages)
     return Completion(server, snapshot, prompt_ids, messages, params, request, choice, details)
+
+
+def _seeds(asked: int | None, count: int) -> list[int]:
+    """Successive seeds from the one that was asked for, or from one that is drawn."""
+    # vLLM and llama.cpp draw one for -1; any other negative seed is a seed like the rest.
+    first = secrets.randbits(_SEED_BITS) if asked is None or asked == -1 else asked
+    # Engines of others take none above the largest int64.
+    return [(first + i) % (MAX_SEED + 1) for i in range(count)]
 
 
 def _max_tokens(server: PolicyServer, request: ChatRequest, snapshot: Snapshot, prompt_tokens: int) -> int:

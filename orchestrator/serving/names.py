@@ -39,13 +39,18 @@ async def full_digest(
         try:
             found = await asyncio.to_thread(_find, database, prefix, kinds)
         except SQLAlchemyError as error:
-            logger.warning("looking up %s: %s", prefix, error)
-            raise ApiError(503, "database_unavailable", "The database does not answer.", retry_after_s=2) from None
+            raise database_away(prefix, error) from None
     if not found:
         raise ApiError(404, "model_not_found", f"There is no {what} with a digest that begins {prefix}.")
     if len(found) > 1:
         raise ApiError(400, "ambiguous_model", f"More than one {what} begins {prefix}; give more digits.")
     return found[0]
+
+
+def database_away(name: str, error: SQLAlchemyError) -> ApiError:
+    """The answer while the database does not give what was looked up."""
+    logger.warning("looking up %s: %s", name, error)
+    return ApiError(503, "database_unavailable", "The database does not answer.", retry_after_s=2)
 
 
 def _find(database: Engine, prefix: str, kinds: tuple[str, ...]) -> list[str]:

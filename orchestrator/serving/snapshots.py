@@ -30,10 +30,10 @@ from models.sampling.engine import DecodeEngine
 from orchestrator.conversations.pairings import Served, served
 from orchestrator.errors import ApiError, ArtifactError
 from orchestrator.serving.engines import Engines, OutsideEngine
-from orchestrator.serving.names import full_digest
+from orchestrator.serving.names import database_away, full_digest
 from orchestrator.serving.scorers import Scorers
 from orchestrator.store.artifacts import ArtifactStore
-from orchestrator.store.deployments import POLICIES
+from orchestrator.store.deployments import POLICIES, made_at
 from orchestrator.store.live import Live, deployments, live_now
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,15 @@ class Snapshots:
     async def digest_of(self, name: str) -> str:
         """The digest of the one policy that begins so; ApiError where there is none or more than one."""
         return await full_digest(self._database, name, POLICIES, "policy", f"{LIVE} or a snapshot digest", self._held)
+
+    async def made_at(self, digest: str) -> float:
+        """When the weights were published, or loaded where they are in memory; seconds since 1970."""
+        if digest in self._held:
+            return self._held[digest].loaded_at
+        try:
+            return await asyncio.to_thread(self._read_made_at, digest)
+        except SQLAlchemyError as error:
+            raise database_away(digest, error) from None
 
     async def load(self, digest: str) -> Snapshot:
         """The snapshot in memory, fetched, verified and loaded first if need be."""
@@ -284,6 +293,10 @@ class Snapshots:
         model = load_causal_lm(folder, device=self._limits.device)
         engine = DecodeEngine(model, chat.stop_ids, self._limits.max_slots, self._limits.max_context)
         return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
+
+    def _read_made_at(self, digest: str) -> float:
+        with transaction(self._database) as session:
+            return made_at(session, digest).timestamp()
 
     def _read(self) -> tuple[Live | None, str | None, Served]:
         with transaction(self._database) as session:

@@ -263,3 +263,10 @@ def digests_of(session: Session, prefix: str, kinds: tuple[str, ...]) -> list[st
             .limit(2)
         )
     )
+
+
+def made_at(session: Session, digest: str) -> datetime:
+    """When the artifact with the digest was first published."""
+    return session.scalars(
+        select(t.Artifact.created_at).where(t.Artifact.digest == digest).order_by(t.Artifact.id).limit(1)
+    ).one()

@@ -29,6 +29,7 @@ TABLE: list[tuple[str, str, dict[str, Any] | None, tuple[int, ...]]] = [
     ("GET", "/health", None, OPEN),
     ("GET", "/metrics", None, OPEN),
     ("GET", "/v1/models", None, PROGRAMS),
+    ("GET", "/v1/models/{name}", None, PROGRAMS),
     ("POST", "/v1/chat/completions", CHAT, PROGRAMS),
     ("POST", "/admin/load", {"digest": "live"}, ADMINS),
     ("POST", "/admin/refresh", None, ADMINS),
@@ -83,7 +84,7 @@ def test_every_route_answers_each_caller_as_the_table_says(
     for index, (caller, headers) in enumerate(callers_.items()):
         for method, path, body, statuses in TABLE:
             given = {"digest": live} if body == {"digest": "live"} else body
-            answer = guarded.client.request(method, path, json=given, headers=headers)
+            answer = guarded.client.request(method, path.format(name="policy-live"), json=given, headers=headers)
             answers[f"{caller}: {path}"] = answer.status_code
             expected[f"{caller}: {path}"] = statuses[index]
     assert answers == expected

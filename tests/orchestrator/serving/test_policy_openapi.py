@@ -11,7 +11,7 @@ from tests.orchestrator.serving.tiny_policies import ADMIN_TOKEN, Served
 def test_no_request_is_a_fault_of_the_server(served: Served, live: str) -> None:
     tried = try_every_operation(served.url, r"^/(v1|health|admin)", {"X-Admin-Token": ADMIN_TOKEN})
     assert {"POST /v1/chat/completions", "POST /admin/load", "GET /health"} <= tried
-    assert len(tried) == 6
+    assert len(tried) == 7
     assert served.chat().json()["system_fingerprint"] == live
 
 
