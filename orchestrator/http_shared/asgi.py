@@ -19,12 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.addresses import bound, in_url
+from orchestrator.http_shared.model_answers import well_formed
 
 
 def error_body(status: int, code: str, message: str) -> dict[str, dict[str, str | None]]:
     """The JSON body of an error. The message names what it is about, so that `param` need not."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    # What a request held, half a character perhaps, may stand in the message.
+    return {"error": {"message": well_formed(message), "type": kind, "param": None, "code": code}}
 
 
 class Answer(Protocol):

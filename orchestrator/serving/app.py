@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Send
 
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import BodyLimit, add_error_handlers
@@ -66,6 +67,23 @@ def create_app(config: PolicyServerConfig) -> FastAPI:
     _add_public(app, server)
     _add_admin(app, server)
     return app
+
+
+class StreamOnceBegun(StreamingResponse):
+    """A stream whose status is sent with its first event: what fails before is an answer of its own status."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the stream; an ApiError of its first event is raised before anything is sent."""
+        events = aiter(self.body_iterator)
+        first = await anext(events)
+
+        async def all_events() -> AsyncIterator[Any]:
+            yield first
+            async for event in events:
+                yield event
+
+        self.body_iterator = all_events()
+        await super().stream_response(send)
 
 
 def _add_public(app: FastAPI, server: PolicyServer) -> None:
@@ -157,7 +175,7 @@ def _add_completions(app: FastAPI, server: PolicyServer, for_programs: list[Any]
         if not body.stream:
             return await completion.whole(request)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(completion.chunks(), media_type="text/event-stream", headers=headers)
+        return StreamOnceBegun(completion.chunks(), media_type="text/event-stream", headers=headers)
 
 
 def _add_admin(app: FastAPI, server: PolicyServer) -> None:

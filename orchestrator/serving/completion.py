@@ -199,14 +199,22 @@ class Completion:
         return chosen
 
     async def chunks(self) -> AsyncIterator[str]:
-        """The answer as server-sent events; closing the iterator gives the replies up."""
+        """The answer as server-sent events; closing the iterator gives the replies up.
+
+        Raises:
+            ApiError: it failed before anything came, while the status of the answer can still say so.
+        """
         growing_texts = self._growing() if self._best_of is None else self._whole_chunks()
+        begun = False
         try:
             # Closed with this one: a reply that nobody reads any more frees its slot at once.
             async with aclosing(growing_texts):
                 async for chunk in growing_texts:
+                    begun = True
                     yield chunk
         except ApiError as error:
+            if not begun:
+                raise
             # The status line is long gone; the client learns of the fault from an event.
             yield f"data: {json.dumps(error_body(error.status, error.code, error.message))}\n\n"
             return
@@ -235,6 +243,10 @@ class Completion:
         ]
         growing = set(range(len(self._replies)))
         async with self._running():
+            if isinstance(self._snapshot.engine, OutsideEngine):
+                # What it thinks of the request is known with its first word.
+                await self._changed.wait()
+                self._raise_failure()
             for index in growing:
                 yield self._chunk(index, {"role": "assistant", "content": ""})
             while growing:
@@ -292,6 +304,8 @@ class Completion:
 
     def _raise_failure(self) -> None:
         for reply in self._replies:
+            if isinstance(reply, OutsideReply) and reply.refusal is not None:
+                raise reply.refusal
             if reply.failure is not None:
                 raise ApiError(503, "decoding_failed", reply.failure, retry_after_s=1)
 

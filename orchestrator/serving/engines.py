@@ -12,16 +12,20 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from models.chat.format import ChatFormat, Message
 from models.sampling.engine import SamplingParams
-from orchestrator.errors import ArtifactError
+from orchestrator.errors import ApiError, ArtifactError
+from orchestrator.http_shared.model_answers import GrowingText, Refusal, read_refusal, refusal_in, text_of
+from orchestrator.http_shared.server_sent_events import data_of_events
 
 logger = logging.getLogger(__name__)
 
 _READ_TIMEOUT_S = 300.0
+_DONE = "[DONE]"
 
 
 class OutsideReply:
@@ -31,15 +35,22 @@ class OutsideReply:
         self.params = params
         self.changed = changed
         self.every_token = every_token
-        self.content = ""
+        self.growing = GrowingText()
         self.counted: int | None = None
         self.finished: str | None = None
         self.failure: str | None = None
+        self.refusal: ApiError | None = None
+        """Set beside `failure` where the engine will never answer this request, or not now, and says why."""
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.finished is not None or self.failure is not None
+
+    @property
+    def content(self) -> str:
+        """The reply so far."""
+        return self.growing.text
 
     def text(self, chat: ChatFormat) -> str:
         """The reply so far."""
@@ -72,34 +83,68 @@ class OutsideEngine:
         }  # fmt: skip
         try:
             await self._stream(body, reply)
-            if reply.finished is None:
-                reply.failure = f"the engine at {self.url} ended the stream before the reply was complete"
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        except _Refused as error:
+            reply.refusal = error.answer
+            reply.failure = error.answer.message
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             reply.failure = f"the engine at {self.url} failed ({type(error).__name__}: {error})"
         if reply.failure is not None:
             logger.warning("%s", reply.failure)
         reply.changed.set()
 
     async def _stream(self, body: Mapping[str, object], reply: OutsideReply) -> None:
-        finished = None
         async with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
             if response.is_error:
                 text = (await response.aread()).decode(errors="replace")
-                raise ValueError(f"{response.status_code} {text[:200]}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise ValueError(str(chunk["error"])[:200])
-                for choice in chunk["choices"]:
-                    reply.content += (choice.get("delta") or {}).get("content") or ""
-                    finished = choice.get("finish_reason") or finished
-                # The last event, after the reply's end.
-                reply.counted = (chunk.get("usage") or {}).get("completion_tokens", reply.counted)
-                if reply.every_token:
-                    reply.changed.set()
+                raise _Refused(self.url, read_refusal(response.status_code, text), response.headers.get("Retry-After"))
+            if "json" in response.headers.get("Content-Type", ""):
+                # It does not stream, or it says no under a status that says yes.
+                finished = self._take(json.loads(await response.aread()), reply)
+            else:
+                finished = await self._take_events(response, reply)
+        reply.growing.end()
+        if finished is None or finished in ("abort", "error"):
+            raise ValueError(f"it ended before the reply was complete, finish_reason {finished!r}")
         reply.finished = finished
+
+    async def _take_events(self, response: httpx.Response, reply: OutsideReply) -> str | None:
+        finished = None
+        async for data in data_of_events(response):
+            if data == _DONE:
+                # Some say that they are done, and never how.
+                finished = finished or "stop"
+                continue
+            finished = self._take(json.loads(data), reply) or finished
+            if reply.every_token:
+                reply.changed.set()
+        return finished
+
+    def _take(self, found: Any, reply: OutsideReply) -> str | None:
+        """Let the reply grow by what an answer or an event holds; gives how the reply ended, where it did."""
+        refusal = refusal_in(found)
+        if refusal is not None:
+            raise _Refused(self.url, refusal, None)
+        finished = None
+        for choice in found.get("choices") or []:
+            said = choice.get("delta") or choice.get("message") or {}
+            reply.growing.add(text_of(said.get("content")))
+            finished = choice.get("finish_reason") or finished
+        # The last event, after the reply's end.
+        reply.counted = (found.get("usage") or {}).get("completion_tokens", reply.counted)
+        return finished
+
+
+class _Refused(Exception):
+    """The engine says no. A 4xx stays one, with its words: asking again would bring the same."""
+
+    def __init__(self, url: str, refusal: Refusal, retry_after: str | None) -> None:
+        message = f"The engine at {url} refused: {refusal.status} {refusal.message}"
+        super().__init__(message)
+        if 400 <= refusal.status < 500:
+            waits_s = int(retry_after) if retry_after and retry_after.isdecimal() else None
+            self.answer = ApiError(refusal.status, refusal.code, message, retry_after_s=waits_s)
+        else:
+            self.answer = ApiError(503, "decoding_failed", message, retry_after_s=1)
 
 
 class Engines:

@@ -9,6 +9,9 @@ from typing import Any
 
 import httpx
 
+from orchestrator.http_shared.model_answers import Refusal, read_refusal, refusal_in
+from orchestrator.http_shared.server_sent_events import data_of_events
+
 # No token for so long means that the connection is dead; a full queue of long replies stays below it.
 _READ_TIMEOUT_S = 120.0
 _MAX_OUTSIDE_BYTES = 1_000_000
@@ -113,7 +116,7 @@ class PolicyReplies:
             ) as response:
                 text = await _read_limited(response)
             if response.status_code in (400, 413, 422):
-                raise _refusal(response.status_code, text)
+                raise _refusal(read_refusal(response.status_code, text))
             if not response.is_success:
                 raise PolicyUnavailable(f"{request.url}: {response.status_code}: {text[:200]}")
             return _outside_delta(json.loads(text))
@@ -144,7 +147,7 @@ class PolicyReplies:
     async def _whole(self, request: ReplyRequest) -> list[Delta]:
         response = await self._client.post("/v1/chat/completions", json=request.body(stream=False))
         if response.is_error:
-            raise _refusal(response.status_code, response.text)
+            raise _refusal(read_refusal(response.status_code, response.text))
         answer = response.json()
         _check_snapshot(answer, request)
         return [
@@ -163,13 +166,14 @@ class PolicyReplies:
         missing = set(range(request.n))
         async with self._client.stream("POST", "/v1/chat/completions", json=request.body(stream=True)) as response:
             if response.is_error:
-                raise _refusal(response.status_code, (await response.aread()).decode(errors="replace"))
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
+                text = (await response.aread()).decode(errors="replace")
+                raise _refusal(read_refusal(response.status_code, text))
+            async for data in data_of_events(response):
+                if data == "[DONE]":
                     continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise PolicyUnavailable(f"{self.url}: {chunk['error'].get('message')}")
+                chunk = json.loads(data)
+                if (said_no := refusal_in(chunk)) is not None:
+                    raise _refusal(said_no)
                 _check_snapshot(chunk, request)
                 for choice in chunk["choices"]:
                     finish = choice.get("finish_reason")
@@ -228,13 +232,14 @@ def _check_snapshot(answer: Mapping[str, object], request: ReplyRequest) -> None
         )
 
 
-def _refusal(status: int, text: str) -> Exception:
-    try:
-        error = json.loads(text)["error"]
-        code, message = str(error.get("code")), str(error.get("message"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        code, message = "unreadable", text[:200]
-    # 404: a snapshot that is not there now may be restored; 408 and 429 ask to come again.
-    if status >= 500 or status in (404, 408, 429):
-        return PolicyUnavailable(f"{status} {code}: {message}")
-    return PolicyRefused(code, message)
+# Of these the operator can mend the first two, a snapshot that is not there now may be restored, the rest ask to come
+# again.
+_MAY_CHANGE = (401, 403, 404, 407, 408, 425, 429)
+
+
+def _refusal(refusal: Refusal) -> Exception:
+    # Our own detector says 403 as well, of the request itself.
+    may_change = refusal.status in _MAY_CHANGE and refusal.code != "out_of_distribution"
+    if refusal.status >= 500 or may_change:
+        return PolicyUnavailable(f"{refusal.status} {refusal.code}: {refusal.message}")
+    return PolicyRefused(refusal.code, refusal.message)

@@ -26,7 +26,17 @@ def test_the_bare_address_says_what_answers_there(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{" * 100_000, b'{"model": "policy-live", "messages": "hi"}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"{" * 100_000,
+        b'{"model": "policy-live", "messages": "hi"}',
+        b'{"model": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}], "\\udfff": 1, "stop": "\\ud800"}',
+    ],
 )
 def test_malformed_bodies_are_refused(served: Served, body: bytes) -> None:
     answer = served.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
