@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.database import as_operators_error
 from orchestrator.errors import OrchestratorError
+from orchestrator.terminal import print_whatever_comes
 
 # By heading of the help: each command's module below `orchestrator/commands/`, and its summary.
 GROUPS = {
@@ -132,6 +133,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 a negative answer, 2 an error."""
+    print_whatever_comes()
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), "")
     if arguments[:1] == ["--completion"] and chosen in SHELLS:

@@ -43,7 +43,7 @@ FLOORS = {
         ["jobs"],
     ],
     "orchestrator": [
-        ["errors"],
+        ["errors", "terminal"],
         ["running_instance"],
         ["settings"],
         ["database"],

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -248,6 +249,10 @@ def main(name: str, run: Callable[[Job], None], argv: Sequence[str] | None = Non
 
     A full disk ends in a status of its own, since the line may find no room.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A log is read as UTF-8, whatever the terminal shows from which all was started.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         job = Job.from_args(argv)
         if job.spec.get("job", name) != name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 
@@ -13,10 +14,21 @@ def print_table(rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
         print(nothing)
         return
     columns = list(rows[0])
-    lines = [columns, *([str(row[key]) if row[key] is not None else "-" for key in columns] for row in rows)]
+    lines = [columns, *([in_short(row[key]) for key in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def in_short(value: Any) -> str:
+    """A value as people read it: numbers to three digits, times to the second, nothing as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
+    return str(value)
 
 
 def print_shown(shown: Sequence[Mapping[str, Any]] | Mapping[str, Any], nothing: str, *, as_json: bool) -> None:

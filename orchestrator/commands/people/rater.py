@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db import tables as t
 from db.session import make_engine, session, transaction
-from orchestrator.commands.printing import print_table
+from orchestrator.commands.printing import in_short, print_table
 from orchestrator.people import raters, withdrawal
 from orchestrator.settings import Settings
 from orchestrator.store.acts import machine_user, record_act
@@ -181,7 +181,7 @@ def _dialogue(database: Session, dialogue_id: int) -> Mapping[str, object]:
 
 def _print_figures(shown: Mapping[str, Any]) -> None:
     for name, value in shown["figures"].items():
-        print(f"{name}: {value}")
+        print(f"{name}: {in_short(value)}")
     agreement = shown["agreement"]
     print("agreement: " + ("-" if agreement is None else f"{agreement['accuracy']:.2f} of {agreement['n']}"))
     for title in ("times", "repeats", "dialogues"):
