@@ -116,7 +116,7 @@ def service(command: str, port: int, env: dict[str, str]) -> Iterator[subprocess
         deadline = time.monotonic() + 60
         while True:
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).json()["status"] == "ok":
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1, trust_env=False).json()["status"] == "ok":
                     break
             except httpx.HTTPError:
                 pass

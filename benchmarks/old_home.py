@@ -179,7 +179,7 @@ def compare_replies(feedback_url: str, tokens: Sequence[str]) -> None:
 
     for number, token in enumerate(tokens):
         headers = {"Authorization": f"Bearer {token}"}
-        with httpx.Client(base_url=feedback_url, headers=headers, timeout=SERVER_TIMEOUT_S) as client:
+        with httpx.Client(base_url=feedback_url, headers=headers, timeout=SERVER_TIMEOUT_S, trust_env=False) as client:
             for task in ("helpful", "red_team", "model_comparison"):
                 question = {"question": "helpful"} if task == "model_comparison" else {}
                 dialogue = _post(client, "/api/dialogues", {"task": task, **question})["dialogue_id"]

@@ -65,7 +65,7 @@ async def rate(url: str, concurrent: int, requests: int, tokens: int) -> tuple[f
             answer.raise_for_status()
             decoded += answer.json()["usage"]["completion_tokens"]
 
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         began = time.perf_counter()
         await asyncio.gather(*(client_loop(client) for _ in range(concurrent)))
         seconds = time.perf_counter() - began

@@ -75,7 +75,7 @@ class Service:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             with suppress(httpx.HTTPError):
-                if httpx.get(self.health, timeout=2).status_code < 500:
+                if httpx.get(self.health, timeout=2, trust_env=False).status_code < 500:
                     return
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(f"{self.command} does not answer at {self.health}")
@@ -249,7 +249,9 @@ async def load(app_url: str, cookies: list[str], args: argparse.Namespace, fault
         # A client for each, as each has a browser. One for all looks at every connection it holds with every request,
         # which took 40 of the 50 ms that were measured so.
         clients = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=app_url, timeout=30, verify=False))
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=app_url, timeout=30, verify=False, trust_env=False)
+            )
             for _ in cookies
         ]
         begin = time.monotonic() + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from orchestrator.database import as_operators_error
 from orchestrator.errors import OrchestratorError
+from orchestrator.http_shared.proxies import spare_loopback
 from orchestrator.terminal import print_whatever_comes
 
 # By heading of the help: each command's module below `orchestrator/commands/`, and its summary.
@@ -134,6 +136,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 a negative answer, 2 an error."""
     print_whatever_comes()
+    spare_loopback(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), "")
     if arguments[:1] == ["--completion"] and chosen in SHELLS:

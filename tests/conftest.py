@@ -184,6 +184,9 @@ def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
         connection.close()
 
 
+NOWHERE = {"ALL_PROXY": "socks4://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "fd00::/8"}
+
+
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """One whole instance for the run: Postgres, Prefect server, both workers, policy server, feedback app.
@@ -192,5 +195,13 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """
     from orchestrator.instance.up import Instance
 
-    with Instance(tmp_path_factory.mktemp("an instance")) as started:
+    started = Instance(tmp_path_factory.mktemp("an instance"))
+    with pytest.MonkeyPatch.context() as patch:
+        # Behind proxies that lead nowhere and that httpx can't use: every process of it, Prefect's too.
+        for name, value in NOWHERE.items():
+            patch.setenv(name, value)
+        started.start()
+    try:
         yield started
+    finally:
+        started.stop()

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from orchestrator.errors import ServiceUnavailable
+from orchestrator.http_shared.proxies import proxy_for, tls
 from orchestrator.settings import Settings
 
 # Loading a big snapshot reads, verifies and copies its weights.
@@ -48,7 +49,8 @@ class PolicyApi:
 
     def _post(self, path: str, body: dict[str, str] | None) -> Any:
         try:
-            response = httpx.post(self._url + path, json=body, headers=self._headers, timeout=LOAD_TIMEOUT_S)
+            with httpx.Client(proxy=proxy_for(self._url), verify=tls(), trust_env=False) as client:
+                response = client.post(self._url + path, json=body, headers=self._headers, timeout=LOAD_TIMEOUT_S)
         except httpx.HTTPError as error:
             raise ServiceUnavailable(
                 f"The policy server at {self._url} does not answer ({type(error).__name__}: {error}). "

@@ -19,6 +19,7 @@ import httpx
 
 from orchestrator import running_instance
 from orchestrator.errors import CycleError, ServiceUnavailable
+from orchestrator.http_shared.proxies import proxy_for, tls
 
 TIMEOUT_S = 60.0
 # On SQLite the server answers 503 where another of its writers came in between. On a machine with too much to do that
@@ -131,7 +132,9 @@ class PrefectApi:
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, timeout=timeout_s)
+        self._client = httpx.Client(
+            base_url=self.url, timeout=timeout_s, proxy=proxy_for(self.url), verify=tls(), trust_env=False
+        )
 
     @property
     def ui_url(self) -> str:
