@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -26,7 +26,7 @@ from orchestrator.errors import ApiError
 from orchestrator.people.instruction_versions import current
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import SIDES, TASKS, Question, Side, TaskName, continues_from
-from orchestrator.store.deployments import LiveDeployment
+from orchestrator.store.deployments import LiveDeployment, live_deployment
 
 # Sides and contestants must not be guessable from earlier ones: drawn from the operating system.
 _random = random.SystemRandom()
@@ -82,6 +82,8 @@ class CandidateRow:
 class Endpoint:
     """Where an outside model answers."""
 
+    name: str
+    """The contestant's."""
     url: str
     model: str
     key_variable: str | None
@@ -129,10 +131,17 @@ class PairRow:
         )
 
 
-def ask_for_pair(session: Session, rater: RaterIdentity, message_id: int, request: AskForPair) -> tuple[PairRow, bool]:
+def ask_for_pair(
+    session: Session,
+    rater: RaterIdentity,
+    message_id: int,
+    request: AskForPair,
+    resting: Collection[str] = (),
+) -> tuple[PairRow, bool]:
     """The pair that this client_key names under the message, drawn and written now if it is new.
 
-    Returns the pair, and whether it is new. Nothing is sampled here.
+    Contestants that are `resting`, by their names, are drawn only where nobody else is. Returns the pair, and whether
+    it is new. Nothing is sampled here.
     """
     wanted = {"message_id": message_id, "client_key": request.client_key}
     message = session.execute(turns.ASKED, wanted).one_or_none()
@@ -144,7 +153,8 @@ def ask_for_pair(session: Session, rater: RaterIdentity, message_id: int, reques
         raise ApiError(409, "not_a_question", f"Message {message_id} is a reply; a pair answers a message you wrote.")
     if message.ended_at is not None:
         raise ended(message.dialogue_id)
-    pair = _draw_pair(session, message.dialogue_id, message.task, message.question, message_id, request.client_key)
+    wanted_by = (message.dialogue_id, message.task, message.question, message_id, request.client_key)
+    pair = _draw_pair(session, *wanted_by, resting)
     if pair is not None:
         return pair, True
     # The same request came twice at once, and the other one was first; it is committed by now.
@@ -240,13 +250,20 @@ def compare(session: Session, rater: RaterIdentity, pair_id: int, request: Compa
 
 
 def _draw_pair(
-    session: Session, dialogue_id: int, task: TaskName, question: Question, message_id: int, client_key: str
+    session: Session,
+    dialogue_id: int,
+    task: TaskName,
+    question: Question,
+    message_id: int,
+    client_key: str,
+    resting: Collection[str],
 ) -> PairRow | None:
     """Draw contestants and sides and write the pair; None where this client_key has a pair by now."""
     live, pairings = drawable(session, task)
     if live is None:
         raise no_policy_live()
     pairing: ActivePairing | None = None
+    pairings = [one for one in pairings if not {one.a.name, one.b.name} & {*resting}] or pairings
     if pairings:
         pairing = _random.choices(pairings, [pairing.weight for pairing in pairings])[0]
     drawn: list[Contestant | None] = [None, None] if pairing is None else [pairing.a, pairing.b]
@@ -309,9 +326,14 @@ def _fresh(
     return CandidateRow(id_, side, digest, row["sampling"] or {}, row["seed"], None, kind, _endpoint(contestant))
 
 
-def _sampling(live: LiveDeployment) -> Sampling:
+def sampling_now(session: Session) -> Sampling:
+    """Sampling settings with which the next pair is asked for; the defaults where nothing is live."""
+    return _sampling(live_deployment(session))
+
+
+def _sampling(live: LiveDeployment | None) -> Sampling:
     """Sampling settings of the live cycle's [serving] section, equal for every contestant."""
-    serving = ServingSection.model_validate(live.serving)
+    serving = ServingSection.model_validate({} if live is None else live.serving)
     return {
         "max_tokens": serving.max_reply_tokens,
         "temperature": serving.temperature,
@@ -359,7 +381,7 @@ def _candidate(candidate: t.Candidate, digest: str | None, contestant: t.Contest
 def _endpoint(contestant: Contestant | t.Contestant | None) -> Endpoint | None:
     if contestant is None or contestant.kind != "endpoint":
         return None
-    return Endpoint(contestant.url or "", contestant.model or "", contestant.key_variable)
+    return Endpoint(contestant.name, contestant.url or "", contestant.model or "", contestant.key_variable)
 
 
 def _given(comparison: t.Comparison | None) -> ComparisonGiven | None:

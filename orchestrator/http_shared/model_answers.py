@@ -12,6 +12,7 @@ from typing import Any
 
 # vLLM, llama.cpp and others refuse a prompt that is too long in their own words and under codes of their own.
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum context|max_model_len|prompt is too long", re.IGNORECASE)
+TOO_LONG = "context_length_exceeded"
 _CODE = re.compile(r"[a-z][a-z_]*")
 _SHOWN_CHARS = 300
 
@@ -55,7 +56,7 @@ def _refusal(status: int, found: Any, text: str) -> Refusal:
         message = json.dumps(message, ensure_ascii=False)
     code, param = error.get("code"), error.get("param")
     if not (isinstance(code, str) and _CODE.fullmatch(code)):
-        code = "context_length_exceeded" if _TOO_LONG.search(message) else "refused"
+        code = TOO_LONG if _TOO_LONG.search(message) else "refused"
     message = well_formed(" ".join(message.split()))[:_SHOWN_CHARS]
     return Refusal(status, code, message, param if isinstance(param, str) else None)
 

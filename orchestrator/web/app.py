@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 import anyio.to_thread
@@ -97,10 +98,13 @@ def _add_health(app: FastAPI, feedback: Feedback) -> None:
             live = live_now(session)
         told: dict[str, object] = {"status": "ok", "policy_live": live is not None}
         if live is None:
-            return told | {"message": "no policy is live"}
-        # Raters reach this app; who decided what is not theirs to know.
+            told["message"] = "no policy is live"
+        # Raters reach this app; who decided what, and who answers them, is not theirs to know.
         token = (authorization or "").partition(" ")[2].strip()
-        return told | ({"deployment": live.to_json()} if is_admin_token(token, feedback.config.admin_token) else {})
+        if not is_admin_token(token, feedback.config.admin_token):
+            return told
+        outside = {name: asdict(one.told()) for name, one in sorted(feedback.outside.standings.items())}
+        return told | ({} if live is None else {"deployment": live.to_json()}) | {"contestants": outside}
 
 
 def _add_metrics(app: FastAPI, config: FeedbackConfig, metrics: Metrics) -> None:
@@ -155,7 +159,8 @@ def _add_pairs(app: FastAPI, feedback: Feedback) -> None:
     ) -> schemas.PairOut:
         """Ask for two replies; 200 where the same client_key was here before."""
         pair, new = await feedback.as_rater_async(
-            token, lambda session, rater: pairs.ask_for_pair(session, rater, message_id, request)
+            token,
+            lambda session, rater: pairs.ask_for_pair(session, rater, message_id, request, feedback.sampler.resting()),
         )
         response.status_code = 201 if new else 200
         if pair.complete:

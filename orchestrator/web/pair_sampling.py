@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +18,8 @@ from orchestrator.conversations.pairs import CandidateRow, Endpoint, PairRow, Sa
 from orchestrator.conversations.schemas import PairOut
 from orchestrator.errors import ApiError
 from orchestrator.people.tasks import Side
-from orchestrator.web.policy_client import OutsideRequest, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
+from orchestrator.web.outside_models import ContestantFails, OutsideModels, OutsideRequest
+from orchestrator.web.policy_client import NoReply, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,10 @@ SecretOf = Callable[[str], str | None]
 # Pauses between attempts while the policy server restarts: it takes seconds, so they need not grow far.
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+# An outside model that is away is nobody's to restart: the rater learns of it sooner than of our own server's restart.
+_OUTSIDE_PATIENCE_S = 20.0
+# So long after a failure others are drawn in an outside model's place; then one pair tries it again.
+_REST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,11 @@ class PairSampling:
 class Sampler:
     """Runs the sampling of pairs, each at most once at a time in this process."""
 
-    def __init__(self, policy: PolicyReplies, store: Store, timeout_s: float, secret_of: SecretOf) -> None:
+    def __init__(
+        self, policy: PolicyReplies, outside: OutsideModels, store: Store, timeout_s: float, secret_of: SecretOf
+    ) -> None:
         self._policy = policy
+        self._outside = outside
         self._secret_of = secret_of
         self._store = store
         self._timeout_s = timeout_s
@@ -132,6 +141,10 @@ class Sampler:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return sampling
+
+    def resting(self) -> frozenset[str]:
+        """Outside models that failed a moment ago."""
+        return self._outside.resting(_REST_S)
 
     async def close(self) -> None:
         """Stop; what is incomplete is sampled again when somebody asks for it."""
@@ -152,11 +165,13 @@ class Sampler:
                 sampling.failure = being_written()
         except TimeoutError:
             logger.error("pair %d: no complete replies within %.0f s", pair.id, self._timeout_s)
-            sampling.failure = _unavailable()
+            sampling.failure = self._too_late([one for one in missing if one.side not in sampling.complete])
         except BaseExceptionGroup as group_error:
             if (refused := _only(group_error, PolicyRefused)) is not None:
                 logger.warning("pair %d: refused: %s", pair.id, refused[0])
                 sampling.failure = _refused(refused)
+            elif _only(group_error, NoReply) is not None:
+                sampling.failure = _contestant_fails()
             else:
                 sampling.failure = _unavailable()
                 if (away := _only(group_error, StoreUnavailable)) is None:
@@ -176,7 +191,7 @@ class Sampler:
         self, candidates: list[CandidateRow], prompt: list[dict[str, str]], sampling: PairSampling, stream: bool
     ) -> None:
         """Sample candidates of one snapshot, asking again for as long as the policy server is away."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, began_s = _FIRST_PAUSE_S, time.monotonic()
         while True:
             missing = [candidate for candidate in candidates if candidate.side not in sampling.complete]
             try:
@@ -185,6 +200,10 @@ class Sampler:
                 self._trouble = None
                 return
             except PolicyUnavailable as error:
+                endpoint = candidates[0].endpoint
+                if endpoint is not None and time.monotonic() - began_s > _OUTSIDE_PATIENCE_S:
+                    self._outside.note(endpoint.name, str(error))
+                    raise ContestantFails(str(error)) from None
                 # Hundreds of pairs wait for the same server: one line tells it.
                 if self._trouble != str(error):
                     self._trouble = str(error)
@@ -228,14 +247,25 @@ class Sampler:
         if endpoint.key_variable is not None:
             key = self._secret_of(endpoint.key_variable)
             if key is None:
-                raise PolicyUnavailable(
-                    f"{endpoint.url} needs a key; {endpoint.key_variable} is not set where the feedback app runs"
-                )
-        request = OutsideRequest(endpoint.url, endpoint.model, key, prompt, candidate.sampling)
-        delta = await self._policy.outside_reply(request)
+                missing = f"{endpoint.url} needs a key; {endpoint.key_variable} is not set where the feedback app runs"
+                self._outside.note(endpoint.name, missing)
+                raise ContestantFails(missing)
+        request = OutsideRequest(endpoint.name, endpoint.url, endpoint.model, key, prompt, candidate.sampling)
+        try:
+            delta = await self._outside.reply(request)
+        except (ContestantFails, PolicyRefused) as error:
+            self._outside.note(endpoint.name, str(error))
+            raise
         text = delta.text.replace("\x00", "\ufffd")
         reply = Sampled(candidate.id, text, delta.reply_tokens, delta.truncated, delta.details)
         await self._complete([(candidate, reply)], sampling)
+
+    def _too_late(self, missing: list[CandidateRow]) -> ApiError:
+        """What a rater is told after the last moment; the operator, which outside model was the one."""
+        outside = [one.endpoint for one in missing if one.endpoint is not None]
+        for endpoint in outside:
+            self._outside.note(endpoint.name, f"{endpoint.url}: no reply within {self._timeout_s:.0f} s")
+        return _contestant_fails() if outside else _unavailable()
 
     async def _complete(self, done: list[tuple[CandidateRow, Sampled]], sampling: PairSampling) -> None:
         """Store complete replies in one transaction, then let the readers see what is stored."""
@@ -286,6 +316,16 @@ def _unavailable() -> ApiError:
         "replies_unavailable",
         "The replies could not be sampled now. Ask for the pair again with the same client_key; nothing is lost.",
         retry_after_s=2,
+    )
+
+
+def _contestant_fails() -> ApiError:
+    return ApiError(
+        503,
+        "replies_unavailable",
+        "One of the replies can't be had now; those who look after this have been told. Go on with another "
+        "conversation; this one stays on your home page.",
+        retry_after_s=60,
     )
 
 

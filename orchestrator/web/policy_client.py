@@ -1,20 +1,22 @@
-"""How the feedback app gets replies: chat completions of a named snapshot, or of an outside model."""
+"""How the feedback app gets replies of the policies: chat completions of a named snapshot.
+
+Outside models are asked in `outside_models.py`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import httpx
 
 from orchestrator.http_shared.model_answers import Refusal, read_refusal, refusal_in
+from orchestrator.http_shared.proxies import proxy_for, tls
 from orchestrator.http_shared.server_sent_events import data_of_events
 
 # No token for so long means that the connection is dead; a full queue of long replies stays below it.
-_READ_TIMEOUT_S = 120.0
-_MAX_OUTSIDE_BYTES = 1_000_000
+READ_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,6 @@ class ReplyRequest:
 
 
 @dataclass(frozen=True)
-class OutsideRequest:
-    """One reply of an outside OpenAI-compatible model."""
-
-    url: str
-    model: str
-    key: str | None = field(repr=False)
-    messages: list[dict[str, str]]
-    sampling: Mapping[str, object]
-
-    def body(self) -> Mapping[str, object]:
-        """The JSON body of the request; no seed, which not every model takes."""
-        return {"model": self.model, "messages": self.messages, **self.sampling}
-
-
-@dataclass(frozen=True)
 class Delta:
     """More text of reply `index`; the last one says how many tokens it has and whether it was cut off."""
 
@@ -73,7 +60,11 @@ class PolicyUnavailable(Exception):
     """The policy server does not answer, or not now; asking again may help."""
 
 
-class PolicyRefused(Exception):
+class NoReply(Exception):
+    """A reply can't be had, and asking again in a moment would bring the same."""
+
+
+class PolicyRefused(NoReply):
     """The policy server will never answer this request; `code` says why."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -82,48 +73,24 @@ class PolicyRefused(Exception):
 
 
 class PolicyReplies:
-    """Asks the policy server, and outside models, for replies."""
+    """Asks the policy server for replies."""
 
     def __init__(self, url: str, key: str | None = None, max_connections: int = 512) -> None:
         self.url = url
-        timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=5.0)
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
         self._client = httpx.AsyncClient(
             base_url=url,
             timeout=timeout,
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-            headers=_bearer(key),
+            headers=bearer(key),
+            proxy=proxy_for(url),
+            verify=tls(),
             trust_env=False,
         )
-        # A client of its own: the policy server's key is no business of an outside host. Proxies of the environment
-        # hold here, as the way out of the house may need one.
-        self._outside = httpx.AsyncClient(timeout=timeout)
 
     async def close(self) -> None:
         """Close the kept connections."""
         await self._client.aclose()
-        await self._outside.aclose()
-
-    async def outside_reply(self, request: OutsideRequest) -> Delta:
-        """A whole reply of an outside model.
-
-        Raises:
-            PolicyUnavailable: no answer, a broken one, 5xx, or a key that is not accepted.
-            PolicyRefused: the model will never answer these messages (400, 413, 422).
-        """
-        try:
-            async with self._outside.stream(
-                "POST", f"{request.url}/chat/completions", json=request.body(), headers=_bearer(request.key)
-            ) as response:
-                text = await _read_limited(response)
-            if response.status_code in (400, 413, 422):
-                raise _refusal(read_refusal(response.status_code, text))
-            if not response.is_success:
-                raise PolicyUnavailable(f"{request.url}: {response.status_code}: {text[:200]}")
-            return _outside_delta(json.loads(text))
-        except httpx.HTTPError as error:
-            raise PolicyUnavailable(f"{request.url}: {type(error).__name__}: {error}") from error
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise PolicyUnavailable(f"{request.url} answered something unreadable: {error!r}") from error
 
     async def replies(self, request: ReplyRequest, *, stream: bool) -> AsyncIterator[Delta]:
         """The replies as they grow, or each in one piece where `stream` is off.
@@ -193,35 +160,9 @@ class PolicyReplies:
             raise PolicyUnavailable(f"{self.url} ended the stream before the replies were complete")
 
 
-def _bearer(key: str | None) -> dict[str, str]:
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that carries a key, where there is one."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}
-
-
-async def _read_limited(response: httpx.Response) -> str:
-    """The body, unless it is absurdly large: an outside host may send anything."""
-    read = b""
-    async for piece in response.aiter_bytes():
-        read += piece
-        if len(read) > _MAX_OUTSIDE_BYTES:
-            raise ValueError(f"more than {_MAX_OUTSIDE_BYTES} bytes")
-    return read.decode(errors="replace")
-
-
-def _outside_delta(answer: dict[str, Any]) -> Delta:
-    choice = answer["choices"][0]
-    text = choice["message"]["content"]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"no text, finish_reason {choice.get('finish_reason')!r}")
-    tokens = (answer.get("usage") or {}).get("completion_tokens")
-    details = {name: answer[name] for name in ("model", "system_fingerprint", "id") if answer.get(name)}
-    return Delta(
-        0,
-        text,
-        last=True,
-        reply_tokens=tokens if isinstance(tokens, int) else None,
-        truncated=choice.get("finish_reason") == "length",
-        details=details,
-    )
 
 
 def _check_snapshot(answer: Mapping[str, object], request: ReplyRequest) -> None:

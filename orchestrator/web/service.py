@@ -21,6 +21,7 @@ from orchestrator.http_shared.asgi import error_body
 from orchestrator.http_shared.limits import RateLimit
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.web.outside_models import OutsideModels
 from orchestrator.web.pair_sampling import PairSampling, Sampler, StoreUnavailable
 from orchestrator.web.policy_client import PolicyReplies
 
@@ -71,7 +72,8 @@ class Feedback:
         self.policy = PolicyReplies(config.policy_url, config.policy_key)
         self._requests = RateLimit(config.requests_per_minute)
         self._sign_ins = RateLimit(config.sign_ins_per_minute)
-        self.sampler = Sampler(self.policy, self._store, config.sampling_timeout_s, config.secret_of)
+        self.outside = OutsideModels()
+        self.sampler = Sampler(self.policy, self.outside, self._store, config.sampling_timeout_s, config.secret_of)
 
     def admit(self, rater: RaterIdentity) -> None:
         """Count a rater's request; ApiError 429 where there are too many."""
@@ -112,6 +114,7 @@ class Feedback:
         """Stop sampling and close all connections."""
         await self.sampler.close()
         await self.policy.close()
+        await self.outside.close()
         self.engine.dispose()
 
     async def _store(self, replies: list[pairs.Sampled]) -> dict[int, str]:

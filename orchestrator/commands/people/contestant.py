@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
+
+import httpx
 
 from db.session import session
 from orchestrator.commands.printing import print_table
 from orchestrator.conversations import contestants
-from orchestrator.settings import Settings
+from orchestrator.conversations.contestants import Contestant
+from orchestrator.conversations.pairs import Sampling, sampling_now
+from orchestrator.errors import ConfigError
+from orchestrator.http_shared.proxies import proxy_for, tls
+from orchestrator.settings import Settings, secret
+from orchestrator.web.outside_models import OutsideRequest, ToldStanding, asked_once
+
+_QUESTION = [{"role": "user", "content": "Say hello in one sentence."}]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    with session(Settings.from_env().require_database_url()) as database:
+    settings = Settings.from_env()
+    with session(settings.require_database_url()) as database:
+        sampling = sampling_now(database)
         if args.action == "list":
             found = contestants.contestants(database)
         elif args.action == "best-of":
@@ -46,8 +60,12 @@ def run(args: argparse.Namespace) -> int:
             found = [contestants.add_endpoint(database, args.name, args.url, args.model, args.key_variable)]
         else:
             found = [contestants.add_writer(database, args.name, args.group)]
+    if args.action == "endpoint":
+        print(f"{args.name}: {_after_one_question(found[0], sampling)}.", file=sys.stderr)
+    states = _states(settings) if args.action == "list" else {}
     if args.json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        told = {name: asdict(state) for name, state in states.items()}
+        print(json.dumps([asdict(one) | {"state": told.get(one.name)} for one in found], indent=2))
         return 0
     rows = [
         {
@@ -58,8 +76,39 @@ def run(args: argparse.Namespace) -> int:
             "preference_model": one.preference_model[:19] if one.preference_model else None,
             "url": one.url,
             "model": one.model,
+            **({"state": _in_words(one, states)} if args.action == "list" else {}),
         }
         for one in found
     ]
     print_table(rows, "No contestants yet: raters compare two replies of the live policy.")
     return 0
+
+
+def _after_one_question(endpoint: Contestant, sampling: Sampling) -> str:
+    """What one question brought, in a sentence."""
+    key = None if endpoint.key_variable is None else secret(endpoint.key_variable)
+    if endpoint.key_variable is not None and key is None:
+        return f"it was not asked, since {endpoint.key_variable} is not set here; the feedback app needs it"
+    request = OutsideRequest(endpoint.name, endpoint.url or "", endpoint.model or "", key, _QUESTION, sampling)
+    return asyncio.run(asked_once(request))
+
+
+def _states(settings: Settings) -> dict[str, ToldStanding]:
+    """How outside models stand, by name: the feedback app tells it, which alone asks them, where it runs."""
+    url = settings.feedback_url
+    if url is None or settings.admin_token is None:
+        return {}
+    try:
+        with httpx.Client(proxy=proxy_for(url), verify=tls(), trust_env=False, timeout=5.0) as client:
+            answer = client.get(f"{url}/health", headers={"Authorization": f"Bearer {settings.admin_token}"})
+        told = answer.raise_for_status().json()["contestants"]
+        return {name: ToldStanding(**state) for name, state in told.items()}
+    except (httpx.HTTPError, ConfigError, ValueError, KeyError, TypeError) as error:
+        print(f"The feedback app at {url} does not say how outside models stand ({error!r}).", file=sys.stderr)
+        return {}
+
+
+def _in_words(one: Contestant, states: Mapping[str, ToldStanding]) -> str | None:
+    if one.kind != "endpoint":
+        return None
+    return states[one.name].in_words if one.name in states else "not asked yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -158,3 +159,18 @@ def test_socks_is_a_proxy_too_and_what_is_none_is_said(clean: pytest.MonkeyPatch
 def test_names_of_this_machine() -> None:
     assert all(map(is_loopback, ("localhost", "LOCALHOST.", "x.localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]")))
     assert not any(map(is_loopback, ("localhost.example.com", "10.0.0.1", "fd00::1", "", "0.0.0.0")))
+
+
+def test_no_client_of_ours_reads_proxies_from_the_environment() -> None:
+    makes = {"Client", "AsyncClient", "get", "post", "put", "request", "stream"}
+    found = []
+    for folder in ("orchestrator", "flows", "models", "db", "benchmarks", "docs"):
+        for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                if ast.unparse(node.func.value) == "httpx" and node.func.attr in makes:
+                    told = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                    found.append((path.name, node.lineno, told.get("trust_env")))
+    assert len(found) > 8
+    assert [where for where in found if where[2] != "False"] == []

@@ -40,6 +40,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
                 "groups": [group.name for group in group_members(session)],
                 "tasks": TASKS,
                 "max_k": contestants.MAX_K,
+                "standings": dict(desk.feedback.outside.standings),
             }
 
         return desk.show(request, "pairings.html", work)

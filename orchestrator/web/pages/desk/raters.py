@@ -42,6 +42,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
             return {
                 **card(session),
                 "raters": rows[:ROWS], "agreement": agreement, "number": number, "more": len(rows) > ROWS,
+                "failing": desk.feedback.outside.failing,
             }  # fmt: skip
 
         return desk.show(request, "raters.html", work)

@@ -92,7 +92,7 @@ async def _ask_for_pair(shared: RaterPages, me: SignedIn, message_id: int, key: 
     """Draw the pair that answers a message, and begin to sample its replies."""
     request = AskForPair(client_key=f"pair {key}")
     pair, _ = await shared.feedback.transaction_async(
-        lambda session: pairs.ask_for_pair(session, me.rater, message_id, request)
+        lambda session: pairs.ask_for_pair(session, me.rater, message_id, request, shared.feedback.sampler.resting())
     )
     if not pair.complete:
         shared.feedback.sampler.start(pair, stream=True)
