@@ -16,6 +16,7 @@ from orchestrator.errors import ApiError
 from orchestrator.people.queues import offers
 from orchestrator.people.raters import RaterIdentity, rater_by_token
 from orchestrator.people.tasks import TASKS, Question
+from orchestrator.people.texts import same_text
 
 SOURCE = "feedback"
 
@@ -166,7 +167,7 @@ def _earlier_message(session: Session, dialogue_id: int, request: AddMessage, pr
     ).one_or_none()
     if earlier is None:
         raise problem or AssertionError("a message was refused for a client_key that no message has")
-    if (earlier.content, earlier.parent_id) != (request.content, request.parent_id):
+    if earlier.parent_id != request.parent_id or not same_text(earlier.content, request.content):
         raise ApiError(409, "client_key_taken", f"client_key {request.client_key!r} names another message already.")
     message_id: int = earlier.id
     return message_id

@@ -15,6 +15,7 @@ from orchestrator.errors import ApiError
 from orchestrator.people.instruction_versions import current
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import SIDES, TASKS, Side
+from orchestrator.people.texts import same_text
 
 CONTESTANT = "edit"
 """Names the rater's own reply among the candidates; no weights wrote it."""
@@ -43,9 +44,9 @@ def edit_reply(session: Session, rater: RaterIdentity, pair_id: int, side: Side,
         .where(t.Pair.edit_of_id == pair_id, t.Candidate.contestant == CONTESTANT)
     ).one_or_none()
     if earlier is not None:
-        if earlier.text != text:
+        if not same_text(earlier.text, text):
             raise ApiError(409, "already_edited", f"A reply of pair {pair_id} was edited already; that edit stands.")
-        return _goes_on(session, shown, earlier.id, text), False
+        return _goes_on(session, shown, earlier.id, earlier.text), False
     compared = select(t.Comparison.id).where(t.Comparison.pair_id == pair_id, t.Comparison.rater_id == rater.id)
     if session.execute(compared).first() is not None:
         raise ApiError(409, "already_compared", f"Pair {pair_id} was compared already; that choice stands.")
@@ -56,7 +57,7 @@ def edit_reply(session: Session, rater: RaterIdentity, pair_id: int, side: Side,
     if any(candidate.text is None for candidate in candidates.values()):
         raise ApiError(409, "pair_incomplete", f"Pair {pair_id} is not complete; read both replies first.")
     original = candidates[side]
-    if text.strip() == (original.text or "").strip():
+    if same_text(text, original.text or ""):
         raise ApiError(422, "nothing_edited", "The edited reply equals the original. Change it, or choose a reply.")
     edited = _store(session, shown, original, text, rater.id)
     session.add(

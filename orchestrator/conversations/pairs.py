@@ -26,6 +26,7 @@ from orchestrator.errors import ApiError
 from orchestrator.people.instruction_versions import current
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import SIDES, TASKS, Question, Side, TaskName, continues_from
+from orchestrator.people.texts import same_text
 from orchestrator.store.deployments import LiveDeployment, live_deployment
 
 # Sides and contestants must not be guessable from earlier ones: drawn from the operating system.
@@ -106,6 +107,12 @@ class PairRow:
     def complete(self) -> bool:
         """Whether both replies are there."""
         return all(candidate.text is not None for candidate in self.candidates)
+
+    @property
+    def alike(self) -> bool:
+        """Whether both replies say the same, so that there is nothing to choose."""
+        one, other = (candidate.text for candidate in self.candidates)
+        return one is not None and other is not None and same_text(one, other)
 
     @property
     def held(self) -> bool:

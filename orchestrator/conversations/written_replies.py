@@ -14,6 +14,7 @@ from orchestrator.conversations.pairs import Sampled, complete_candidates
 from orchestrator.errors import ApiError
 from orchestrator.people.raters import RaterIdentity
 from orchestrator.people.tasks import Question, TaskName
+from orchestrator.people.texts import same_text
 
 _random = random.SystemRandom()
 _CHOICE = 10
@@ -74,7 +75,7 @@ def write_reply(session: Session, rater: RaterIdentity, candidate_id: int, text:
         raise ApiError(404, "not_found", f"You have no reply {candidate_id} to write.")
     was_there = session.scalar(select(t.Candidate.text.is_not(None)).where(t.Candidate.id == candidate_id))
     stored = complete_candidates(session, [Sampled(candidate_id, text, None, False, None, rater.id)])
-    if stored[candidate_id] != text:
+    if not same_text(stored[candidate_id], text):
         raise ApiError(
             409,
             "already_written",

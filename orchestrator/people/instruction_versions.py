@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from orchestrator.errors import OrchestratorError
 from orchestrator.people.tasks import Question
+from orchestrator.people.texts import with_plain_line_ends
 
 LONGEST_TEXT = 1000
 LONGEST_PAGE = 20_000
@@ -169,4 +170,4 @@ def _parted(question: Question, version: str, written: str) -> Instructions:
 
 
 def _clean(text: str) -> str:
-    return text.replace("\0", "").replace("\r\n", "\n").strip()
+    return with_plain_line_ends(text.replace("\0", "")).strip()

@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from db.session import transaction
@@ -31,8 +32,9 @@ from orchestrator.store.live import live_now
 from orchestrator.web.desk_access import is_admin_token
 from orchestrator.web.pages.desk.routes import desk_pages
 from orchestrator.web.pages.desk.shared import DeskSignInFirst, desk_sign_in_first
+from orchestrator.web.pages.rater.dialogue import as_it_is_now
 from orchestrator.web.pages.rater.routes import pages
-from orchestrator.web.pages.rater.shared import SignInFirst, sign_in_first
+from orchestrator.web.pages.rater.shared import RaterPages, SignInFirst, StaleForm, sign_in_first
 from orchestrator.web.pages.shell import Id, error_answer
 from orchestrator.web.pair_sampling import PairSampling
 from orchestrator.web.service import Feedback, FeedbackConfig, server_sent_events
@@ -75,6 +77,10 @@ def create_app(config: FeedbackConfig) -> FastAPI:
     @app.exception_handler(SignInFirst)
     async def _sign_in_first(request: Request, error: SignInFirst) -> Response:
         return sign_in_first(request)
+
+    @app.exception_handler(StaleForm)
+    async def _stale_form(request: Request, stale: StaleForm) -> Response:
+        return await run_in_threadpool(as_it_is_now, RaterPages(feedback), request, stale.error)
 
     @app.exception_handler(DeskSignInFirst)
     async def _desk_sign_in_first(request: Request, error: DeskSignInFirst) -> Response:

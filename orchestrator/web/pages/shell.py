@@ -18,6 +18,7 @@ from starlette.datastructures import FormData
 from orchestrator.errors import ApiError
 from orchestrator.http_shared.asgi import json_answer
 from orchestrator.people.access import SESSION_LIFETIME, SignedIn
+from orchestrator.people.texts import with_plain_line_ends
 from orchestrator.web.pages.markdown import render_markdown
 from orchestrator.web.pages.tables import label_cells
 
@@ -215,4 +216,4 @@ def check_form(request: Request, form: FormData, me: SignedIn) -> None:
 def text_of(form: FormData, name: str, default: str = "") -> str:
     """A text field of a form; line ends as people mean them (browsers send CRLF)."""
     value = form.get(name, default)
-    return value.replace("\r\n", "\n") if isinstance(value, str) else default
+    return with_plain_line_ends(value) if isinstance(value, str) else default

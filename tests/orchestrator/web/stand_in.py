@@ -27,6 +27,8 @@ class StandIn:
     """So many of the next streams break off after their first word."""
     refusals: list[tuple[int, str]] = field(default_factory=list)
     """Status and code of the next answers."""
+    alike: bool = False
+    """Whether it says the same whatever the seed."""
 
     admin_calls: list[str] = field(default_factory=list)
     admin_refusals: bool = False
@@ -57,7 +59,8 @@ class StandIn:
                 status, code = self.refusals.pop(0)
                 return JSONResponse({"error": {"message": f"about {body['model']}", "code": code}}, status)
             texts = [
-                reply_of(body["model"], body["seed"] + i, body["messages"][-1]["content"]) for i in range(body["n"])
+                reply_of(body["model"], 0 if self.alike else body["seed"] + i, body["messages"][-1]["content"])
+                for i in range(body["n"])
             ]
             head = {"system_fingerprint": body["model"]}
             if body["stream"]:

@@ -318,3 +318,34 @@ def test_every_task_is_offered_by_name(page: Page, database: Database) -> None:
     page.reload()
     for task in TASKS.values():
         assert page.get_by_role("heading", name=re.compile(re.escape(task.title))).count() >= 1
+
+
+def test_two_replies_that_are_the_same_take_one_click(page: Page, database: Database, stand_in: StandIn) -> None:
+    stand_in.alike = True
+    begin(page, "helpful", "helpful")
+    for text, answer in (("first", lambda: page.get_by_role("button", name="They are the same").click()),
+                         ("second", lambda: page.keyboard.press("0"))):  # fmt: skip
+        write(page, text)
+        expect(page.get_by_text("Both replies are the same.")).to_be_visible()
+        expect(page.locator(".scale")).to_be_hidden()
+        expect(page.locator("#choose")).to_be_hidden()
+        answer()
+        expect(page.get_by_label("Your next message")).to_be_visible()
+    with database() as session:
+        reasons = session.scalars(select(t.Comparison.reason)).all()
+    assert reasons == ["tie", "tie"]
+
+
+def test_a_tab_that_was_left_behind_shows_the_page_as_it_is_now(page: Page, database: Database) -> None:
+    begin(page, "helpful", "helpful")
+    write(page, "first")
+    expect(page.locator("#choose")).to_be_enabled()
+    other = page.context.new_page()
+    other.goto(page.url)
+    choose(other, "A, clearly")
+    expect(other.get_by_label("Your next message")).to_be_visible()
+    page.get_by_role("radio", name="B, clearly", exact=True).check()
+    page.get_by_role("button", name="Choose").click()
+    expect(page.get_by_role("alert")).to_contain_text("the first one stands")
+    expect(page.get_by_label("Your next message")).to_be_visible()
+    assert compared(database) == [("a", 4)]

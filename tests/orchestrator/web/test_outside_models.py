@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
-from orchestrator.conversations import contestants, pairings
+from orchestrator.conversations import contestants, edits, pairings
 from orchestrator.conversations.contestants import Contestant
-from orchestrator.people.raters import create_rater
+from orchestrator.errors import ApiError
+from orchestrator.people.raters import create_rater, rater_by_token
 from orchestrator.web.app import FeedbackConfig, create_app
 from orchestrator.web.thoughts import without_thoughts
 from tests.orchestrator.feedback_app import ADMIN_TOKEN
@@ -246,3 +247,22 @@ def test_a_model_that_is_added_is_asked_once(
 )
 def test_thoughts_are_no_part_of_a_reply(said: str, reply: str) -> None:
     assert without_thoughts(said) == reply
+
+
+def test_a_reply_that_only_went_through_a_form_is_not_edited(
+    rater: httpx.Client, database: Database, model: OutsideModel, big: Contestant
+) -> None:
+    model.answer = lambda body: completion("first line\r\nsecond line  \rthe e\u0301nd\n")
+    row = theirs(database, rater, big)
+    with database() as session:
+        ann = rater_by_token(session, rater.headers["Authorization"].removeprefix("Bearer "))
+        assert ann is not None
+        for text in ("first line\nsecond line\nthe énd", " first line\r\nsecond line\r\nthe e\u0301nd\r\n"):
+            with pytest.raises(ApiError) as refused_:
+                edits.edit_reply(session, ann, row.pair_id, row.side, text)
+            assert refused_.value.code == "nothing_edited"
+        _, new = edits.edit_reply(session, ann, row.pair_id, row.side, "first line\nsecond line\nthe end")
+        assert new
+        # The same edit again, as another browser sends it.
+        _, new = edits.edit_reply(session, ann, row.pair_id, row.side, "first line\r\nsecond line\r\nthe end\r\n")
+        assert not new

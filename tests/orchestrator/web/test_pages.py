@@ -168,6 +168,44 @@ def test_a_second_tab_with_another_choice_is_told_that_the_first_stands(rater_br
     assert (late.status_code, "the first one stands" in late.text) == (409, True)
 
 
+def test_a_stale_tab_shows_the_page_as_it_is_now(rater_browser: Browser) -> None:
+    stale = rater_browser.write(rater_browser.begin(), "hello")
+    now = rater_browser.send(stale, "/comparison", choice="a4")
+    late = rater_browser.send(stale, "/edit", side="a", content="a better one")
+    assert (late.status_code, "that choice stands" in late.text) == (409, True)
+    # The next message can be written on it.
+    assert "data-pair" not in late.text
+    further = rater_browser.write(late, "and then")
+    assert "data-pair" in further.text
+    rater_browser.send(further, "/end")
+    for action, values in (("/messages", {"content": "too late"}), ("/comparison", {"choice": "a1"})):
+        late = rater_browser.send(now if action == "/messages" else further, action, **values)
+        assert late.status_code == 409, late.text
+        assert "This conversation has ended" in late.text
+        assert re.search(r'role="alert" id="problem">[^<]', late.text)
+
+
+def test_two_replies_that_say_the_same_are_offered_and_stored_as_such(
+    rater_browser: Browser, stand_in: StandIn, database: Database
+) -> None:
+    stand_in.alike = True
+    page = rater_browser.write(rater_browser.begin(), "hello")
+    assert "Both replies are the same." in page.text
+    assert ">They are the same</button>" in page.text
+    assert '<div class="scale" hidden>' in page.text
+    replies = rater_browser.client.get(f"/pairs/{pair_id_of(page)}/replies").json()
+    assert replies["alike"] is True
+    page = rater_browser.send(page, "/comparison", none="yes")
+    stand_in.alike = False
+    page = rater_browser.write(page, "and then")
+    assert "I can’t tell</button>" in page.text
+    assert "the same" not in page.text
+    rater_browser.send(page, "/comparison", none="yes")
+    with database() as session:
+        stored = session.execute(select(t.Comparison.side, t.Comparison.reason).order_by(t.Comparison.id)).all()
+    assert [tuple(row) for row in stored] == [("none", "tie"), ("none", "cant_tell")]
+
+
 def test_the_dialogue_goes_on_from_the_choice(rater_browser: Browser, database: Database) -> None:
     page = rater_browser.write(rater_browser.begin(), "hello")
     pair_id = pair_id_of(page)
@@ -316,7 +354,7 @@ def test_an_edited_reply_is_better_than_its_original(
         texts = texts_of(session)
     same = rater_browser.send(page, "/edit", side="b", content=f" {texts['b']}")
     assert (same.status_code, "equals the original" in same.text) == (422, True)
-    for _ in range(2):  # a double click
+    for _ in range(2):  # a double click, the second with other line ends
         after = rater_browser.send(page, "/edit", side="b", content="A better one.\r\nIn two lines.")
         assert "A better one." in after.text
     other = rater_browser.send(page, "/edit", side="a", content="Another one.")

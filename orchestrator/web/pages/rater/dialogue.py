@@ -12,6 +12,7 @@ from starlette.datastructures import FormData
 
 from orchestrator.conversations import dialogues, pairs
 from orchestrator.conversations.schemas import MAX_MESSAGE_CHARS, AddMessage, AskForPair, BeginDialogue
+from orchestrator.errors import ApiError
 from orchestrator.people import access
 from orchestrator.people.access import SignedIn
 from orchestrator.people.instruction_versions import Instructions, current
@@ -125,18 +126,42 @@ def _add_ending(router: APIRouter, shared: RaterPages) -> None:
         return go_to("/tasks/helpful/helpful" if begun is None else f"/dialogues/{begun}")
 
 
+def as_it_is_now(shared: RaterPages, request: Request, error: ApiError) -> HTMLResponse:
+    """The dialogue to which a stale form belongs, and what is wrong with the form."""
+
+    def work(session: Session, me: SignedIn) -> tuple[page_views.DialogueView, Instructions]:
+        named = request.path_params
+        dialogue_id = (
+            int(named["dialogue_id"])
+            if "dialogue_id" in named
+            else pairs.read_pair(session, me.rater, int(named["pair_id"])).dialogue_id
+        )
+        shown = page_views.dialogue_view(session, me.rater, dialogue_id)
+        return shown, current(session, shown.question)
+
+    me, (shown, told) = shared.for_me(request, work)
+    return _dialogue_page(me, shown, told, None, error)
+
+
 def _dialogue_page(
-    me: SignedIn, shown: page_views.DialogueView, told: Instructions, sampling: PairSampling | None
+    me: SignedIn,
+    shown: page_views.DialogueView,
+    told: Instructions,
+    sampling: PairSampling | None,
+    error: ApiError | None = None,
 ) -> HTMLResponse:
     pair = None
     if shown.pair is not None:
         pair = shown.pair.shown() if sampling is None else sampling.shown(shown.pair)
     return page(
         "dialogue.html",
+        status=200 if error is None else error.status,
+        said=None if error is None else error.message,
         me=me,
         dialogue=shown,
         pair=pair,
         complete=shown.pair is not None and shown.pair.complete,
+        alike=shown.pair is not None and shown.pair.alike,
         task=TASKS[shown.task],
         told=told,
         prompt=PROMPTS[shown.question],

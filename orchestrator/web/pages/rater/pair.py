@@ -44,7 +44,7 @@ def add_pair(router: APIRouter, shared: RaterPages) -> None:
             raise ApiError(409, "pair_incomplete", f"Pair {pair_id} is not complete yet.")
         text = {candidate.side: candidate.text or "" for candidate in pair.candidates}
         html = {side: render_markdown(reply) for side, reply in text.items()}
-        return JSONResponse({"text": text, "html": html}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({"text": text, "html": html, "alike": pair.alike}, headers={"Cache-Control": "no-store"})
 
     @router.post("/pairs/{pair_id}/comparison")
     async def compare(pair_id: Id, request: Request) -> Response:
@@ -52,7 +52,7 @@ def add_pair(router: APIRouter, shared: RaterPages) -> None:
 
         def work(session: Session, me: SignedIn, form: FormData) -> int:
             pair = pairs.read_pair(session, me.rater, pair_id)
-            pairs.compare(session, me.rater, pair_id, _choice(form))
+            pairs.compare(session, me.rater, pair_id, _choice(form, pair))
             access.visit_state(session, me.rater.id)
             return pair.dialogue_id
 
@@ -85,13 +85,16 @@ def add_pair(router: APIRouter, shared: RaterPages) -> None:
 _SIDE: dict[str, Side] = {"a": "a", "b": "b"}
 
 
-def _choice(form: FormData) -> Compare:
-    """`a4` (side a, strong) to `a1`, `b1` to `b4`, or that none can be told; and how long the rater looked."""
+def _choice(form: FormData, pair: pairs.PairRow) -> Compare:
+    """`a4` (side a, strong) to `a1`, `b1` to `b4`, or none of the two; and how long the rater looked.
+
+    Of two replies that say the same none is better, which is a tie and no doubt.
+    """
     chosen = text_of(form, "choice")
     duration = text_of(form, "duration_ms")
     duration_ms = min(int(duration), 7 * 24 * 3600 * 1000) if duration.isdecimal() and len(duration) < 12 else None
     if text_of(form, "none"):
-        return Compare(side="none", reason="cant_tell", duration_ms=duration_ms)
+        return Compare(side="none", reason="tie" if pair.alike else "cant_tell", duration_ms=duration_ms)
     if len(chosen) != 2 or chosen[0] not in _SIDE or chosen[1] not in "1234":
         raise ApiError(422, "no_choice", "Choose a reply and how sure you are, or say that you can't tell.")
     return Compare(side=_SIDE[chosen[0]], strength=int(chosen[1]), duration_ms=duration_ms)

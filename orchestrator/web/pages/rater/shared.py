@@ -42,6 +42,14 @@ def sign_in_first(request: Request) -> Response:
     return error_answer(request, 401, "no_session", "You are not signed in any more. Open your invitation link again.")
 
 
+class StaleForm(Exception):
+    """A form of a page of before: somebody went on in another tab. The page is shown as it is now, and why."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class RaterPages:
     """What the handlers share: who asks, and work in a transaction for them."""
 
@@ -74,7 +82,12 @@ class RaterPages:
             check_form(request, form, me)
             return work(session, me, form)
 
-        return await run_in_threadpool(self.for_me, request, checked)
+        try:
+            return await run_in_threadpool(self.for_me, request, checked)
+        except ApiError as error:
+            if error.status == 409 and wants_page(request) and {"dialogue_id", "pair_id"} & request.path_params.keys():
+                raise StaleForm(error) from None
+            raise
 
 
 def key_of(form: FormData) -> str:

@@ -10,6 +10,11 @@ function say(text) {
   problem.hidden = !text;
 }
 
+if (sessionStorage.getItem("said")) {
+  say(sessionStorage.getItem("said"));
+  sessionStorage.removeItem("said");
+}
+
 function wait(ms) {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
@@ -41,6 +46,13 @@ async function send(form, submitter) {
         const told = await answer.json();
         if (form.dataset.draft) localStorage.removeItem("draft-" + form.dataset.draft);
         leave(told.go);
+        return;
+      }
+      if (answer && answer.status === 409) {
+        // Somebody went on in another tab: this page is of before. It is shown as it is now, with what was said.
+        const told = await answer.json().catch(() => null);
+        sessionStorage.setItem("said", told ? told.error.message : "");
+        location.reload();
         return;
       }
       if (answer && answer.status < 500) {
@@ -91,9 +103,14 @@ for (const form of document.querySelectorAll("form[data-draft]")) {
 const pair = document.querySelector(".pair");
 let readableSince = null;
 
-function readable() {
+function readable(alike) {
   readableSince = performance.now();
-  byId("status").textContent = "Read both replies, then choose.";
+  byId("status").textContent = alike ? "Both replies are the same." : "Read both replies, then choose.";
+  if (alike) {
+    // There is nothing to choose: one click goes on.
+    for (const shown of byId("choice").querySelectorAll(".scale, .ends, #choose")) shown.hidden = true;
+    byId("none").textContent = "They are the same";
+  }
   byId("choice").querySelector("fieldset").disabled = false;
   const edit = byId("edit");
   if (edit) edit.hidden = false;
@@ -111,7 +128,7 @@ async function showWhole() {
           text.innerHTML = told.html[side]; // Sanitised by the server; the page's policy runs no inline script.
         }
         if (byId("originals")) byId("originals").textContent = JSON.stringify(told.text);
-        readable();
+        readable(told.alike);
         return;
       }
       if (answer.status < 500) return location.reload();
@@ -166,7 +183,7 @@ function stream() {
 }
 
 if (pair) {
-  if (pair.dataset.complete === "yes") readable();
+  if (pair.dataset.complete === "yes") readable(pair.dataset.alike === "yes");
   else stream();
 
   byId("choice").addEventListener("submit", () => {
@@ -177,7 +194,12 @@ if (pair) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("textarea, summary, a, button")) return;
     if (byId("choice").querySelector("fieldset").disabled) return;
-    if (event.key >= "1" && event.key <= "8") {
+    if (byId("choose").hidden) {
+      if (event.key === "0" || event.key === "Enter") {
+        event.preventDefault();
+        byId("none").click();
+      }
+    } else if (event.key >= "1" && event.key <= "8") {
       const step = byId("choice-" + steps[event.key - 1]);
       step.checked = true;
       step.focus();
