@@ -87,8 +87,8 @@ def follow(api: PrefectApi, flow_run_id: str, news: News, say: Say) -> FlowRunSt
         if state.ended:
             return state
         if state.name != said_state and state.name not in ("Running", "Pending", "Scheduled"):
-            # "Late" means that no worker takes it.
-            say(f"the run is {state.line}")
+            # "Late" means that no worker takes it; a worker that does says so in a word of Prefect's own.
+            say("the run is starting" if state.type == "PENDING" else f"the run is {state.line}")
         said_state = state.name
         time.sleep(POLL_S)
 

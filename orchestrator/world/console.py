@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from typing import TextIO
 
 MIN_LINE_PAUSE_S = 4.0
+# More than the estimate: a time that passes before its end is a broken word, one that ends early is none.
+MARGIN = 1.4
+# How much more is said after a time that turned out too short.
+CAUTION = 1.5
+# The last of a phase, as a share of what it was expected to take, while it takes longer.
+STILL_TO_GO = 0.15
+MEASURED = 0.1
+"""Share of a phase after which it tells something of the pace."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,10 @@ class Console:
         self._phase: Phase | None = None
         self._fraction = 0.0
         self._took_s = self._expected_s = 0.0
+        self._paces: list[float] = []
+        """How many times longer than expected the finished phases took."""
+        self._said_end_s = 0.0
+        self._caution = 1.0
 
     @property
     def elapsed_s(self) -> float:
@@ -68,7 +80,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line."""
         self._said_s = self._clock()
-        left = self.seconds_left()
+        left = self._time_to_say()
         shown = f"{_clock_time(self.elapsed_s)}  {f'about {_clock_time(left)} left' if left else '':16}  {text}"
         print(shown.rstrip(), file=self._stream, flush=True)
 
@@ -88,10 +100,40 @@ class Console:
             left += max(spent * (1 / self._fraction - 1) if self._fraction > 0.2 else own - spent, 0.05 * own)
         return left
 
+    def _time_to_say(self) -> float:
+        """A time to the end that should be enough; 0 while nothing is known of the machine's pace."""
+        careful = self._careful_seconds_left()
+        if careful is None:
+            return 0.0
+        now_s = self._clock()
+        # Where the last word was too little, the next must be enough.
+        too_little = 0.0 < self._said_end_s < now_s + careful / MARGIN
+        self._caution = self._caution * CAUTION if too_little else 1.0
+        left = careful * self._caution
+        self._said_end_s = now_s + left
+        return left
+
+    def _careful_seconds_left(self) -> float | None:
+        """The estimate by the slowest pace that was met, with a margin; None while none was."""
+        phase, spent_s = self._phase, self._clock() - self._phase_started_s
+        paces = list(self._paces)
+        if phase is not None and self._fraction > MEASURED:
+            paces.append(spent_s / (self._fraction * phase.expected_s))
+        if not paces:
+            return None
+        pace = max([*paces, 0.5 if phase is None else spent_s / phase.expected_s])
+        left_s = sum(one.expected_s for one in self._waiting) * pace
+        if phase is not None:
+            own_s = phase.expected_s * pace
+            rest_s = spent_s * (1 / self._fraction - 1) if self._fraction > MEASURED else own_s - spent_s
+            left_s += max(rest_s, STILL_TO_GO * own_s)
+        return left_s * MARGIN
+
     def _finish(self) -> None:
         if self._phase is not None:
             self._took_s += self._clock() - self._phase_started_s
             self._expected_s += self._phase.expected_s
+            self._paces.append((self._clock() - self._phase_started_s) / self._phase.expected_s)
             self._phase = None
 
 

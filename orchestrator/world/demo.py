@@ -190,11 +190,13 @@ class Demo:
         self, sitting: str, weights: dict[Task, float], have: int, wanted: int, *, count_ties: bool = False
     ) -> None:
         if have >= wanted:
-            self.console.say(f"{have} comparisons are there already, of {wanted} wanted; no more are needed")
+            self.console.say(f"the {wanted} comparisons that are wanted are there already; no more are needed")
             return
 
         def progress(done: int) -> None:
-            self.console.update((have + done) / wanted, f"{have + done} of {wanted} comparisons")
+            # Whoever sits before a pair at the last moment still answers it.
+            made = min(have + done, wanted)
+            self.console.update(made / wanted, f"{made} of {wanted} comparisons")
 
         crowd = Crowd(
             self.instance.feedback_url,

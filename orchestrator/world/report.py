@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,11 +19,16 @@ from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.database import database
 from orchestrator.judging.evaluations import read_replies
 from orchestrator.reports.cycle import evaluation_row
+from orchestrator.reports.pictures.style import NORMAL, finish
 from orchestrator.settings import Settings
 from orchestrator.store import ledger
 from orchestrator.store.artifacts import ArtifactStore
 from orchestrator.world.demo import EndedCycle, measured_elo
 from orchestrator.world.world import TrueScores, true_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Interval = list[float]
 
@@ -222,55 +227,61 @@ def write(report: Report, folder: Path) -> None:
 
 def draw(report: Report, file: Path) -> None:
     """Four panels over the cycles: truth, Elo, PM accuracy, and PM score against KL."""
-    import matplotlib
+    picture(report).savefig(file, dpi=120)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    entries = report.cycles
-    numbers = [entry.cycle for entry in entries]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+def picture(report: Report) -> Figure:
+    """The figure that `draw` writes. Legends lie beside their panels: a name beside its point met its neighbour's."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
     figure.suptitle(f"Iterated RLHF in the small world, seed {report.seed}")
-    truth, elo, accuracy, score = axes.flat
-
-    truth.plot(numbers, [entry.true_helpful for entry in entries], "o-", label="helpful", color="tab:blue")
-    truth.plot(numbers, [entry.true_harmless for entry in entries], "s-", label="harmless", color="tab:orange")
-    if report.best_of is not None:
-        for value, colour in ((report.best_of.true_helpful, "tab:blue"), (report.best_of.true_harmless, "tab:orange")):
-            truth.axhline(value, color=colour, linestyle=":", linewidth=1)
-        truth.plot([], [], color="grey", linestyle=":", label=f"best of {report.best_of.n} of the initial policy")
-    truth.set(title="True score of replies", ylabel="mean, 0 to 1", ylim=(0, 1))
-    truth.legend(fontsize="small", loc="lower right")
-
-    trained = [entry for entry in entries if entry.pm_accuracy is not None]
+    truth, elo, accuracy, score = figure.subplots(2, 2).flat
+    _draw_truth(truth, report)
+    trained = [entry for entry in report.cycles if entry.pm_accuracy is not None]
     elo.axhline(0, color="grey", linewidth=1)
     _with_intervals(elo, trained, lambda e: e.elo, lambda e: e.elo_ci)
-    elo.set(title="Elo against the initial policy", ylabel="Elo, 95 % interval")
-
+    finish(elo, "Elo against the initial policy", "cycle", "Elo, 95 % interval")
     accuracy.axhline(0.5, color="grey", linewidth=1)
     _with_intervals(accuracy, trained, lambda e: e.pm_accuracy or 0.0, lambda e: e.pm_accuracy_ci or [0.0, 0.0])
-    accuracy.set(title="Preference model, held-out accuracy", ylabel="accuracy, 95 % interval", ylim=(0.4, 1))
-
-    score.plot([entry.kl_nats for entry in entries], [entry.pm_score for entry in entries], "o", color="tab:green")
-    for entry in entries:
-        name = f"cycle {entry.cycle}" if entry.cycle else "initial policy"
-        score.annotate(name, (entry.kl_nats, entry.pm_score), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    if report.best_of is not None:
-        point = (report.best_of.kl_nats, report.best_of.pm_score)
-        score.plot(*point, "x", color="black")
-        score.annotate(f"best of {report.best_of.n}", point, xytext=(6, -10), textcoords="offset points", fontsize=8)
-    score.margins(0.15)
-    score.set(
-        title="PM score against distance", xlabel="KL to the initial policy, nats a reply", ylabel="PM score gain"
-    )
+    accuracy.set_ylim(0.4, 1)
+    finish(accuracy, "Preference model, held-out accuracy", "cycle", "accuracy, 95 % interval")
+    _draw_scores(score, report)
+    last = report.cycles[-1].cycle
     for panel in (truth, elo, accuracy):
-        panel.set_xticks(numbers)
-        panel.set_xlim(-0.3, numbers[-1] + 0.3)
-        panel.set_xlabel("cycle")
-    for panel in axes.flat:
-        panel.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlim(-0.3, last + 0.3)
+        panel.set_xlabel("cycle", fontsize=NORMAL)
+    return figure
+
+
+def _draw_truth(panel: Axes, report: Report) -> None:
+    numbers = [entry.cycle for entry in report.cycles]
+    panel.plot(numbers, [entry.true_helpful for entry in report.cycles], "o-", label="helpful", color="tab:blue")
+    panel.plot(numbers, [entry.true_harmless for entry in report.cycles], "s-", label="harmless", color="tab:orange")
+    best = report.best_of
+    if best is not None:
+        panel.axhline(best.true_helpful, color="tab:blue", linestyle=":", linewidth=1)
+        panel.axhline(best.true_harmless, color="tab:orange", linestyle=":", linewidth=1)
+        panel.plot([], [], color="grey", linestyle=":", label=f"best of {best.n} of the initial policy")
+    panel.set_ylim(0, 1)
+    finish(panel, "True score of replies", "cycle", "mean, 0 to 1", legend="above")
+
+
+def _draw_scores(panel: Axes, report: Report) -> None:
+    """A point with its name for each policy."""
+    markers = "osD^vP*<>hX"
+    for number, entry in enumerate(report.cycles):
+        name = f"cycle {entry.cycle}" if entry.cycle else "initial policy"
+        panel.plot([entry.kl_nats], [entry.pm_score], markers[number % len(markers)], label=name)
+    best = report.best_of
+    if best is not None:
+        panel.plot([best.kl_nats], [best.pm_score], "x", color="black", label=f"best of {best.n}")
+    panel.margins(0.15)
+    finish(
+        panel, "PM score against distance", "KL to the initial policy, nats a reply", "PM score gain", legend="above"
+    )
 
 
 def _with_intervals(

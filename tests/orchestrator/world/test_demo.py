@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from orchestrator.errors import ConfigError, CycleError
 from orchestrator.store.acts import machine_user
 from orchestrator.world.console import Console, Phase
 from orchestrator.world.demo import WEEK_ZERO, collecting_phase, judging_phase, make_room, phases, training_phase
-from orchestrator.world.report import BestOf, Entry, Report, table, write
+from orchestrator.world.report import BestOf, Entry, Report, picture, table, write
 from orchestrator.world.settings import EXAMPLE, DemoConfig, cycle_config, free_home, instance_name, write_toml
 
 KEYS = [
@@ -92,6 +95,39 @@ def test_time_to_go_follows_the_pace() -> None:
     assert console.seconds_left() == pytest.approx(15)
     console.end()
     assert console.seconds_left() == 0
+
+
+def said_and_needed(pace: float, changes: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Times to go that a demo says on a machine so much slower than the plan, and those that it then needs, in s."""
+    now, said = [0.0], io.StringIO()
+    plan = phases(3, WEEK_ZERO)
+    console = Console(plan, said, lambda: now[0])
+    for number, phase in enumerate(plan):
+        console.begin(phase.name)
+        began_s, takes_s = now[0], phase.expected_s * pace * changes[number % len(changes)]
+        while now[0] < began_s + takes_s:
+            now[0] = min(now[0] + 5, began_s + takes_s)
+            if "raters compare" in phase.name:
+                console.update((now[0] - began_s) / takes_s, "comparisons")
+            else:
+                console.say("a stage")
+    lines = re.findall(r"^(\d+):(\d\d)  about (\d+):(\d\d) left", said.getvalue(), re.MULTILINE)
+    times = [[int(part) for part in line] for line in lines]
+    return [(60 * m + s, now[0] - (60 * at_m + at_s)) for at_m, at_s, m, s in times]
+
+
+@pytest.mark.parametrize("pace", [0.6, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("changes", [(1.0,), (1.0, 1.3, 0.8), (0.7, 1.2), (0.8, 1.0, 1.6, 0.9)])
+def test_a_time_to_go_that_was_too_short_is_followed_by_one_that_is_not(
+    pace: float, changes: tuple[float, ...]
+) -> None:
+    told = said_and_needed(pace, changes)
+    assert len(told) > 20
+    # Both are cut to whole seconds.
+    short = [said + 2 < needed for said, needed in told]
+    assert not any(one and other for one, other in itertools.pairwise(short))
+    if changes == (1.0,):
+        assert all(said < 2 * needed + 60 for said, needed in told)
 
 
 def test_phases_an_earlier_start_did_are_not_waited_for() -> None:
@@ -214,3 +250,32 @@ def test_improved_means_that_the_whole_interval_of_the_last_policy_lies_above_ze
     assert report.improved
     touching = Entry(3, 1440, 0.6, [0.5, 0.7], 1.0, 0.5, 0.5, 0.5, 20.0, [0.0, 40.0], "sha256:33")
     assert not Report(7, 1.0, [*report.cycles, touching], None, []).improved
+
+
+@pytest.mark.parametrize("num_cycles", [1, 3, 12])
+def test_labels_of_the_picture_neither_overlap_nor_leave_it(report: Report, num_cycles: int) -> None:
+    """Policies that hardly moved, whose points lie on each other, have the closest names."""
+    trained = [replace(report.cycles[1], cycle=number + 1, kl_nats=1e-3 * number) for number in range(num_cycles)]
+    figure = picture(replace(report, cycles=[report.cycles[0], *trained]))
+    figure.draw_without_rendering()
+    canvas = figure.bbox
+    shown = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        ticks = []
+        for at, axis in enumerate((axes.xaxis, axes.yaxis)):
+            low, high = axis.get_view_interval()
+            # Those beyond the limits are not drawn, and keep their text.
+            ticks += [label for label in axis.get_ticklabels() if low <= label.get_position()[at] <= high]
+        titles = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]  # type: ignore[attr-defined]
+        texts = [*titles, *ticks, *axes.texts, *([] if legend is None else legend.get_texts())]
+        inside = axes.get_window_extent()
+        if legend is not None:
+            assert legend.get_window_extent().y0 >= inside.y1
+        shown += [text for text in texts if text.get_text() and text.get_visible()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    for text, box in boxes:
+        assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1, text
+        assert canvas.y0 <= box.y0 < box.y1 <= canvas.y1, text
+    for (text, box), (other, beside) in itertools.combinations(boxes, 2):
+        assert not box.overlaps(beside), (text, other)
