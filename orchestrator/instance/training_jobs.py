@@ -27,6 +27,11 @@ from orchestrator.instance import disks
 from orchestrator.instance.processes import LAUNCHER
 from orchestrator.settings import PROJECT_ROOT
 
+_SENT_BY = {
+    signal.SIGTERM: " (its run was cancelled, or the machine is being stopped)",
+    signal.SIGKILL: " (somebody killed it, or the machine had no memory left)",
+}
+"""Who sends a signal to a job, for the operator who reads of it."""
 LOG_TAIL_LINES = 15
 # EXIT_DISK_FULL of models/runtime/job.py, which brings torch.
 DISK_FULL_STATUS = 28
@@ -192,7 +197,8 @@ def _failure(name: str, status: int, work: Path, inputs: Iterable[Path]) -> JobF
         # A person's mistake: the job said it in one line.
         return JobRefused(f"Job {name}: {errors[-1].removeprefix('error: ')} (log: {log})")
     if status < 0:
-        how = f"was ended by {signal.Signals(-status).name}"
+        sent = signal.Signals(-status)
+        how = f"was ended by {sent.name}{_SENT_BY.get(sent, '')}"
     else:
         how = f"ended with status {status}" if status else "ended with status 0 but left no result"
     tail = "\n".join(lines[-LOG_TAIL_LINES:])

@@ -150,7 +150,7 @@ def deployments(session: Session, limit: int) -> list[Live]:
             deployment.started_at,
             deployment.ended_at,
             decision.kind,
-            _why(decision),
+            why_said(decision),
             decision.decided_by,
             decision.identity,
             decision.via,
@@ -161,14 +161,26 @@ def deployments(session: Session, limit: int) -> list[Live]:
     ]
 
 
-def _why(decision: t.Decision) -> str:
-    """In a sentence without its full stop; the numbers are in `Live.gates`."""
+def why_said(decision: t.Decision) -> str:
+    """Why it went live, in a sentence without its full stop; the numbers are in `Live.gates`."""
     if decision.kind in PUT_LIVE:
         return f"{PUT_LIVE[decision.kind]}: {decision.note}"
     if decision.kind == "initial":
         return "nothing was live before"
     found = "; ".join(filter(None, (passed_said(decision.reasons), evidence_said(decision.evidence))))
     return f"approved: {decision.note.rstrip('.')}; {found}" if decision.note else found
+
+
+def why_promoted(session: Session) -> dict[int, str]:
+    """By number of each cycle that was promoted, why and by whom."""
+    rows = session.execute(
+        select(t.Cycle.number, t.Decision)
+        .join(t.Decision, t.Decision.cycle_id == t.Cycle.id)
+        .where(t.Cycle.state == "promoted", t.Decision.decision == "promote", t.Decision.kind.in_(("cycle", "initial")))
+        .order_by(t.Decision.id)
+    )
+    return {number: f"{why_said(decision)} ({said_of(decision.decided_by, decision.identity)})"
+            for number, decision in rows}  # fmt: skip
 
 
 def _open_cycle(session: Session) -> OpenCycle | None:

@@ -188,6 +188,8 @@ def test_watch_waits_for_ppo_of_the_open_cycle_and_says_for_what(database_url, h
         f"{waiting} check_data.",
         f"{waiting} train_policy.",
         f"PPO, cycle {number}, 40 iterations",
+        # The one before ended as soon as it had begun.
+        f"Cycle {number} as a whole: longer at it than cycle {number - 1} was.",
         *LEGEND,
         "  step   score      KL   wires",
         "     1   1.500   0.250       0",

@@ -85,6 +85,19 @@ def test_cycles_are_listed_with_the_way_to_their_reports(reported: None, admin: 
     assert "&lt;b&gt;bold&lt;/b&gt;" in html
 
 
+def test_a_promoted_cycle_says_why_and_by_whom(reported: None, admin: Browser, database: Database) -> None:
+    with database() as session, session.begin():
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == 3)).one()
+        decision = {"decision": "promote", "reasons": [], "evidence": {}, "kind": "cycle"}
+        person = {"decided_by": "Ada", "identity": "proven", "via": "desk", "note": "it is shorter"}
+        snapshot = add_artifact(session, "week 3")
+        session.add(t.Decision(cycle_id=cycle_id, snapshot_id=snapshot.id, **decision, **person))
+    why = re.findall(r'data-label="Why">(.*?)<', admin.client.get("/desk/cycles").text)
+    assert why[1].startswith("approved: it is shorter; ")
+    assert why[1].endswith(" (Ada (proven by a token))")
+    assert why[2:] == ["–", "–"]
+
+
 def test_the_open_cycle_says_how_long_it_still_takes_or_that_it_waits(
     reported: None, admin: Browser, database: Database, config: FeedbackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

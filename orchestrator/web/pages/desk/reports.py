@@ -15,6 +15,7 @@ from orchestrator.cycles.cost import CycleCost, cost_of
 from orchestrator.cycles.telling import loop_now
 from orchestrator.errors import ApiError
 from orchestrator.store import ledger
+from orchestrator.store.live import why_promoted
 from orchestrator.web.pages.desk.shared import Desk
 from orchestrator.web.pages.shell import SECURITY_HEADERS, Number, rendered
 
@@ -77,7 +78,9 @@ def _cycles(session: Session) -> list[ListedCycle]:
         t.Cycle.note,
         reported.label("reported"),
     )
+    promoted = why_promoted(session)
     listed = [ListedCycle(*row) for row in session.execute(query.order_by(t.Cycle.number.desc()))]
+    listed = [one._replace(note=one.note or promoted.get(one.number)) for one in listed]
     loop = loop_now(session)
     if loop.open_cycle is None:
         return listed
