@@ -189,7 +189,7 @@ class PPOTraining(Checked):
     learning_rate: float = setting(
         1e-4,
         "Learning rate of AdamW; the critic's own layers get ten times it. The default is for models of a few million "
-        "weights; large ones want 1e-6 or so. 0 trains nothing.",
+        "weights; a published one gets 3e-6 or 1e-6 by its size, with adapters ten times that. 0 trains nothing.",
         unit="per step",
         raised="more score per rollout, until a step moves the policy too far (`clip_fraction`, `ratio`)",
         at_least=0,

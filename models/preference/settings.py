@@ -38,7 +38,8 @@ class RankingSettings(Checked):
     learning_rate: float = setting(
         1e-3,
         "Highest learning rate, of AdamW, reached after the warm-up. The default is for models of a few million "
-        "weights; large ones want 1e-5 or so, and the paper pre-trains at ten times the rate of the fine-tuning.",
+        "weights; a published one gets 2e-5 to 5e-6 by its size, with adapters ten times that. The paper pre-trains at "
+        "ten times the rate of the fine-tuning.",
         unit="per step",
         raised="learns faster, and forgets the trunk's language or diverges where it is too high",
         at_least=0,

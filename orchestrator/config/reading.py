@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator.config.by_model import with_defaults_by_model
 from orchestrator.config.cycle import CycleConfig
 from orchestrator.config.messages import explain
 from orchestrator.errors import ConfigError
@@ -47,7 +48,8 @@ def load_config(file: Path, overrides: list[str] | None = None, model: type[Any]
         )
     for override in overrides or []:
         _override(raw, override)
-    return parse_config(_absolute(raw, file.parent.absolute()), str(file), model)
+    absolute = _absolute(raw, file.parent.absolute())
+    return parse_config(with_defaults_by_model(absolute) if model is CycleConfig else absolute, str(file), model)
 
 
 @overload

@@ -1,0 +1,90 @@
+"""Defaults that depend on the model: one that was published wants smaller steps than one that begins from nothing here.
+
+What a file gives holds; what it leaves out is filled in when it is read, so that a cycle's stored configuration has it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+
+class Rates(NamedTuple):
+    """Learning rates for whole weights, per step of AdamW."""
+
+    preference_model: float
+    policy: float
+
+
+# Fine-tuning: TRL, OpenRLHF and verl take 5e-6 to 2e-5 for reward models and 1e-6 to 3e-6 for PPO at these sizes.
+FROM_SCRATCH_PARAMETERS = 20_000_000
+"""Below it a model has the rates of one that is pretrained here: nobody publishes a smaller one to be fine-tuned."""
+BY_SIZE = (
+    (500_000_000, Rates(2e-5, 3e-6)),
+    (3_000_000_000, Rates(1e-5, 1e-6)),
+    (math.inf, Rates(5e-6, 1e-6)),
+)
+"""Up to so many parameters."""
+UNKNOWN = Rates(1e-5, 1e-6)
+"""For a model that lies elsewhere, on the hub say, and can't be counted here."""
+ADAPTERS = 10.0
+"""Adapters (`lora_rank`) bear larger steps than whole weights."""
+
+
+def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
+    """The raw configuration with learning rates where it has a published model and gives none."""
+    initial = raw.get("initial_policy")
+    path = initial.get("path") if isinstance(initial, dict) else None
+    if not isinstance(path, str):
+        return raw
+    parameters = num_parameters(Path(os.path.expandvars(path)))
+    rates = rates_for(parameters)
+    if rates is None:
+        return raw
+    filled = dict(raw)
+    for section, rate in (("preference_model", rates.preference_model), ("ppo", rates.policy)):
+        given = raw.get(section, {})
+        if isinstance(given, dict) and "learning_rate" not in given:
+            chosen = rate * (ADAPTERS if given.get("lora_rank") else 1)
+            filled[section] = {**given, "learning_rate": chosen}
+            logger.info("%s.learning_rate: %g, for %s", section, chosen, _size_said(parameters))
+    return filled
+
+
+def rates_for(parameters: int | None) -> Rates | None:
+    """Rates for a published model of so many parameters; None where those of a model from scratch fit."""
+    if parameters is None:
+        return UNKNOWN
+    if parameters < FROM_SCRATCH_PARAMETERS:
+        return None
+    return next(rates for limit, rates in BY_SIZE if parameters <= limit)
+
+
+def num_parameters(folder: Path) -> int | None:
+    """Parameters of a model's folder, by the headers of its weights; None where they can't be read here."""
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+        return sum(_in_header(file) for file in files) if files else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, struct.error):
+        # The job that loads it says what is wrong with it.
+        return None
+
+
+def _in_header(file: Path) -> int:
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(min(length, 100_000_000)))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _size_said(parameters: int | None) -> str:
+    return (
+        "a model that is not on this machine" if parameters is None else f"a model of {parameters / 1e6:.0f} M weights"
+    )
