@@ -34,6 +34,8 @@ BY_SIZE = (
 """Up to so many parameters."""
 UNKNOWN = Rates(1e-5, 1e-6)
 """For a model that lies elsewhere, on the hub say, and can't be counted here."""
+PRE_TRAINING = 10.0
+"""Of the preference model on ranked public answers, over the rate of its fine-tuning: arXiv 2204.05862, A.2."""
 ADAPTERS = 10.0
 """Adapters (`lora_rank`) bear larger steps than whole weights."""
 
@@ -49,7 +51,10 @@ def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
     if rates is None:
         return raw
     filled = dict(raw)
-    for section, rate in (("preference_model", rates.preference_model), ("ppo", rates.policy)):
+    wanted = {"preference_model": rates.preference_model, "ppo": rates.policy}
+    if "pmp" in raw:
+        wanted["pmp"] = PRE_TRAINING * rates.preference_model
+    for section, rate in wanted.items():
         given = raw.get(section, {})
         if isinstance(given, dict) and "learning_rate" not in given:
             chosen = rate * (ADAPTERS if given.get("lora_rank") else 1)

@@ -63,6 +63,12 @@ def test_adapters_get_larger_steps(tmp_path: Path) -> None:
     assert found == (1e-5, pytest.approx(ADAPTERS * 1e-6))
 
 
+def test_pre_training_of_the_preference_model_takes_ten_times_its_rate(tmp_path: Path) -> None:
+    write_weights(tmp_path / "model", (1_000_000, 1000))
+    (tmp_path / "cycle.toml").write_text('[initial_policy]\npath = "model"\n[pmp]\nfiles = ["answers.jsonl"]\n')
+    assert load_config(tmp_path / "cycle.toml").pmp.learning_rate == pytest.approx(1e-4)
+
+
 def test_a_model_on_the_hub_gets_careful_rates(tmp_path: Path) -> None:
     assert rates_of(tmp_path, "some/model-on-the-hub") == UNKNOWN
 
