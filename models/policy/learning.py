@@ -20,6 +20,7 @@ from models.policy.ppo import (
     adapted_kl_coef,
     advantages_and_returns,
     clipped_tokens,
+    earned,
     full_kl,
     inverse_spread,
     k1_kl,
@@ -103,7 +104,8 @@ class PolicyLearner:
         """All epochs over one rollout; means over them, or None where a loss was not finite."""
         settings, mask = self.settings, rollout.response_mask
         token_kl = self._token_kl(rollout, first_chunks)
-        rewards = token_rewards(rollout.scores, token_kl, mask, self.kl_coef, settings.kl_placement)
+        scores = earned(rollout.scores, rollout.truncated, settings.cut_off_penalty)
+        rewards = token_rewards(scores, token_kl, mask, self.kl_coef, settings.kl_placement)
         advantages, returns = advantages_and_returns(
             rewards, rollout.values, mask, settings.discount, settings.gae_lambda
         )

@@ -6,6 +6,7 @@ that nothing is ever computed on padding. models/policy/learning.py puts them to
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from models.policy.settings import KLPlacement
 
 # Beyond a factor of e^5 = 148 a token counts no more in `token_moves`: one of 100 adds at most 0.05 nats to their mean.
 MOST_MOVE_NATS = 5.0
+
+
+def earned(scores: Tensor, truncated: Sequence[bool], cut_off_penalty: float) -> Tensor:
+    """(B,) what each reply earns beside its KL penalty: its PM score, less the penalty where it was cut off."""
+    return scores - cut_off_penalty * torch.tensor(truncated, dtype=scores.dtype, device=scores.device)
 
 
 def token_rewards(
@@ -29,7 +35,7 @@ def token_rewards(
     A truncated reply gets its score on its last token just like one that ended by itself.
 
     Args:
-        scores: (B,) PM score of each reply, raw.
+        scores: (B,) what each reply earns: its PM score, raw, less a penalty where one is set (`earned`).
         token_kl: (B, R) an estimate of KL(pi, pi_0) at each token, in nats; `k1_kl` for the paper's.
         response_mask: (B, R) True on reply tokens, which are contiguous from column 0.
         kl_coef: penalty per nat; raising it keeps the policy closer to the initial one.

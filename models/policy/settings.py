@@ -224,6 +224,15 @@ class PPOTraining(Checked):
         raised="kl_coef follows more slowly and swings less",
         at_least=1,
     )
+    cut_off_penalty: float = setting(
+        0.0,
+        "Taken off the score of a reply that is cut off at max_reply_tokens, in what PPO earns alone; every score that "
+        "is shown is the preference model's.",
+        unit="PM units",
+        raised="replies learn to end by themselves sooner, whether or not their readers like them shorter",
+        at_least=0,
+        new=True,
+    )
     clip_ratio: float = setting(
         0.2,
         "How far one rollout may move a token's probability before its gradient is clipped away; the paper: 0.2.",

@@ -319,14 +319,16 @@ class PolicyTraining:
     def _summary(self, rollout: Rollout) -> dict[str, float]:
         """Means over the replies of a rollout, under the names that TRL's users know."""
         kl, score = float(rollout.kl_nats.mean()), float(rollout.scores.mean())
+        truncated = sum(rollout.truncated) / len(rollout.truncated)
+        taken_off = self.learner.kl_coef * kl + self.settings.cut_off_penalty * truncated
         numbers = {
             "objective/kl": kl,
             "objective/scores": score,
-            "objective/non_score_reward": -self.learner.kl_coef * kl,
-            "objective/rlhf_reward": score - self.learner.kl_coef * kl,
+            "objective/non_score_reward": -taken_off,
+            "objective/rlhf_reward": score - taken_off,
             "objective/entropy": float(rollout.entropies[rollout.response_mask].mean()),
             "reply_tokens": float(rollout.reply_tokens.float().mean()),
-            "truncated": sum(rollout.truncated) / len(rollout.truncated),
+            "truncated": truncated,
             "sampler/logratio_max": float(rollout.sampler_gaps.max()),
             "sampler/logratio_mean": float(rollout.sampler_gaps.mean()),
             "val/num_eos_tokens": len(rollout.truncated) - sum(rollout.truncated),

@@ -7,7 +7,7 @@ from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
 from models.policy.learning import PolicyLearner
 from models.policy.model import Policy
-from models.policy.ppo import adapted_kl_coef
+from models.policy.ppo import adapted_kl_coef, earned
 from models.policy.reply_chunks import reply_chunks
 from models.policy.settings import PPOSettings
 from models.runtime.job import JobError
@@ -144,3 +144,21 @@ def test_interrupted_training_ends_with_the_same_bytes(train, monkeypatch, setti
 def test_impossible_settings_are_refused(train, settings, message):
     with pytest.raises(JobError, match=message):
         train(**settings)
+
+
+def test_a_reply_that_is_cut_off_earns_less_by_the_penalty_alone(train):
+    plain, penalised = train("plain", iterations=2), train("penalised", iterations=2, cut_off_penalty=3.0)
+    lines = metrics(penalised)
+    # Of untrained replies most are cut off; the first rollout is the same, and what is learned from it is not.
+    assert lines[0]["truncated"] == metrics(plain)[0]["truncated"] > 0
+    assert lines[0]["objective/scores"] == metrics(plain)[0]["objective/scores"]
+    assert lines[1] != metrics(plain)[1]
+    for line in lines:
+        taken_off = line["kl_coef"] * line["objective/kl"] + 3.0 * line["truncated"]
+        assert line["objective/non_score_reward"] == pytest.approx(-taken_off, abs=ROUNDING)
+        assert line["objective/rlhf_reward"] == pytest.approx(line["objective/scores"] - taken_off, abs=ROUNDING)
+
+
+def test_what_a_reply_earns_by_hand():
+    found = earned(torch.tensor([1.5, -2.0, 0.0]), [True, False, True], 0.5)
+    assert found.tolist() == [1.0, -2.0, -0.5]

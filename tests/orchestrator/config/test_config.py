@@ -314,7 +314,11 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     config = load_config(file, ["ppo.threads=3", "evaluation.best_of=4", "ppo.learning_rate=2e-6"])
     expected = json.loads(json.dumps(dataclasses.asdict(PPOSettings(kl_coef=0.1, learning_rate=2e-6)))) | {"threads": 3}
     # Newer keys: what was trained before they came is found again.
-    for section, newer in ((expected, "checkpoint_every"), *((expected["watch"], key) for key in RECOVERY)):
+    for section, newer in (
+        (expected, "checkpoint_every"),
+        (expected, "cut_off_penalty"),
+        *((expected["watch"], key) for key in RECOVERY),
+    ):
         del section[newer]
     assert told(config.ppo, PPOSettings) | told(config.prompts, PPOSettings) == expected
     assert told(config.evaluation, JudgedReplies) == {
