@@ -1,0 +1,160 @@
+"""One optimiser step of PPO, of the code that joins the pure functions, against the same step in plain torch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.policy.critic import Critic
+from models.policy.learning import PolicyLearner
+from models.policy.model import Policy
+from models.policy.reply_chunks import ReplyChunk, reply_chunks
+from models.policy.rollout import Rollout
+from models.policy.settings import PPOSettings
+from models.runtime.job import Job
+from models.sampling.engine import Completion
+from tests.models.sampling.tiny_models import llama
+
+PROMPTS, REPLIES = [[5, 6, 7], [9, 10]], [[8, 9, 3], [4, 5]]
+SCORES = [1.3, -0.4]
+# What the rollout knew: log-probs under the policy of then and the reference, and what the critic expected.
+# Ratios of about 1.4 and 0.7 on the sides where they are clipped, and others where they are not.
+OLD = torch.tensor([[-5.8, -5.4, -6.0], [-7.2, -4.9, 0.0]])
+REFERENCE = torch.tensor([[-6.3, -4.4, -5.5], [-6.2, -5.4, 0.0]])
+VALUES = torch.tensor([[0.2, -0.3, 0.5], [0.1, 0.4, 0.0]])
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+KL_COEF, DISCOUNT, LAMBDA, CLIP, VALUE_CLIP, VALUE_COEF, RATE = 0.2, 0.8, 0.9, 0.2, 0.1, 0.3, 1e-3
+
+
+def model_and_critic():
+    """A policy whose log-probs differ from those of then, and a critic that expects something."""
+    model = llama(num_hidden_layers=1).train()
+    critic = Critic("shared", model.base_model, seed=1)
+    with torch.no_grad():
+        critic.head.outer.weight.copy_(0.1 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2)))
+        critic.head.outer.bias.fill_(0.3)
+    return model, critic
+
+
+def learner_of(model, critic, folder: Path, **changes) -> tuple[PolicyLearner, list[ReplyChunk]]:
+    settings = PPOSettings(
+        learning_rate=RATE, kl_coef=KL_COEF, discount=DISCOUNT, gae_lambda=LAMBDA, clip_ratio=CLIP,
+        value_clip=VALUE_CLIP, value_coef=VALUE_COEF, whiten_advantages=True, epochs=1, warmup_samples=0,
+        critic_warmup_iterations=0, prompts_per_iteration=2, minibatch_replies=2, **changes,
+    )  # fmt: skip
+    # Two chunks of a row each: what a step sums over must not depend on it.
+    chunks = [chunk for row in (0, 1)
+              for chunk in reply_chunks(PROMPTS, REPLIES, [row], width=3, pad_id=0, chunk_tokens=64)]  # fmt: skip
+    nobody = SimpleNamespace(reference=None, chunks=None)
+    learner = PolicyLearner(Job({}, folder), settings, Policy(model), critic, nobody, lambda *_: iter([[0, 1]]))  # type: ignore[arg-type]
+    return learner, chunks
+
+
+def rollout() -> Rollout:
+    completions = [Completion(prompt, reply, [0.0] * len(reply), "stop")
+                   for prompt, reply in zip(PROMPTS, REPLIES, strict=True)]  # fmt: skip
+    entropies = torch.zeros_like(OLD)
+    return Rollout(
+        [], completions, ["", ""], torch.tensor(SCORES), MASK, OLD.clone(), REFERENCE.clone(), entropies, VALUES.clone()
+    )
+
+
+def advantages_by_hand() -> tuple[list[float], list[float]]:
+    """Whitened advantages and value targets of the five tokens, in plain numbers."""
+    advantages, returns = [], []
+    for row, reply in enumerate(REPLIES):
+        old, reference, values = OLD[row].tolist(), REFERENCE[row].tolist(), VALUES[row].tolist()
+        rewards = [-KL_COEF * (old[t] - reference[t]) for t in range(len(reply))]
+        rewards[-1] += SCORES[row]
+        found, after = [0.0] * len(reply), 0.0
+        for t in reversed(range(len(reply))):
+            following = values[t + 1] if t + 1 < len(reply) else 0.0
+            after = rewards[t] + DISCOUNT * following - values[t] + DISCOUNT * LAMBDA * after
+            found[t] = after
+        advantages += found
+        returns += [advantage + value for advantage, value in zip(found, values, strict=False)]
+    mean = sum(advantages) / 5
+    spread = math.sqrt(sum((advantage - mean) ** 2 for advantage in advantages) / 5)
+    return [(advantage - mean) / spread for advantage in advantages], returns
+
+
+def adam(model, critic) -> torch.optim.Optimizer:
+    groups = [{"params": list(model.parameters())}, {"params": list(critic.head.parameters()), "lr": 10 * RATE}]
+    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+
+
+def the_same_step(model, critic, optimiser: torch.optim.Optimizer) -> float:
+    """The step on copies, written down from the papers; gives the norm of the gradient before it is clipped."""
+    optimiser.zero_grad()
+    advantages, returns = (torch.tensor(numbers) for numbers in advantages_by_hand())
+    logps, values = [], []
+    for prompt, reply in zip(PROMPTS, REPLIES, strict=True):
+        output = model(input_ids=torch.tensor([[*prompt, *reply]]), output_hidden_states=True)
+        at = slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
+        logps.append(torch.log_softmax(output.logits[0, at], dim=-1)[range(len(reply)), reply])
+        values.append(critic.head(output.hidden_states[-1][0, at]))
+    now, value = torch.cat(logps), torch.cat(values)
+    ratio = (now - OLD[MASK]).exp()
+    policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages).mean()
+    near = torch.minimum(torch.maximum(value, VALUES[MASK] - VALUE_CLIP), VALUES[MASK] + VALUE_CLIP)
+    critics = 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2).mean()
+    (policy + VALUE_COEF * critics).backward()
+    trained = [*model.parameters(), *critic.head.parameters()]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+    optimiser.step()
+    return norm
+
+
+def weights(model, critic) -> list[Tensor]:
+    return [parameter.detach() for parameter in (*model.parameters(), *critic.head.parameters())]
+
+
+def test_a_step_moves_every_weight_as_the_same_step_in_plain_torch(tmp_path: Path) -> None:
+    model, critic = model_and_critic()
+    other, others_critic = copy.deepcopy(model), copy.deepcopy(critic)
+    before = [weight.clone() for weight in weights(model, critic)]
+    learner, chunks = learner_of(model, critic, tmp_path)
+    optimiser = adam(other, others_critic)
+    # Of Adam's first step its averages cannot be told; the second, from the same old log-probs, shows them.
+    for number in range(2):
+        learned = learner.learn(number, rollout(), [chunks])
+        norm = the_same_step(other, others_critic, optimiser)
+        assert learned is not None
+        # Clipped, or the norm's limit would not be seen; some ratios are beyond theirs and some values too.
+        assert norm > 1
+        assert learned["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+        assert 0 < learned["policy/clipfrac_avg"] < 1
+    for mine, its, then in zip(weights(model, critic), weights(other, others_critic), before, strict=True):
+        # Adam's first step is about the rate, whatever the gradient: a small part of it must be equal too.
+        assert (mine - its).abs().max() <= 2e-3 * (its - then).abs().max()
+        assert (its - then).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"discount": LAMBDA, "gae_lambda": DISCOUNT},
+        {"whiten_advantages": False},
+        {"value_coef": 1.0},
+        {"value_clip": None},
+        {"clip_ratio": 0.5},
+        {"kl_coef": 0.0},
+        {"learning_rate": 2 * RATE},
+    ],
+)
+def test_each_setting_is_felt_in_the_step(changes, tmp_path: Path) -> None:
+    def learned(**settings):
+        model, critic = model_and_critic()
+        learner, chunks = learner_of(model, critic, tmp_path)
+        learner.settings = PPOSettings(**(vars(learner.settings) | settings))
+        learner.kl_coef = learner.settings.kl_coef
+        learner.learn(0, rollout(), [chunks])
+        return torch.cat([weight.flatten() for weight in weights(model, critic)])
+
+    assert not torch.equal(learned(**changes), learned())
