@@ -97,7 +97,7 @@ def test_a_cycle_killed_in_three_ways_repeats_no_finished_stage(
     # 2. The job dies: the run fails and says so.
     assert "ended by SIGKILL" in run_and_kill(instance, config_file, "train_policy", "job")
     report = shown_report(instance, 1)
-    assert "**Stopped** at `train_policy` by a crash (JobFailed): Job train_policy was ended by SIGKILL." in report
+    assert "**Stopped** at `train_policy` by a crash (JobFailed): Job train_policy was ended by SIGKILL (some" in report
     assert f"[at the desk]({instance.feedback_url}/desk/cycles/1/report)" in report
     # 3. The worker dies, and with it the run it had; its successor sets the run to Crashed.
     assert "evaluate-policies ended as Crashed" in run_and_kill(instance, config_file, "evaluate_policy", "worker")

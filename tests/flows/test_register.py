@@ -132,6 +132,7 @@ def test_training_has_deployments_of_its_own_on_the_gpu_pool(instance: Instance)
     assert get(instance, "/deployments/name/cycle/weekly")["work_pool_name"] == "cpu"
 
 
+@pytest.mark.slow
 def test_what_is_registered_stays_until_it_is_taken_away(instance: Instance, config_file: Path) -> None:
     before = get(instance, "/deployments/name/cycle/weekly")["id"]
     run_command(instance.home, "register", "--config", str(config_file))
