@@ -19,6 +19,8 @@ MOST_MOVE_NATS = 5.0
 
 def earned(scores: Tensor, truncated: Sequence[bool], cut_off_penalty: float) -> Tensor:
     """(B,) what each reply earns beside its KL penalty: its PM score, less the penalty where it was cut off."""
+    if not cut_off_penalty:
+        return scores
     return scores - cut_off_penalty * torch.tensor(truncated, dtype=scores.dtype, device=scores.device)
 
 

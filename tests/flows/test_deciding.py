@@ -68,6 +68,7 @@ def test_a_cycle_waits_and_is_decided_by_a_form_and_taken_back_by_another(
     assert f"Policy {before['digest'][:19]} is live." in orchestrator("roll-back", "--reason", "as it was")
 
 
+@pytest.mark.slow
 def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Instance) -> None:
     schema = httpx.get(f"{instance.prefect_api_url}/deployments/name/decide-promotion/decide-promotion").json()[
         "parameter_openapi_schema"
@@ -81,6 +82,7 @@ def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Ins
     assert fields["reason"]["minLength"] == fields["name"]["minLength"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flow", "asked", "said"),
     [
@@ -116,6 +118,7 @@ def test_a_person_s_mistake_ends_a_form_s_run_in_one_line(
     assert not any("Traceback" in line for line in logged())
 
 
+@pytest.mark.slow
 def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance: Instance) -> None:
     expiry = httpx.get(f"{instance.prefect_api_url}/deployments/name/expire-approvals/expire-approvals").json()
     assert [schedule["schedule"]["cron"] for schedule in expiry["schedules"]] == ["*/10 * * * *"]

@@ -59,6 +59,7 @@ def start(instance: Instance, flow: str, **parameters: Any) -> httpx.Response:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["cycle/weekly", "robustness/robustness"])
 def test_the_form_has_typed_and_described_fields_in_order(instance: Instance, deployment: str) -> None:
     schema = get(instance, f"/deployments/name/{deployment}")["parameter_openapi_schema"]
@@ -73,6 +74,7 @@ def test_the_form_has_typed_and_described_fields_in_order(instance: Instance, de
     assert not schema.get("required")
 
 
+@pytest.mark.slow
 def test_a_form_says_what_it_does_and_leads_to_what_is_live(instance: Instance) -> None:
     told = get(instance, "/deployments/name/roll-back/roll-back")
     assert told["description"] == (
@@ -96,6 +98,7 @@ def test_every_field_that_is_stated_is_on_the_cycle_s_form() -> None:
     assert set().union(*(flow.parameters.properties for flow in forms)) == set(TITLES)
 
 
+@pytest.mark.slow
 def test_the_form_offers_the_known_configurations_and_keeps_to_their_limits(
     instance: Instance, config_file: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_the_form_offers_the_known_configurations_and_keeps_to_their_limits(
         assert next(iter(wrong)) in refused.text
 
 
+@pytest.mark.slow
 def test_a_default_of_an_earlier_version_becomes_a_configuration_by_name(instance: Instance, config_file: Path) -> None:
     found = get(instance, "/deployments/name/cycle/weekly")["id"]
     url = f"{instance.prefect_api_url}/deployments/{found}"
@@ -126,6 +130,7 @@ def test_a_default_of_an_earlier_version_becomes_a_configuration_by_name(instanc
     assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"configuration": "tiny"}
 
 
+@pytest.mark.slow
 def test_training_has_deployments_of_its_own_on_the_gpu_pool(instance: Instance) -> None:
     for flow in ("train-preference-model", "train-policy", "evaluate-policies", "robustness"):
         assert get(instance, f"/deployments/name/{flow}/{flow}")["work_pool_name"] == "gpu"
@@ -187,6 +192,7 @@ def test_a_schedule_paused_in_the_ui_stays_paused(instance: Instance, config_fil
     assert "nothing was removed" in run_command(instance.home, "register", "--remove", "paused", status=2)
 
 
+@pytest.mark.slow
 def test_deployments_of_earlier_versions_do_not_stay_behind(instance: Instance) -> None:
     flow = get(instance, "/deployments/name/train-policy/train-policy")["flow_id"]
     created = httpx.post(
@@ -216,6 +222,7 @@ def test_another_instance_s_server_is_not_written_to(instance: Instance, databas
         run_command(instance.home, "register", "--claim")
 
 
+@pytest.mark.slow
 def test_the_automation_crashes_a_run_without_heartbeat(instance: Instance) -> None:
     [automation] = [
         found

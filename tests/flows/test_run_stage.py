@@ -16,6 +16,7 @@ from tests.flows.tiny_cycle import Orchestrator, begin
 from tests.waiting import wait_for
 
 
+@pytest.mark.slow
 def test_the_form_offers_the_stages_by_name(instance: Instance) -> None:
     schema = httpx.get(f"{instance.prefect_api_url}/deployments/name/run-stage/run-stage").json()[
         "parameter_openapi_schema"

@@ -400,6 +400,7 @@ def test_a_failed_stage_is_gone_on_from_and_nothing_is_repeated(instance, tmp_pa
     assert states["freeze_comparisons"] == ["done", "found"]
 
 
+@pytest.mark.slow
 def test_a_cycle_with_nothing_fresh_and_another_gate_trains_nothing_again(instance, tmp_path):
     bring(instance, write_comparisons(tmp_path / "train.jsonl", 0, 40))
     bring(instance, write_comparisons(tmp_path / "dev.jsonl", 1000, 30), held_out=True)

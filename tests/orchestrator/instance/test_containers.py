@@ -33,6 +33,7 @@ def words_of(service: dict[str, Any]) -> list[str]:
     return [*service.get("entrypoint", ["python", "-m", "orchestrator.cli"]), *service["command"]]
 
 
+@pytest.mark.slow
 def test_every_service_of_an_instance_is_a_container_with_the_same_command(instance: Instance) -> None:
     for name, child in instance.children.items():
         started = ["python", *child.command[1:]]

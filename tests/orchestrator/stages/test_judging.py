@@ -90,6 +90,7 @@ def said_of_cycle_1(said: list[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("quick_jobs")
+@pytest.mark.slow
 def test_a_week_turned_round_is_held_and_the_next_honest_one_is_not(
     home: Path, engine: Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
