@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from models.backbone.rotary import depends_on_length
 from models.backbone.trunk import states_at
 from models.chat.format import ChatFormat, ChatFormatError, Message
+from models.model_folders.scalar_head import scorer_class
 from models.policy.critic import Critic
 from models.policy.model import Policy, selected_logps
 from models.policy.reply_chunks import reply_chunks
@@ -200,7 +200,7 @@ def _check_scoring(model: Any, chat: ChatFormat) -> None:
         config = copy.deepcopy(model.config)
         config.num_labels = 1
         with torch.device("meta"):
-            scalar_head(AutoModelForSequenceClassification.from_config(config))
+            scalar_head(scorer_class(config)(config))
     except (PreferenceModelError, ValueError, AttributeError) as error:
         raise PreflightError(f"A preference model can't be made from it: {error}") from error
     sides = [

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
@@ -31,6 +30,7 @@ from models.initial_policy.preflight import PreflightError, check_computing, che
 from models.initial_policy.results import PreparedResults
 from models.model_folders.loading import embedding_table, load_causal_lm
 from models.model_folders.saving import model_card, save_model
+from models.model_folders.scalar_head import NoScalarHeadError, scorer_class
 from models.model_folders.text_part import NoTextPartError, is_composite, load_text_part, text_config
 from models.runtime.job import Job, JobError, main
 from models.runtime.results import part_to_json, result_to_json
@@ -100,7 +100,7 @@ def run(job: Job) -> None:
 
 
 def check_architecture(source: Path) -> None:
-    """Raise JobError unless transformers offers this model both as a policy and with a scalar head."""
+    """Raise JobError unless there is a policy in this model, and a trunk to give a scalar head."""
     if not (source / "config.json").exists():
         raise JobError(f"{source} has no config.json; expected a model folder in Hugging Face format.")
     try:
@@ -108,12 +108,12 @@ def check_architecture(source: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"transformers can't read {source}/config.json: {str(error).splitlines()[0]}") from error
     text = text_config(config)
-    for mapping, purpose in (
-        (MODEL_FOR_CAUSAL_LM_MAPPING, "language model"),
-        (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "preference model (scalar head)"),
-    ):
-        if type(text) not in mapping:
-            raise JobError(f"{source} is a '{config.model_type}', for which transformers has no {purpose}.")
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise JobError(f"{source} is a '{config.model_type}', for which transformers has no language model.")
+    try:
+        scorer_class(text)
+    except NoScalarHeadError as error:
+        raise JobError(f"{source} can be no preference model: {error}") from error
     if not any(source.glob("*.safetensors")) and not any(source.glob("pytorch_model*.bin")):
         raise JobError(f"{source} has no weights (*.safetensors). Download the folder completely.")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from models.backbone.adapters import (
     AdapterError,
@@ -32,6 +31,7 @@ from models.backbone.adapters import (
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import save_model
+from models.model_folders.scalar_head import scorer_class
 from models.policy.critic import copy_to_train
 from models.policy.inputs import load_preference_model
 from models.preference.model import PreferenceModel, scalar_head, stored_offset
@@ -105,7 +105,7 @@ class Roles:
         config.num_labels = 1
         # Its own trunk is never computed with, so that it takes no memory.
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = scorer_class(config)(config)
         setattr(model, model.base_model_prefix, sharing(self.reference.base_model))
         assert stored.score is not None
         scalar_head(model).weight = torch.nn.Parameter(stored.score.to(self.device))

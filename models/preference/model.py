@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from models.backbone.batches import chunk_cost_of, chunks_with_little_padding, right_padded
 from models.backbone.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
 from models.backbone.trunk import padded_states, states_at
 from models.chat.format import ChatFormat, Message
 from models.chat.refusals import Refusals
+from models.model_folders.scalar_head import load_scorer
 from models.preference.comparison_set import ComparisonSetError, pair_or_refusal, stream_lines
 from models.preference.pairs import TokenPair
 from models.preference.results import Offset, Reference
@@ -62,9 +62,7 @@ class PreferenceModel:
         Raises:
             PreferenceModelError: the folder holds a model without a scalar head.
         """
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = load_scorer(str(directory), dtype=torch.float32, output_loading_info=True)
         if info["missing_keys"] or model.config.num_labels != 1:
             raise PreferenceModelError(
                 f"{directory} holds {model.config.num_labels} labels and lacks "
@@ -138,7 +136,9 @@ def fresh_preference_model(initial: Path, chat: ChatFormat, seed: int, device: t
     random stream of its own, so that first scores are of order 1 and depend on
     nothing but the seed.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(initial, num_labels=1, dtype=torch.float32)
+    model, info = load_scorer(str(initial), num_labels=1, dtype=torch.float32, output_loading_info=True)
+    if absent := sorted(set(info["missing_keys"]) - {"score.weight"}):
+        raise PreferenceModelError(f"{initial} lacks the weights {', '.join(absent[:5])} of {type(model).__name__}.")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head = scalar_head(model)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
 )
 
 from models.backbone.output_layer import OutputLayerUnknown, check_output_layer, logits_of, output_layer
 from models.policy.model import Policy
 from models.policy.reply_chunks import reply_chunks
-from tests.models.sampling.tiny_models import SMALL, WIDE, gemma3, gpt2, llama, with_norms
+from tests.models.sampling.tiny_models import SMALL, WIDE, cohere, gemma3, gpt2, granite, llama, with_norms
 
 KEYS = {"num_key_value_heads": 2}
 
@@ -34,10 +30,8 @@ FAMILIES = {
         Gemma2Config(**(SMALL | WIDE | KEYS), head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=2.0),
     ),
     "gemma 3, capped": lambda: gemma3(final_logit_softcapping=1.5),
-    "cohere, scaled": lambda: made(
-        CohereForCausalLM, CohereConfig(**(SMALL | WIDE | KEYS), logit_scale=0.25, eos_token_id=1, bos_token_id=0)
-    ),
-    "granite, scaled": lambda: made(GraniteForCausalLM, GraniteConfig(**(SMALL | WIDE | KEYS), logits_scaling=3.0)),
+    "cohere, scaled": lambda: cohere(logit_scale=0.25),
+    "granite, scaled": lambda: granite(logits_scaling=3.0),
 }
 
 

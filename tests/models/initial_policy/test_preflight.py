@@ -18,7 +18,7 @@ from models.sampling import batch_cache
 from models.sampling.llama import LlamaDecoder
 from tests.models.chat.families import FAMILIES
 from tests.models.model_folders.composite_models import gemma3 as gemma3_that_sees
-from tests.models.sampling.tiny_models import SMALL, gemma3, llama, qwen3_5
+from tests.models.sampling.tiny_models import SMALL, cohere, gemma3, granite, llama, qwen3_5
 
 
 def prepared(family: str, folder: Path):
@@ -69,7 +69,7 @@ def test_ids_that_are_missing_at_the_end_are_an_error_too(tmp_path: Path, monkey
         check_format(chat, tokenizer)
 
 
-@pytest.mark.parametrize("make", [llama, gemma3, qwen3_5])
+@pytest.mark.parametrize("make", [llama, gemma3, qwen3_5, cohere, granite])
 def test_models_that_are_right_pass(make, chat: ChatFormat) -> None:
     assert check_computing(sized(make, chat), chat) == []
 

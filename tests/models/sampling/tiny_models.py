@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
     LlamaConfig,
@@ -79,6 +83,20 @@ def gpt2():
 def neox():
     torch.manual_seed(0)
     return GPTNeoXForCausalLM(GPTNeoXConfig(**(SMALL | WIDE))).eval()
+
+
+def cohere(**changes):
+    """Logits are scaled, and transformers has no class with a score."""
+    torch.manual_seed(0)
+    config = CohereConfig(**(SMALL | WIDE | {"num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": 0} | changes))
+    return with_norms(CohereForCausalLM(config).eval())
+
+
+def granite(**changes):
+    """As Cohere, but that logits are divided."""
+    torch.manual_seed(0)
+    config = GraniteConfig(**(SMALL | WIDE | {"num_key_value_heads": 2} | changes))
+    return with_norms(GraniteForCausalLM(config).eval())
 
 
 def phi3_long():
