@@ -288,8 +288,8 @@ def page(rows: list[Row]) -> str:
         f"Written by `{COMMAND}`, one thread of a CPU, float32.",
         "",
         "- **decoder**: by hand (`models/sampling/llama.py`), or generic, through the model's own cache;",
-        "- **exact to**: how far the log-prob of any sampled token lies from the plain forward's over the whole text, in",
-        "  a batch that replies join and leave;",
+        "- **exact to**: how far the log-prob of any sampled token lies from the plain forward's over the whole text,",
+        "  in a batch that replies join and leave;",
         "- **forwards a step**: passes through the model for one token of every running reply, prompts apart;",
         "- **tokens/s over `generate`**: on equal prompts and lengths, log-probs of the sampled tokens included on",
         "  both sides. At this size most of a step is overhead.",
@@ -297,8 +297,8 @@ def page(rows: list[Row]) -> str:
         *table,
         "",
         "Models that also see or hear (Gemma 3 from 4 B on, Mistral 3, LLaVA) are prepared as their language model.",
-        "Families without a class with a score in transformers (Cohere, Granite, LFM2) get one on their trunk. What has",
-        "no cache of keys and values (Mamba) can't be sampled and is refused when it is prepared.",
+        "Families without a class with a score in transformers (Cohere, Granite, LFM2) get one on their trunk. What",
+        "has no cache of keys and values (Mamba) can't be sampled and is refused when it is prepared.",
         "",
     ])  # fmt: skip
 
