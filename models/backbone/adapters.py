@@ -39,6 +39,10 @@ class AdapterError(Exception):
     """An adapter can't be made or read."""
 
 
+_EXPERTS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+"""What the projections of experts are called."""
+
+
 def lora_of(settings: LoraSettings) -> Lora | None:
     """The adapter that is asked for, or None.
 
@@ -142,7 +146,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
             f"lora_layers names {', '.join(unknown)}; the linear layers of this {type(trunk).__name__} are "
             f"{', '.join(linear)}. Name some of them, or none for all."
         )
-    chosen = sorted(lora.layers or linear)
+    chosen = sorted(lora.layers or set(linear) - _like_experts(trunk))
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -154,6 +158,12 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, trunk, adapter_name=_NAME)
+    if any(hasattr(layer, "parameter_name") for _, layer in adapted_layers(trunk)):
+        others = ", ".join(sorted(set(linear) - _like_experts(trunk)))
+        raise AdapterError(
+            f"With lora_layers {', '.join(chosen)} the experts of this {type(trunk).__name__} would get adapters, "
+            f"which can't be merged here. Name others, or none: {others}."
+        )
     model.requires_grad_(False)
     train_adapter(model)
     return model
@@ -170,6 +180,13 @@ def train_adapter(model: Any) -> Any:
 def linear_layers(trunk: Any) -> list[str]:
     """Last parts of the names of all linear layers of a trunk without adapters, sorted."""
     return sorted({name.rpartition(".")[2] for name, module in trunk.named_modules() if _is_linear(module)})
+
+
+def _like_experts(trunk: Any) -> set[str]:
+    """Names of layers that peft takes for the experts of a mixture too, which keep theirs as plain parameters."""
+    owners = (name.rpartition(".") for name, _ in trunk.named_parameters())
+    fused = {own for owner, _, own in owners if own in _EXPERTS and not _is_linear(trunk.get_submodule(owner))}
+    return set(_EXPERTS) if fused else set()
 
 
 def _is_linear(module: nn.Module) -> bool:

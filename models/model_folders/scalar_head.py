@@ -22,11 +22,11 @@ def scorer_class(config: Any) -> type[PreTrainedModel]:
         NoScalarHeadError: transformers has no trunk of the family by itself.
     """
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        known: type[PreTrainedModel] = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-        return known
+        known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+        return known  # type: ignore[no-any-return]
     if type(config) not in MODEL_MAPPING:
         raise NoScalarHeadError(f"transformers has no trunk of the type '{config.model_type}' to read a score from.")
-    trunk = MODEL_MAPPING[type(config)]
+    trunk: Any = MODEL_MAPPING[type(config)]
     family = next(each for each in trunk.__mro__ if each.__name__.endswith("PreTrainedModel"))
     if family is PreTrainedModel:
         raise NoScalarHeadError(f"{trunk.__name__} is no model of a family that transformers can build upon.")
