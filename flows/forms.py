@@ -6,6 +6,8 @@ lies outside them, so that nothing begins. What ties several keys together is ch
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,6 +61,8 @@ TITLES = {
 }
 ACTS = {"cycle": "Cycle", "decision": "Decision", "reason": "Why", "name": "Your name", "policy": "Policy"}
 """Titles of the fields by which a person acts. The run's own name stands above them, and is another one."""
+MOST_NAMED = 5
+"""Configurations whose values a field's description names."""
 LIMITS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 """What Prefect's server can check of a value by itself."""
 
@@ -89,17 +93,38 @@ def _changes(asked: Mapping[str, Any]) -> Iterable[str]:
     return [f"{key}={json.dumps(asked[name])}" for name, key in FIELDS.items() if asked.get(name) is not None]
 
 
-def form_of(flow: Flow[..., Any], names: Iterable[str]) -> ParameterSchema:
-    """The form of a flow's Prefect deployment; `names` are the configurations that it offers."""
+def form_of(flow: Flow[..., Any], offered: Mapping[str, Path]) -> ParameterSchema:
+    """The form of a flow's Prefect deployment; `offered` are the files of the configurations to choose from, by name.
+
+    Each field says what those have, as they were when the form was made.
+    """
     schema = flow.parameters.model_copy(deep=True)
+    configurations = _readable(offered)
     for name, field in schema.properties.items():
         if name in FIELDS:
             field |= _stated(FIELDS[name])
-        elif name == "configuration" and (offered := sorted(names)):
-            field |= {"enum": offered}
+            field["description"] += _given(FIELDS[name], configurations)
+        elif name == "configuration" and offered:
+            field |= {"enum": sorted(offered)}
         field["title"] = (TITLES | ACTS).get(name, field.get("title", name))
         _may_be_left_empty(field)
     return schema
+
+
+def _readable(offered: Mapping[str, Path]) -> dict[str, CycleConfig]:
+    """The configurations that can be read; what is wrong with another is said by the run that is asked for it."""
+    found = {}
+    for name, file in sorted(offered.items()):
+        with contextlib.suppress(ConfigError):
+            found[name] = load_config(file)
+    return found
+
+
+def _given(key: str, configurations: Mapping[str, CycleConfig]) -> str:
+    """What the configurations have for a key, in a sentence; "" where there are none."""
+    values = {name: functools.reduce(getattr, key.split("."), config) for name, config in configurations.items()}
+    said = [f"{'not set' if value is None else f'{value:g}'} in {name}" for name, value in values.items()]
+    return f" When registered: {', '.join(said[:MOST_NAMED])}." if said else ""
 
 
 def _may_be_left_empty(field: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.forms import config_of
+from flows.cycle import cycle
+from flows.forms import config_of, form_of
 from orchestrator.config.known import file_of, known, remember
 from orchestrator.errors import ConfigError
 
@@ -73,3 +74,13 @@ def test_a_name_belongs_to_the_file_that_was_registered_last(weekly: Path, home:
     (tmp_path / "mine.toml").write_text("")
     with pytest.raises(ConfigError, match="is another configuration of the same name"):
         remember(home, tmp_path / "mine.toml")
+
+
+def test_a_field_says_what_the_configurations_on_offer_have(weekly: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[ppo]\niterations = 'many'\n")
+    fields = form_of(cycle, {"weekly": weekly, "broken": broken}).properties
+    assert fields["configuration"]["enum"] == ["broken", "weekly"]
+    assert fields["iterations"]["description"].endswith("40 where it has none). When registered: 7 in weekly.")
+    assert fields["min_comparisons"]["description"].endswith(" When registered: 500 in weekly.")
+    assert "When registered" not in form_of(cycle, {}).properties["iterations"]["description"]
