@@ -133,7 +133,7 @@ class Row:
 
 
 STEPS = ("prepared", "preference model", "PPO", "PPO with adapters", "served")
-HEAD = ("Family", "model type", "decoder", *STEPS, "exact to (nats)", "forwards a step", "tokens/s over `generate`")
+HEAD = ("Family", "model type", "decoder", "prepared", "PM", "PPO", "LoRA", "served", "exact to", "forwards", "speed")
 
 
 def publish(model_type: str, more: dict[str, Any], folder: Path) -> Path:
@@ -288,11 +288,12 @@ def page(rows: list[Row]) -> str:
         f"Written by `{COMMAND}`, one thread of a CPU, float32.",
         "",
         "- **decoder**: by hand (`models/sampling/llama.py`), or generic, through the model's own cache;",
-        "- **exact to**: how far the log-prob of any sampled token lies from the plain forward's over the whole text,",
-        "  in a batch that replies join and leave;",
-        "- **forwards a step**: passes through the model for one token of every running reply, prompts apart;",
-        "- **tokens/s over `generate`**: on equal prompts and lengths, log-probs of the sampled tokens included on",
-        "  both sides. At this size most of a step is overhead.",
+        "- **LoRA**: PPO with adapters; **served**: the snapshot is loaded and says what it said when it was saved;",
+        "- **exact to** (nats): how far the log-prob of any sampled token lies from the plain forward's over the whole",
+        "  text, in a batch that replies join and leave;",
+        "- **forwards**: passes through the model for one token of every running reply, prompts apart;",
+        "- **speed**: tokens per second over those of `generate`, on equal prompts and lengths, log-probs of the",
+        "  sampled tokens included on both sides. At this size most of a step is overhead.",
         "",
         *table,
         "",
