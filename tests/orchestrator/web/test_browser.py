@@ -329,6 +329,7 @@ def test_two_replies_that_are_the_same_take_one_click(page: Page, database: Data
         expect(page.get_by_text("Both replies are the same.")).to_be_visible()
         expect(page.locator(".scale")).to_be_hidden()
         expect(page.locator("#choose")).to_be_hidden()
+        page.wait_for_load_state()  # the script that knows the keys has run
         answer()
         expect(page.get_by_label("Your next message")).to_be_visible()
     with database() as session:
