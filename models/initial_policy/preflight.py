@@ -77,12 +77,15 @@ def check_format(chat: ChatFormat, tokenizer: Any) -> list[str]:
         doubts.append(
             "Its chat template refuses a system role: dialogues that have one are left out, or need another template."
         )
-    compared = [_compare_ids(chat, tokenizer, messages, reply=False) for messages in dialogues]
-    compared.append(_compare_ids(chat, tokenizer, _TURNS, reply=True))
+    unknown = _unknown_id(tokenizer)
+    compared = [_compare_ids(chat, tokenizer, unknown, messages, reply=False) for messages in dialogues]
+    compared.append(_compare_ids(chat, tokenizer, unknown, _TURNS, reply=True))
     return doubts + sorted({doubt for doubt in compared if doubt is not None})
 
 
-def _compare_ids(chat: ChatFormat, tokenizer: Any, messages: Sequence[Message], *, reply: bool) -> str | None:
+def _compare_ids(
+    chat: ChatFormat, tokenizer: Any, unknown: int | None, messages: Sequence[Message], *, reply: bool
+) -> str | None:
     """A doubt where our ids go on after the template's, or can't be compared; None where they are equal.
 
     Raises:
@@ -90,7 +93,7 @@ def _compare_ids(chat: ChatFormat, tokenizer: Any, messages: Sequence[Message], 
     """
     ours = chat.encode(messages, reply=reply)
     theirs = tokenizer.apply_chat_template(list(messages), add_generation_prompt=reply, return_dict=False)
-    if _unknown_id(tokenizer) in theirs:
+    if unknown in theirs:
         return "Its tokenizer has no token for some characters of a plain dialogue, which are left out."
     for place, (mine, its) in enumerate(zip(ours, theirs, strict=False)):
         if mine != its:

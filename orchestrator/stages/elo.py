@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypedDict
 
 from sqlalchemy import ColumnElement, exists, func, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -17,7 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from db import tables as t
 from models.runtime.results import part_to_json, result_from_json
 from orchestrator.database import database
-from orchestrator.judging.elo import EloAgainstLive, EloNumbers, Game, elo_ratings
+from orchestrator.judging.elo import EloAgainstLive, EloMeasured, EloNumbers, Game, elo_ratings
 from orchestrator.judging.standings import games
 from orchestrator.stages.context import StageContext
 from orchestrator.stages.live import live_before
@@ -139,9 +138,9 @@ def record_elo(session: Session, judged: Judged, played: Sequence[Game]) -> EloN
         return None
     live = judged.live.digest if judged.live is not None else None
     numbers = EloNumbers(
-        **_against(played, snapshot, anchor, judged.seed),
+        **vars(_against(played, snapshot, anchor, judged.seed)),
         games=num_games,
-        against_live=EloAgainstLive(live=live, **_against(played, snapshot, live, judged.seed))
+        against_live=EloAgainstLive(live=live, **vars(_against(played, snapshot, live, judged.seed)))
         if live is not None and live != anchor and _met(played, snapshot, live)
         else None,
     )
@@ -149,29 +148,13 @@ def record_elo(session: Session, judged: Judged, played: Sequence[Game]) -> EloN
     return numbers
 
 
-class Against(TypedDict):
-    """The fields of `EloMeasured`."""
-
-    elo: float
-    ci: tuple[float, float]
-    num_comparisons: int
-    wins: int
-    losses: int
-    ties: int
-
-
-def _against(played: Sequence[Game], snapshot: str, anchor: str, seed: int) -> Against:
+def _against(played: Sequence[Game], snapshot: str, anchor: str, seed: int) -> EloMeasured:
     """The snapshot's Elo with the anchor at 0, and what was said of the two directly."""
     rating = elo_ratings(played, anchor, seed=seed)[snapshot]
     scores = [game.score if game.first == snapshot else 1 - game.score for game in _met(played, snapshot, anchor)]
-    return {
-        "elo": rating.elo,
-        "ci": rating.ci,
-        "num_comparisons": len(scores),
-        "wins": scores.count(1.0),
-        "losses": scores.count(0.0),
-        "ties": scores.count(0.5),
-    }
+    return EloMeasured(
+        rating.elo, rating.ci, len(scores), wins=scores.count(1.0), losses=scores.count(0.0), ties=scores.count(0.5)
+    )
 
 
 def _met(played: Sequence[Game], one: str, other: str) -> list[Game]:

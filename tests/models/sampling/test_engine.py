@@ -86,7 +86,6 @@ def test_columns_that_only_ended_replies_needed_are_given_up():
     assert widths[:3] == [len(long) + step for step in range(3)]
     # After the long one's end the short one's own tokens are left.
     assert widths[3] == len(short) + 3
-    model.set_attn_implementation("eager")
     assert_equal_to_plain_forward(
         model, DecodeEngine(model, eos_id=-1).generate([long, short], [SamplingParams(4), SamplingParams(30)])
     )
