@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from orchestrator.stages.fresh_agreement import last_model
 from tests.flows.tiny_cycle import start_command
@@ -56,11 +57,20 @@ def job_of(home: Path, stage: str) -> Process | None:
     return next((found for found in processes() if wanted in found.command and str(home) in found.command), None)
 
 
-def flows_of(instance: Instance, worker: str) -> list[Process]:
-    """The processes of the flow runs that a worker has in hand."""
-    serving = instance.children[worker].process
-    assert serving is not None
-    return [found for found in processes() if found.parent == serving.pid and "flows.engine" in found.command]
+def flow_process(instance: Instance, flow: str = "cycle") -> Process:
+    """The process of the only run of a flow; those that a worker begins every ten minutes may be at work beside it."""
+    running = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+    [run] = PrefectApi(instance.prefect_api_url).flow_runs(running)
+    [found] = [found for found in processes() if "flows.engine" in found.command and run["id"] in environment(found)]
+    return found
+
+
+def environment(process: Process) -> str:
+    """The environment that a process was started with; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def run_and_kill(
@@ -76,8 +86,7 @@ def run_and_kill(
     if victim == "job":
         os.kill(job.pid, signal.SIGKILL)
     elif victim == "flow":
-        [flow] = flows_of(instance, "worker-cpu")
-        os.kill(flow.pid, signal.SIGKILL)
+        os.kill(flow_process(instance).pid, signal.SIGKILL)
     else:
         process = instance.children["worker-gpu" if victim == "worker" else victim].process
         assert process is not None

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.running import cancel
 from orchestrator.instance.prefect_api import ENDED, PrefectApi
 from orchestrator.instance.up import Instance
-from tests.flows.kills import digests, flows_of, had_a_model_before, job_of, run_and_kill, stages_done
+from tests.flows.kills import digests, flow_process, had_a_model_before, job_of, run_and_kill, stages_done
 from tests.flows.tiny_cycle import Orchestrator, begin, run_command, write_comparisons
 from tests.waiting import wait_for
 
@@ -128,7 +128,8 @@ def test_a_cycle_killed_in_three_ways_repeats_no_finished_stage(
 
 def test_the_ui_shows_telling_names_and_the_report(instance: Instance, orchestrator: Orchestrator) -> None:
     api = PrefectApi(instance.prefect_api_url)
-    names = {run["name"] for run in api.flow_runs({"limit": 100})}
+    of_cycles = {"flows": {"name": {"any_": ["cycle", "train-policy"]}}, "limit": 100}
+    names = {run["name"] for run in api.flow_runs(of_cycles)}
     assert "cycle 1: tiny" in names
     assert "cycle 1: tiny, train policy" in names
     assert shown_report(instance, 1).startswith("# Cycle 1: tiny")
@@ -272,7 +273,7 @@ def test_a_run_that_gives_no_sign_of_life_is_set_to_crashed(
     wait_for("a job", lambda: job_of(instance.home, "train_preference_model") is not None)
     # Its first sign of life is due within 30 s; only then does the automation begin to wait for the next.
     wait_for("a heartbeat", lambda: heartbeats(instance, flow_run_id) > 0, 120)
-    [silent] = flows_of(instance, "worker-cpu")
+    silent = flow_process(instance)
     os.kill(silent.pid, signal.SIGSTOP)
     try:
         wait_for("the automation", lambda: api.state(flow_run_id).type == "CRASHED", 240)

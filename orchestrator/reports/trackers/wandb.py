@@ -32,4 +32,6 @@ def export_to_wandb(runs: Sequence[MeasuredRun], where: str) -> str:
         for line in run.lines:
             written.log(dict(numbers_of(line)), step=int(line["step"]))
         written.finish()
+    # `finish` only asks the process that writes to close its files; they are whole once it has ended.
+    wandb.teardown()
     return f"wandb sync {out}/wandb/offline-run-*"
