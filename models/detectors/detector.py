@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.backbone.batches import chunks_by_length, right_padded
+from models.backbone.context import context_of
 from models.chat.format import ChatFormat, Message
 from models.detectors.scores import exposure_logit, mahalanobis, relative_mahalanobis
 from models.detectors.settings import DetectorKind
@@ -123,8 +124,8 @@ def hidden_states(
     A sequence longer than the model's context is read from its end, where the message to be answered stands.
     """
     device = next(model.parameters()).device
-    context = getattr(model.config, "max_position_embeddings", None)
-    sequences = [list(ids)[-context:] if context else list(ids) for ids in sequences]
+    context = context_of(model)
+    sequences = [list(ids)[-int(context) :] if context < len(ids) else list(ids) for ids in sequences]
     found: list[Tensor] | None = None
     for rows in chunks_by_length([len(ids) for ids in sequences], _CHUNK_TOKENS):
         ids, ends = right_padded([sequences[row] for row in rows], pad_id, device)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.backbone.batches import chunks_by_length, right_padded
+from models.backbone.context import context_of
 from models.backbone.output_layer import logits_of
 from models.backbone.trunk import padded_states
 from models.chat.format import ChatFormat, Message, TemplateRefusal
@@ -51,8 +52,8 @@ def read_prompt(folder: Path) -> tuple[str, list[Message]]:
 
 def check_room(model: Any, prompt_tokens: int, max_tokens: int) -> None:
     """Raise JobError unless the teacher can read a text of that length after the prompt."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and prompt_tokens + max_tokens > context:
+    context = context_of(model)
+    if prompt_tokens + max_tokens > context:
         raise JobError(
             f"The prompt has {prompt_tokens} tokens, with {max_tokens} of text (distill.max_tokens) that makes "
             f"{prompt_tokens + max_tokens}; the teacher holds {context}. Give a shorter prompt (distill.prompt_file), "

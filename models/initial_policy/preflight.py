@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from models.backbone.context import context_of
 from models.backbone.rotary import depends_on_length
 from models.backbone.trunk import states_at
 from models.chat.format import ChatFormat, ChatFormatError, Message
@@ -138,7 +139,7 @@ def check_computing(model: Any, chat: ChatFormat) -> list[str]:
         PreflightError: another number than the plain forward's, or something can't be built at all.
     """
     short, long = (chat.encode(turns, reply=True) for turns in (_TURNS[:1], _TURNS))
-    room = _room(model)
+    room = context_of(model)
     if len(short) + LONG > room:
         return [f"Its context of {room} tokens has no room for a short dialogue, so that it was not tried."]
     prompts = [short, long if len(long) + LONG <= room else short]
@@ -152,11 +153,6 @@ def check_computing(model: Any, chat: ChatFormat) -> list[str]:
             "is sampled and trained by slightly different models."
         )
     return doubts
-
-
-def _room(model: Any) -> int:
-    """Tokens of a dialogue that the model can hold."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def _sampled(model: Any, prompts: Sequence[list[int]]) -> list[Completion]:
@@ -240,7 +236,7 @@ def check_endings(model: Any, chat: ChatFormat) -> list[str]:
     if large and model.device.type == "cpu":
         return []
     prompts = [chat.encode([{"role": "user", "content": text}], reply=True) for text in _QUESTIONS]
-    tokens = min(REPLY_TOKENS, _room(model) - max(map(len, prompts)))
+    tokens = int(min(REPLY_TOKENS, context_of(model) - max(map(len, prompts))))
     if tokens < 1:
         return []
     copies = prompts * (REPLIES // len(prompts))

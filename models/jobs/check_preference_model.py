@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,13 +71,12 @@ def run(job: Job) -> None:
             pairs = read_pairs(job.input("pairs"), model, refusals, by_source)
     except (PreferenceModelError, ComparisonSetError) as error:
         raise JobError(str(error)) from error
-    longest = getattr(model.model.config, "max_position_embeddings", None) or math.inf
-    fit = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= longest]
+    fit = [pair for pair in pairs if max(pair.better_tokens, pair.worse_tokens) <= model.max_tokens]
     too_long = Counter(pair.source for pair in pairs) - Counter(pair.source for pair in fit)
     if not fit and "pairs" in job.inputs:
         raise JobError(
-            f"None of the pairs can be read: {len(pairs)} are longer than the {longest} tokens of the preference "
-            f"model{refusals}. Give others, in orientation.file for one."
+            f"None of the pairs can be read: {len(pairs)} are longer than the {model.max_tokens} tokens that the "
+            f"preference model was trained on{refusals}. Give others, in orientation.file for one."
         )
     scored = score_pairs(model, fit) if fit else []
     ordered = ordered_pairs(scored, dict(sorted(too_long.items())), refusals, by_source)

@@ -48,13 +48,13 @@ def run(job: Job) -> None:
     initial = job.input("initial")
     policy = load_causal_lm(job.input("policy"), device=job.device)
     reference = load_causal_lm(initial, device=job.device)
+    preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
     found, longest = prompts_that_fit(
-        job.input("prompts"), chat, settings.split, settings.max_reply_tokens, policy, reference
+        job.input("prompts"), chat, settings.split, settings, [policy, reference], [preference_model]
     )
     prompts = found.prompts[: settings.num_prompts]
     engine = DecodeEngine(policy, chat.stop_ids, min(SLOTS, len(prompts) * settings.best_of), longest)
     engine.reserve(longest)
-    preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
     collector = RolloutCollector(Policy(policy), Policy(reference), preference_model, chat, engine, job.device)
     watcher = None
     if "watcher" in job.inputs:

@@ -19,6 +19,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_base, lora_of, merged, save_adapter
+from models.backbone.context import context_of
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.chat.refusals import RefusedRecords
 from models.model_folders.saving import save_model
@@ -64,7 +65,7 @@ def run(job: Job) -> None:
     chat = _same_chat(start, initial)
     model = fresh_preference_model(start, chat, job.seed, job.device)
     base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
-    max_tokens = min(settings.max_tokens, getattr(model.config, "max_position_embeddings", settings.max_tokens))
+    max_tokens = int(min(settings.max_tokens, context_of(model)))
     splits, left_out, num_judged = _load(job, chat, max_tokens, settings)
     train, held_out = splits["train"].pairs, splits["held_out"].pairs
     if settings.shuffle_labels:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from models.backbone.context import context_of
 from models.chat.format import ChatFormat, Message, TemplateRefusal
 from models.chat.prompt_writing import Sieve, Verdict, message_key
 from models.chat.refusals import Refusals
@@ -110,7 +111,7 @@ class Writer:
     ) -> None:
         self.job, self.settings, self.chat = job, settings, chat
         self.opening = user_opening(chat)
-        context = getattr(model.config, "max_position_embeddings", 2**31)
+        context = context_of(model)
         self.room = context - settings.max_prompt_tokens - len(self.opening)
         self.refusals = Refusals()
         openings = {split: [_opening(r["messages"]) for r in records if r["split"] == split] for split in _SPLITS}

@@ -38,7 +38,7 @@ def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
     """
     engine = DecodeEngine(model, chat.stop_ids, max_slots=1)
     prompt = chat.encode(MESSAGES, reply=True)
-    if engine.max_context is not None and len(prompt) + TOKENS > engine.max_context:
+    if len(prompt) + TOKENS > engine.max_context:
         return
     completion = engine.generate([prompt], SamplingParams(TOKENS, temperature=0.0))[0]
     reply = {
@@ -67,7 +67,7 @@ def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> b
     prompt = chat.encode(saved["messages"], reply=True)
     if prompt != saved["prompt_ids"]:
         raise ProbeReplyMismatch("the fixed prompt has other ids than when it was saved (tokenizer or template)")
-    if engine.max_context is not None and len(prompt) + len(saved["ids"]) > engine.max_context:
+    if len(prompt) + len(saved["ids"]) > engine.max_context:
         return False
     params = SamplingParams(len(saved["ids"]), temperature=0.0)
     completion = engine.generate([prompt], params)[0]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from models.backbone.context import context_of
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.policy.prompts import Prompts, PromptSetError, load_prompts
+from models.policy.settings import CLOSING_IDS
 from models.preference.model import PreferenceModel, PreferenceModelError
 from models.runtime.job import JobError
+
+
+class Lengths(Protocol):
+    """Settings that say how long a prompt and its reply may be."""
+
+    @property
+    def max_prompt_tokens(self) -> int | None: ...
+    @property
+    def max_reply_tokens(self) -> int: ...
 
 
 def load_preference_model(folder: Path, initial: Path, device: torch.device) -> PreferenceModel:
@@ -27,20 +40,37 @@ def load_preference_model(folder: Path, initial: Path, device: torch.device) -> 
 
 
 def prompts_that_fit(
-    folder: Path, chat: ChatFormat, split: str, max_reply_tokens: int, *policies: Any
+    folder: Path,
+    chat: ChatFormat,
+    split: str,
+    settings: Lengths,
+    policies: Sequence[Any],
+    preference_models: Sequence[PreferenceModel] = (),
 ) -> tuple[Prompts, int]:
-    """The prompts of a split that leave room for a reply in all policies, and the longest prompt with its reply.
+    """The prompts of a split that leave room for a reply in all models, and the longest prompt with its reply.
+
+    A preference model is asked about no longer text than it was trained on.
 
     Raises:
         JobError: the prompt set can't be read, or nothing fits.
     """
-    context = min(getattr(policy.config, "max_position_embeddings", 2**31) for policy in policies)
-    if context <= max_reply_tokens:
+    reply = settings.max_reply_tokens
+    context = context_of(*policies)
+    if context <= reply:
         raise JobError(
-            f"max_reply_tokens is {max_reply_tokens}, but the policy holds {context} tokens, prompt included. Lower it."
+            f"max_reply_tokens is {reply}, but the policy holds {context} tokens, prompt included. Lower it."
         )
+    judged = min((model.max_tokens for model in preference_models), default=math.inf) - CLOSING_IDS
+    if judged <= reply:
+        raise JobError(
+            f"max_reply_tokens is {reply}, but the preference model was trained on texts of up to "
+            f"{judged + CLOSING_IDS} tokens, prompt included. Lower it, or train with a higher "
+            "preference_model.max_tokens."
+        )
+    room = min(context, judged) - reply
+    longest = room if settings.max_prompt_tokens is None else min(room, settings.max_prompt_tokens)
     try:
-        found = load_prompts(folder, chat, split, context - max_reply_tokens)
+        found = load_prompts(folder, chat, split, longest)
     except PromptSetError as error:
         raise JobError(str(error)) from error
-    return found, max(len(prompt.ids) for prompt in found.prompts) + max_reply_tokens
+    return found, max(len(prompt.ids) for prompt in found.prompts) + reply

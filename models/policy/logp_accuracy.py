@@ -48,7 +48,7 @@ class HeldOutPair:
 
 
 def held_out_pairs(
-    folder: Path, chat: ChatFormat, per_question: int, max_tokens: int, refusals: Refusals
+    folder: Path, chat: ChatFormat, per_question: int, max_tokens: float, refusals: Refusals
 ) -> list[HeldOutPair]:
     """A fixed sample of a comparison set's held-out comparisons: up to so many of each question.
 

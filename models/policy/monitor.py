@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from models.backbone.context import context_of
 from models.chat.refusals import Refusals
 from models.policy.logp_accuracy import accuracy_by_question, held_out_pairs, mean_logp_gaps, score_gaps
 from models.policy.results import Interval, LastSignals, LogpAccuracy, LogpPoint, RolloutSignals, WatchResult
@@ -58,9 +59,9 @@ class PolicyMonitor:
             self.watcher.precision = collector.preference_model.precision
         self.pairs, self.refusals = [], Refusals()
         if "comparisons" in job.inputs and logp_every:
-            context = getattr(collector.policy.model.config, "max_position_embeddings", 2**31)
+            longest = min(context_of(collector.policy.model), collector.preference_model.max_tokens)
             try:
-                self.pairs = held_out_pairs(job.input("comparisons"), chat, logp_pairs, context, self.refusals)
+                self.pairs = held_out_pairs(job.input("comparisons"), chat, logp_pairs, longest, self.refusals)
             except ComparisonSetError as error:
                 raise JobError(str(error)) from error
         self.logp_ceiling = (

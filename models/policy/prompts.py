@@ -44,7 +44,7 @@ class Prompts:
     refused: RefusedRecords | None = None
 
 
-def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) -> Prompts:
+def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: float) -> Prompts:
     """The prompts of one split with at most `max_tokens` tokens, those left out that the chat template refuses.
 
     Raises:
@@ -77,7 +77,7 @@ def load_prompts(folder: Path, chat: ChatFormat, split: str, max_tokens: int) ->
         raise PromptSetError(
             f"{path} has 0 prompts of split '{split}' with at most {max_tokens} tokens ({num_too_long} are longer"
             f"{refusals}; splits present: {', '.join(sorted(splits)) or 'none'}). "
-            "Collect more, or lower max_reply_tokens."
+            "Collect more, raise max_prompt_tokens where it is given, or lower max_reply_tokens."
         )
     # Ids are digests: their order is arbitrary but the same whatever order the file has.
     prompts.sort(key=lambda prompt: prompt.id)

@@ -34,7 +34,7 @@ from models.model_folders.saving import save_model
 from models.model_folders.scalar_head import scorer_class
 from models.policy.critic import copy_to_train
 from models.policy.inputs import load_preference_model
-from models.preference.model import PreferenceModel, scalar_head, stored_offset
+from models.preference.model import PreferenceModel, published, scalar_head
 from models.runtime.job import JobError
 
 
@@ -90,7 +90,7 @@ class Roles:
             check_same_chat(folder, self.initial, "preference model")
         except ChatFormatError as error:
             raise JobError(str(error)) from error
-        return PreferenceModel(self._scorer(stored), ChatFormat.load(folder), stored_offset(folder))
+        return PreferenceModel(self._scorer(stored), ChatFormat.load(folder), *published(folder))
 
     def _reason_to_hold_whole(self, stored: StoredAdapter | None) -> str | None:
         if stored is None:

@@ -29,6 +29,8 @@ ADAM_EPS = 1e-5
 MAX_GRADIENT_NORM = 1.0
 # The critic's own layers start from nothing while the trunk is already good, and may move faster.
 VALUE_HEAD_RATE = 10.0
+# What the preference model reads behind a reply: the ends of the turn and of the context.
+CLOSING_IDS = 2
 
 _WIRE = "stops later: a run may go further before the wire trips; 0 turns it off"
 _LONGER_REPLIES = "longer replies fit, and sampling, scoring and learning take more time and memory"
@@ -318,6 +320,15 @@ class PPOTraining(Checked):
         raised=_LONGER_REPLIES,
         at_least=1,
     )
+    max_prompt_tokens: int | None = setting(
+        None,
+        "Longest prompt; longer ones are left out and counted. Where not given, as long as leaves room for a reply in "
+        "what the policy can hold and in what the preference model was trained on (`preference_model.max_tokens`).",
+        unit="tokens",
+        raised="longer dialogues come in; memory for the replies that are sampled together grows with the longest",
+        at_least=1,
+        new=True,
+    )
     temperature: float = setting(
         1.0,
         "Of sampling; log-probs are always read at 1.",
@@ -419,6 +430,15 @@ class JudgedReplies(Checked):
         unit="tokens",
         raised=_LONGER_REPLIES,
         at_least=1,
+    )
+    max_prompt_tokens: int | None = setting(
+        None,
+        "Longest prompt; longer ones are left out and counted. Where not given, as long as leaves room for a reply in "
+        "what the policy can hold and in what the preference model was trained on (`preference_model.max_tokens`).",
+        unit="tokens",
+        raised="longer dialogues come in; memory for the replies that are sampled together grows with the longest",
+        at_least=1,
+        new=True,
     )
     temperature: float = setting(
         1.0,

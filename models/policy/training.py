@@ -80,7 +80,10 @@ class PolicyTraining:
         self.roles = Roles(job.input("initial"), settings, job.seed, job.device)
         model, reference = self.roles.policy, self.roles.reference
         self.policy = Policy(model, settings.precision)
-        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings.max_reply_tokens, model)
+        if preference_model is None:
+            preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
+        preference_model.precision = settings.precision
+        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings, [model], [preference_model])
         self.num_too_long, self.prompts_refused = found.num_too_long, found.refused
         try:
             self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
@@ -90,9 +93,6 @@ class PolicyTraining:
         engine = DecodeEngine(model, chat.stop_ids, slots, longest, settings.precision)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
-        if preference_model is None:
-            preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
-        preference_model.precision = settings.precision
         read_reference = Policy(reference, settings.precision)
         self.collector = RolloutCollector(self.policy, read_reference, preference_model, chat, engine, job.device)
         known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))

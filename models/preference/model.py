@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone.batches import chunk_cost_of, chunks_with_little_padding, right_padded
+from models.backbone.context import context_of
 from models.backbone.precision import EXACT, Filling, Precision, computing_exactly, computing_in, filling
 from models.backbone.trunk import padded_states, states_at
 from models.chat.format import ChatFormat, Message
@@ -45,8 +46,13 @@ class PreferenceModelError(Exception):
 class PreferenceModel:
     """Scores dialogues by how much raters would prefer the last reply; only differences of scores mean anything."""
 
-    def __init__(self, model: nn.Module, chat: ChatFormat, offset: float | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, chat: ChatFormat, offset: float | None = None, trained_on: float = math.inf
+    ) -> None:
+        """`offset` and `trained_on`, the longest text in tokens, are what it was published with (`published`)."""
         self.model: Any = model
+        self.max_tokens = min(context_of(model), trained_on)
+        """Tokens of the longest text that it can be asked about: what it can hold, and has seen in training."""
         self.precision: Precision = "float32"  # in which it scores; PPO may ask for another
         self.chat = chat
         # Mean score over the project's reference set; None where none was measured. Scores are raw everywhere; take it
@@ -69,7 +75,7 @@ class PreferenceModel:
                 f"{sorted(info['missing_keys'])}; expected a model with one score. "
                 "Give the result of train_preference_model."
             )
-        return cls(model.to(device).eval(), ChatFormat.load(Path(directory)), stored_offset(Path(directory)))
+        return cls(model.to(device).eval(), ChatFormat.load(Path(directory)), *published(Path(directory)))
 
     def relative(self, scores: Sequence[float]) -> list[float]:
         """Scores above this model's mean over the reference set, comparable with another model's.
@@ -235,10 +241,15 @@ def measure_offset(model: PreferenceModel, directory: Path, max_tokens: int) -> 
     return math.fsum([*better, *worse]) / (2 * len(fitting)), reference
 
 
-def stored_offset(directory: Path) -> float | None:
-    """The offset that a preference model was published with; None where it had no reference set."""
+def published(directory: Path) -> tuple[float | None, float]:
+    """(offset, longest text in tokens) that a preference model was published with.
+
+    The offset is None where it had no reference set, the length infinite where the folder does not say.
+    """
     path = directory / "results.json"
     if not path.is_file():
-        return None
+        return None, math.inf
     results = json.loads(path.read_text(encoding="utf-8"))
-    return result_from_json(Offset, results, where=f"the results in {directory}").over_reference_set
+    offset = result_from_json(Offset, results, where=f"the results in {directory}").over_reference_set
+    longest = results.get("max_tokens")
+    return offset, longest if isinstance(longest, int) else math.inf

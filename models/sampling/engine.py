@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.backbone.context import context_of
 from models.backbone.precision import DTYPES, Precision
 from models.runtime.random_numbers import uniforms
 from models.sampling import llama
@@ -122,11 +123,10 @@ class DecodeEngine:
             graphs: decode Llama and its like in steps of few fixed shapes, which a GPU records and replays; by default
                 on a GPU. On a CPU, where it costs time, only tests ask for it.
         """
-        limit = getattr(model.config, "max_position_embeddings", None)
         self.model = model
         self.eos_ids = frozenset((eos_id,) if isinstance(eos_id, int) else eos_id)
         self.max_slots = max_slots
-        self.max_context: int | None = max_context if max_context is not None else limit
+        self.max_context = context_of(model) if max_context is None else max_context
         self._static: StaticDecoder | None = None
         self._decoder: Decoder
         if not llama.supports(model):
@@ -163,7 +163,7 @@ class DecodeEngine:
         if len(prompt_ids) == 0:
             raise ValueError("the prompt has no tokens; it needs at least the prefix of a reply")
         need = len(prompt_ids) + params.max_tokens
-        if self.max_context is not None and need > self.max_context:
+        if need > self.max_context:
             raise ValueError(
                 f"{len(prompt_ids)} prompt tokens and a reply of up to {params.max_tokens} need a context of "
                 f"{need}; this policy holds {self.max_context}. Shorten the prompt or lower max_tokens."

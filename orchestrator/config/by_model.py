@@ -72,6 +72,19 @@ def rates_for(parameters: int | None) -> Rates | None:
     return next(rates for limit, rates in BY_SIZE if parameters <= limit)
 
 
+def rate_said(rate: float, usual: float | None, parameters: int | None, *, adapters: bool) -> str:
+    """A learning rate for a report, with what a model of this size has where a configuration gives none.
+
+    `usual` is the rate for whole weights; None where there is none by size.
+    """
+    if usual is None:
+        return f"{rate:g}"
+    default, size = usual * (ADAPTERS if adapters else 1), _size_said(parameters)
+    if math.isclose(rate, default):
+        return f"{rate:g}: the default for {size}"
+    return f"{rate:g}, where the default for {size} is {default:g}"
+
+
 def num_parameters(folder: Path) -> int | None:
     """Parameters of a model's folder, by the headers of its weights; None where they can't be read here."""
     try:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from models.policy.settings import CLOSING_IDS
 from orchestrator.config.by_model import with_defaults_by_model
 from orchestrator.config.cycle import CycleConfig
 from orchestrator.config.messages import explain
@@ -49,7 +50,23 @@ def load_config(file: Path, overrides: list[str] | None = None, model: type[Any]
     for override in overrides or []:
         _override(raw, override)
     absolute = _absolute(raw, file.parent.absolute())
-    return parse_config(with_defaults_by_model(absolute) if model is CycleConfig else absolute, str(file), model)
+    if model is not CycleConfig:
+        return parse_config(absolute, str(file), model)
+    config = parse_config(with_defaults_by_model(absolute), str(file))
+    _check_lengths(config, str(file))
+    return config
+
+
+def _check_lengths(config: CycleConfig, origin: str) -> None:
+    """Refuse before a week's training what PPO would refuse after it; a stored configuration is read as it is."""
+    heard = config.preference_model.max_tokens
+    for name, section in (("ppo", config.ppo), ("evaluation", config.evaluation)):
+        if section.max_reply_tokens + CLOSING_IDS >= heard:
+            raise ConfigError(
+                f"In {origin}: {name}.max_reply_tokens is {section.max_reply_tokens}, but the preference model is "
+                f"trained on texts of up to {heard} tokens, prompt included. Lower it, or raise "
+                "preference_model.max_tokens."
+            )
 
 
 @overload

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from models.policy.results import Evaluation
 from models.preference.results import Accuracy, HeldOutReport, PreferenceModelResults, Reliability, WatcherPart
+from orchestrator.config.by_model import Rates, rate_said, rates_for
 from orchestrator.cycles.cost import StageTime
 from orchestrator.data.comparison_set import ComparisonSetResults
 from orchestrator.data.contamination import DataCheckResults
@@ -109,6 +110,11 @@ def _preference_model(numbers: CycleNumbers) -> list[Row]:
     rows: list[Row] = []
     if model is not None:
         rows += _held_out(model.held_out)
+        rate, usual = model.choices.get("learning_rate"), _usual(model.num_parameters)
+        if isinstance(rate, float):
+            default = usual.preference_model if usual else None
+            said = rate_said(rate, default, model.num_parameters, adapters=model.lora is not None)
+            rows.append(("PM learning rate", said))
         skills = model.skills.by_source if model.skills is not None else {}
         rows += [(f"PM accuracy on skill {name}", _accuracy(part)) for name, part in skills.items()]
     rows += scaling_rows(numbers.scaling)
@@ -154,11 +160,30 @@ def _accuracy(found: Accuracy) -> str:
 def _ppo(numbers: CycleNumbers) -> list[Row]:
     """How PPO went, what it kept on its way, and how score and KL went together."""
     training = numbers.training
-    rows = watch_rows(training, _offsets(numbers)) if training is not None else []
+    rows: list[Row] = []
+    if training is not None:
+        rows += [*_rate_of_ppo(numbers), *watch_rows(training, _offsets(numbers))]
     for kept in numbers.snapshots:
         what = f"PM score {number(kept.score)} after {kept.samples} samples: `{kept.digest}`"
         rows.append((f"Snapshot at KL {kept.kl_nats:.3g} nats", what))
     return rows + law_rows(training.curve if training is not None else ())
+
+
+def _usual(parameters: int | None) -> Rates | None:
+    """Rates by the size of a model; a result that doesn't tell its size says nothing of them."""
+    return None if parameters is None else rates_for(parameters)
+
+
+def _rate_of_ppo(numbers: CycleNumbers) -> list[Row]:
+    training, model = numbers.training, numbers.preference_model
+    if training is None or training.learning_rate is None:
+        return []
+    # The preference model is the initial policy's trunk, and says how large that is.
+    parameters = model.num_parameters if model is not None else None
+    usual = _usual(parameters)
+    adapters = bool(training.settings.get("lora_rank"))
+    said = rate_said(training.learning_rate, usual.policy if usual else None, parameters, adapters=adapters)
+    return [("PPO's learning rate", said)]
 
 
 def _judged(numbers: CycleNumbers) -> list[Row]:

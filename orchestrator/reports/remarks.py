@@ -175,9 +175,28 @@ def refused_by_template(numbers: CycleNumbers) -> Iterator[str]:
     yield from (f"the chat template refused {said}" for said in refused_said(numbers))
 
 
+def too_long(numbers: CycleNumbers) -> Iterator[str]:
+    """Dialogues that no model here may read are in no training and no figure."""
+    model, training, judged = numbers.preference_model, numbers.training, numbers.evaluation
+    lengths = dict(model.dropped_too_long_by_split) if model is not None else {}
+    counts = [
+        (lengths.get("train"), "train comparisons"),
+        (lengths.get("held_out"), "held-out comparisons"),
+        (training.prompts_too_long if training is not None else None, "prompts of PPO"),
+        (judged.prompts_too_long if judged is not None else None, "prompts to judge on"),
+    ]
+    said = ", ".join(f"{count} {what}" for count, what in counts if count)
+    if said:
+        limit = f" of {model.max_tokens} tokens" if model is not None else ""
+        yield (
+            f"too long, and left out: {said}. The preference model reads texts{limit}, prompt and reply; to have "
+            "them, raise preference_model.max_tokens as far as the policy's context goes, or lower max_reply_tokens"
+        )
+
+
 Rule = Callable[[CycleNumbers], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     people_disagree, worse_than_live, gates_remark, pm_below_chance, lost_on_a_question, twin_sees_less, stopped_ppo,
     collapse, left_the_line, longer, calibration, few_held_out, few_compared, orientation_skipped,
-    doubtful_initial_policy, refused_by_template, knows_length_alone,
+    doubtful_initial_policy, refused_by_template, too_long, knows_length_alone,
 )  # fmt: skip

@@ -365,7 +365,7 @@ def _max_tokens(server: PolicyServer, request: ChatRequest, snapshot: Snapshot, 
             f"{prompt_tokens} prompt tokens and a reply of up to {requested or 1} do not fit the context of {context}. "
             "Shorten the messages or lower max_tokens.",
         )
-    return requested or min(room, server.config.max_tokens)
+    return requested or int(min(room, server.config.max_tokens))
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,6 +1,7 @@
 """The orientation check: a preference model turned round must be seen at once."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from models.chat.format import ChatFormat
 from models.chat.refusals import Refusals
 from models.jobs.check_preference_model import ordered_pairs, run
 from models.model_folders.saving import save_model
+from models.preference.comparison_set import token_pair
 from models.preference.model import PreferenceModel, fresh_preference_model
 from models.preference.report import ScoredPair
 from models.runtime.job import Job, JobError
@@ -101,3 +103,18 @@ def test_of_a_comparison_set_the_named_shards_are_scored_without_ties(scorer_dir
     assert scored("some", most_pairs=5)["n"] == 5
     with pytest.raises(JobError, match="has 0 of the shards gone"):
         scored("none", shards=["gone.jsonl"])
+
+
+def test_a_text_longer_than_those_of_training_is_counted_and_not_asked_about(scorer_dir, tmp_path):
+    records = polite_comparisons(12, 0)
+    model = PreferenceModel.load(scorer_dir)
+    assert model.max_tokens == model.model.config.max_position_embeddings
+    pairs = [token_pair(record, model.chat) for record in records]
+    lengths = sorted(max(pair.better_tokens, pair.worse_tokens) for pair in pairs)
+    trained_on = tmp_path / "trained on few"
+    shutil.copytree(scorer_dir, trained_on)
+    (trained_on / "results.json").write_text(json.dumps({"max_tokens": lengths[5]}))
+    assert PreferenceModel.load(trained_on).max_tokens == lengths[5]
+    found = check(tmp_path / "checked", trained_on, records)
+    assert found["n"] == sum(length <= lengths[5] for length in lengths) < 12
+    assert sum(found["too_long"].values()) == 12 - found["n"]

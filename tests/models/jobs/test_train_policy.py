@@ -1,6 +1,7 @@
 """PPO end to end on a tiny world: it learns what it should, starts exactly, stops, and resumes to the same bytes."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.policy.critic import ValueHead
+from models.policy.inputs import prompts_that_fit
 from models.policy.model import Policy, selected_logps
 from models.policy.prompts import Prompt, PromptSetError, PromptStream, load_prompts
 from models.policy.reply_chunks import reply_chunks
+from models.policy.settings import PPOSettings
 from models.preference.model import PreferenceModel
 from models.runtime.job import JobError
 from models.sampling.engine import DecodeEngine, SamplingParams
@@ -225,3 +228,34 @@ def test_prompts_are_read_by_split_and_long_ones_counted(prompts_dir, policy_dir
         load_prompts(prompts_dir, chat, "train", 2)
     with pytest.raises(PromptSetError, match=r"no prompts\.jsonl"):
         load_prompts(policy_dir, chat, "train", 1000)
+
+
+def test_prompts_leave_room_for_a_reply_in_every_model(prompts_dir, policy_dir, scorer_dir):
+    chat, policy = ChatFormat.load(policy_dir), load_causal_lm(policy_dir)
+    scorer = PreferenceModel.load(scorer_dir)
+    lengths = sorted(len(prompt.ids) for prompt in load_prompts(prompts_dir, chat, "train", 1000).prompts)
+
+    def fit(
+        preference_tokens: float, reply: int, prompt: int | None = None, context: int = 1000
+    ) -> tuple[list[int], int]:
+        policy.config.max_position_embeddings, scorer.max_tokens = context, preference_tokens
+        settings = PPOSettings(max_reply_tokens=reply, max_prompt_tokens=prompt)
+        found, longest = prompts_that_fit(prompts_dir, chat, "train", settings, [policy], [scorer])
+        assert len(found.prompts) + found.num_too_long == 12
+        return sorted(len(prompt.ids) for prompt in found.prompts), longest
+
+    middle = lengths[5]
+    shorter = [length for length in lengths if length <= middle]
+    assert len(shorter) < 12
+    assert fit(math.inf, 10) == (lengths, lengths[-1] + 10)
+    # The policy's context, what the preference model was trained on (two ids close its text), and the setting.
+    assert fit(math.inf, 10, context=middle + 10) == (shorter, middle + 10)
+    assert fit(middle + 12, 10) == (shorter, middle + 10)
+    assert fit(math.inf, 10, prompt=middle) == (shorter, middle + 10)
+    assert fit(middle + 12, 10, prompt=1000) == (shorter, middle + 10)
+    with pytest.raises(JobError, match="max_reply_tokens is 10, but the policy holds 10 tokens"):
+        fit(math.inf, 10, context=10)
+    with pytest.raises(JobError, match="trained on texts of up to 12 tokens, prompt included"):
+        fit(12, 10)
+    with pytest.raises(JobError, match=r"with at most 1 tokens .*raise max_prompt_tokens where it is given"):
+        fit(math.inf, 10, prompt=1)

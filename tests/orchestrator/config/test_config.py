@@ -317,6 +317,7 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     for section, newer in (
         (expected, "checkpoint_every"),
         (expected, "cut_off_penalty"),
+        (expected, "max_prompt_tokens"),
         *((expected["watch"], key) for key in RECOVERY),
     ):
         del section[newer]
@@ -324,6 +325,16 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     assert told(config.evaluation, JudgedReplies) == {
         "num_prompts": 256, "max_reply_tokens": 128, "temperature": 1.0, "threads": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("section", ["ppo", "evaluation"])
+def test_replies_that_the_preference_model_could_not_hear_are_refused_before_it_is_trained(file, section):
+    lengths = ["preference_model.max_tokens=100", "ppo.max_reply_tokens=50", "evaluation.max_reply_tokens=50"]
+    assert load_config(file, [*lengths, f"{section}.max_reply_tokens=97"]).preference_model.max_tokens == 100
+    # The ends of the turn and of the context are two, and a prompt has one at least.
+    said = rf"{section}\.max_reply_tokens is 98, but the preference model is trained on texts of up to 100 tokens"
+    with pytest.raises(ConfigError, match=said):
+        load_config(file, [*lengths, f"{section}.max_reply_tokens=98"])
 
 
 def all_sections() -> dict[str, Any]:

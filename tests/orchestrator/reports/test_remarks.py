@@ -82,6 +82,16 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
             "folder a chat template",
         ),
         (
+            replace(
+                FLAWLESS,
+                preference_model=preference_model(dropped_too_long_by_split={"train": 0, "held_out": 2}),
+                training=replace(BARE_PPO, prompts_too_long=7),
+                evaluation=judged(2.0, watcher_score=2.0, prompts_too_long=3),
+            ),
+            "too long, and left out: 2 held-out comparisons, 7 prompts of PPO, 3 prompts to judge on. The preference "
+            "model reads texts of 512 tokens, prompt and reply; to have them, raise preference_model.max_tokens",
+        ),
+        (
             replace(FLAWLESS, preference_model=of_length(longer=0.72, left=0.5)),
             "knows no more than that longer replies win (0.720 [0.620, 0.820] of them do): without length its accuracy "
             "is 0.500 [0.400, 0.600]",

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+import pytest
 
 from orchestrator.reports.cycle_text import sections, to_markdown
 from orchestrator.reports.remarks import RULES
+from tests.orchestrator.published_results import preference_model
+from tests.orchestrator.reports.policy_results import BARE_PPO
 from tests.orchestrator.reports.whole_cycle import whole_cycle
 from tests.paths import PROJECT_ROOT
 
@@ -59,3 +64,32 @@ def test_each_section_has_its_heading_and_each_table_says_what_it_holds() -> Non
 def test_every_rule_of_the_remarks_is_explained() -> None:
     names = explained("Remarks")
     assert len(names) == len(set(names)) == len(RULES)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "pm_rate", "ppo", "expected"),
+    [
+        # A published model with what it gets by its size, and with what somebody gave; adapters get ten times as much.
+        (
+            268_000_000, 2e-5, {"learning_rate": 3e-6},
+            ("2e-05: the default for a model of 268 M weights", "3e-06: the default for a model of 268 M weights"),
+        ),
+        (
+            268_000_000, 1e-3, {"learning_rate": 3e-6, "lora_rank": 8},
+            (
+                "0.001, where the default for a model of 268 M weights is 2e-05",
+                "3e-06, where the default for a model of 268 M weights is 3e-05",
+            ),
+        ),
+        # One that was pretrained here, and a result of before sizes were told.
+        (1_000_000, 1e-3, {"learning_rate": 1e-4}, ("0.001", "0.0001")),
+        (None, 1e-3, {"learning_rate": 1e-4}, ("0.001", "0.0001")),
+    ],
+)  # fmt: skip
+def test_a_learning_rate_stands_beside_what_is_usual_at_that_size(parameters, pm_rate, ppo, expected) -> None:
+    numbers = whole_cycle(
+        preference_model=preference_model(num_parameters=parameters, choices={"learning_rate": pm_rate}),
+        training=replace(BARE_PPO, settings=ppo),
+    )
+    rows = dict(row for section in sections(numbers) for row in section.rows)
+    assert (rows["PM learning rate"], rows["PPO's learning rate"]) == expected

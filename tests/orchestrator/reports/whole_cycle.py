@@ -94,7 +94,9 @@ def _training() -> Any:
     )
     watch = WatchResult(None, (RaisedAlarm(3, "length", ""),), start, end)
     recoveries = (Recovery(iteration=4, wire="entropy", found="", back_to=2, learning_rate=1e-4),)
-    return replace(BARE_PPO, curve=curve, watch=watch, logp_accuracy=logp, recoveries=recoveries)
+    return replace(
+        BARE_PPO, settings={"learning_rate": 1e-4}, curve=curve, watch=watch, logp_accuracy=logp, recoveries=recoveries
+    )
 
 
 def _model(**rest: Any) -> Any:
@@ -120,6 +122,7 @@ def _model(**rest: Any) -> Any:
     return preference_model(
         held_out,
         skills=held_out_report(by_source={"sums": accuracy(0.6)}),
+        choices={"learning_rate": 1e-3},
         offset=0.5,
         reference=Reference(sha256="ab", num_pairs=4, too_long=0),
         **rest,
