@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,7 @@ class KnownReward:
 
     def __init__(self, initial: Path) -> None:
         self.chat = ChatFormat.load(initial)
+        self.max_tokens = math.inf
         self.model = load_causal_lm(initial)  # PolicyTraining looks at its size, and at its trunk if asked to
         asked = self.chat.encode([{"role": "user", "content": "a"}], reply=True)
         self._roles = {asked[0], asked[-1]}
