@@ -23,9 +23,11 @@ LEARNING: tuple[str, ...] = ("preference_model_speed", "preference_model_scaling
 OTHERS = (
     "accuracy_intervals",
     "batch_order",
+    "families",
     "feedback_throughput",
     "freeze",
     "hh_weeks",
+    "idle_time",
     "known_answer",
     "launches",
     "lora_memory",
