@@ -6,6 +6,7 @@ behind. Formats are in `formats/`, what happens in the database in `import_table
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -19,6 +20,9 @@ from orchestrator.data.formats.reading import RawRecord, RecordFile
 from orchestrator.data.formats.records import Refused, load_object
 from orchestrator.data.import_tables import ImportFacts, ImportOptions, Staging
 from orchestrator.errors import ImportFileError
+
+RECORDS_AT_ONCE = 1000
+"""Records between two looks at how much of the file was read."""
 
 REFUSED_LINES = 5
 """Lines of each reason that a report names."""
@@ -63,8 +67,13 @@ class ImportReport:
         return asdict(self)
 
 
-def import_file(session: Session, file: Path, request: ImportRequest | None = None) -> ImportReport:
-    """Import one file in the session's transaction; the caller commits.
+def import_file(
+    session: Session,
+    file: Path,
+    request: ImportRequest | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> ImportReport:
+    """Import one file in the session's transaction; the caller commits. `progress` is told the share of it read.
 
     Raises:
         ImportFileError: the file cannot be read, is in no known format, or needs an option; nothing may be
@@ -83,6 +92,8 @@ def import_file(session: Session, file: Path, request: ImportRequest | None = No
         num_records = 0
         for raw in chain(head, records):
             num_records += 1
+            if num_records % RECORDS_AT_ONCE == 0:
+                progress(source_file.share_read)
             try:
                 assert parse is not None
                 for item in parse(load_object(raw.text)):
@@ -95,6 +106,7 @@ def import_file(session: Session, file: Path, request: ImportRequest | None = No
                     raise _not_json(file, raw, refused) from None
                 staging.refuse(refused, raw.line, raw.text)
         facts = ImportFacts(str(file), source_file.digest(), name, started_at)
+    progress(1.0)
     counts = staging.finish(facts)
     lines = staging.refused_lines(REFUSED_LINES)
     imported, already_there = counts.pop("imported"), counts.pop("already_there")

@@ -112,18 +112,28 @@ class Erased:
     """Digests of the artifacts that were written anew."""
 
 
-def erase(engine: Engine, store: ArtifactStore, handle: str, note: str = "") -> Erased:
+def erase(
+    engine: Engine,
+    store: ArtifactStore,
+    handle: str,
+    note: str = "",
+    progress: Callable[[float], None] = lambda share: None,
+) -> Erased:
     """Forget a rater, for good; called again it goes on where it was cut off.
+
+    `progress` is told the share of the artifacts that were looked through.
 
     Raises:
         RaterError: there is no such rater, or a cycle is open that may hold the texts.
     """
     with transaction(engine) as session:
         erasure_id = begin(session, handle, note).id
-    return go_on(engine, store, erasure_id)
+    return go_on(engine, store, erasure_id, progress)
 
 
-def go_on(engine: Engine, store: ArtifactStore, erasure_id: int) -> Erased:
+def go_on(
+    engine: Engine, store: ArtifactStore, erasure_id: int, progress: Callable[[float], None] = lambda share: None
+) -> Erased:
     """Carry out what was begun, from where it was cut off; one at a time, others wait.
 
     Raises:
@@ -132,7 +142,7 @@ def go_on(engine: Engine, store: ArtifactStore, erasure_id: int) -> Erased:
     with transaction(engine) as session:
         rater_id = session.get_one(t.Erasure, erasure_id).rater_id
     with _alone(engine, erasure_id):
-        _rewrite_artifacts(engine, store, erasure_id, rater_id)
+        _rewrite_artifacts(engine, store, erasure_id, rater_id, progress)
         with transaction(engine) as session:
             refuse_open_cycle(session)
             return _blank(session, erasure_id, rater_id)
@@ -219,7 +229,9 @@ Blank = Callable[[dict[str, Any]], str | None]
 """Blanks a record in place; "comparison" or "record" where it had text to blank, else None."""
 
 
-def _rewrite_artifacts(engine: Engine, store: ArtifactStore, erasure_id: int, rater_id: int) -> None:
+def _rewrite_artifacts(
+    engine: Engine, store: ArtifactStore, erasure_id: int, rater_id: int, progress: Callable[[float], None]
+) -> None:
     with transaction(engine) as session:
         gone = set(
             session.scalars(select(t.ErasedComparison.comparison_id).where(t.ErasedComparison.erasure_id == erasure_id))
@@ -236,7 +248,8 @@ def _rewrite_artifacts(engine: Engine, store: ArtifactStore, erasure_id: int, ra
         digests = session.scalars(
             select(t.Artifact.digest).where(t.Artifact.kind.in_(WITH_TEXT)).distinct().order_by(t.Artifact.digest)
         ).all()
-    for digest in digests:
+    for number, digest in enumerate(digests):
+        progress(number / len(digests))
         place = places.get(digest, digest)
         if digest in done:
             # Cut off between the record and the deletion, perhaps; deleting twice is no harm.
@@ -246,6 +259,7 @@ def _rewrite_artifacts(engine: Engine, store: ArtifactStore, erasure_id: int, ra
         if not store.exists(place):
             continue
         _rewrite(engine, store, digest, place, erasure_id, _blanker(gone, prompts))
+    progress(1.0)
 
 
 def _rewrite(engine: Engine, store: ArtifactStore, digest: str, place: str, erasure_id: int, blank: Blank) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from db.session import session
 from orchestrator.commands.printing import named_lines
+from orchestrator.commands.progress import Progress
 from orchestrator.data.formats import FORMATS
 from orchestrator.data.formats.reading import check_openable
 from orchestrator.data.importing import ImportReport, ImportRequest, import_file
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     reports = []
     for file in args.files:
         with session(url) as current:
-            report = import_file(current, file, request)
+            report = import_file(current, file, request, Progress(str(file)))
         reports.append(report)
         if not args.json:
             print(_line(report), flush=True)

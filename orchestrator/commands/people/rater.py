@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _erase(args: argparse.Namespace) -> int:
+    from orchestrator.commands.progress import Progress
     from orchestrator.people.erasure import erase
     from orchestrator.store.artifacts import ArtifactStore
 
@@ -120,7 +121,9 @@ def _erase(args: argparse.Namespace) -> int:
         return 1
     engine = make_engine(url)
     try:
-        done = erase(engine, ArtifactStore(settings.artifact_url, settings.home / "cache"), args.handle, args.note)
+        store = ArtifactStore(settings.artifact_url, settings.home / "cache")
+        # Not by the handle, which is what is to be forgotten.
+        done = erase(engine, store, args.handle, args.note, Progress("artifacts looked through"))
         with transaction(engine) as database:
             # By its id: the record of who erased must not keep the name that is erased.
             record_act(database, machine_user(), "erase", f"rater {done.rater_id}")

@@ -9,6 +9,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Generator, Iterable, Iterator
@@ -78,6 +79,12 @@ class RecordFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def share_read(self) -> float:
+        """How much of the file was read, 0 to 1; of a pipe, whose length nobody knows, 0."""
+        size = os.fstat(self._file.fileno()).st_size
+        return min(1.0, self._file.tell() / size) if size else 0.0
 
     def digest(self) -> str:
         """SHA-256 (hex) of the file as it lies on disk; reads what has not been read yet."""
