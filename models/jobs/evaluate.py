@@ -55,10 +55,13 @@ def run(job: Job) -> None:
     prompts = found.prompts[: settings.num_prompts]
     engine = DecodeEngine(policy, chat.stop_ids, min(SLOTS, len(prompts) * settings.best_of), longest)
     engine.reserve(longest)
-    collector = RolloutCollector(Policy(policy), Policy(reference), preference_model, chat, engine, job.device)
+    collector = RolloutCollector(
+        Policy(policy), Policy(reference), preference_model, chat, engine, job.device, settings.forward_tokens
+    )
     watcher = None
     if "watcher" in job.inputs:
         watcher = load_preference_model(job.input("watcher"), initial, job.device)
+        watcher.chunk_tokens = preference_model.chunk_tokens
     records: list[JudgedReply] = []
     batch = max(1, BATCH_REPLIES // settings.best_of)
     for start in range(0, len(prompts), batch):

@@ -80,6 +80,7 @@ def run(job: Job) -> None:
         # What is judged below is what is published.
         model = merged(trained)
     preference_model = PreferenceModel(model, chat)
+    preference_model.chunk_tokens = training.chunk_tokens
     scored, skills = _scored(preference_model, held_out, num_judged)
     offset, reference = offset_of(job, preference_model, max_tokens)
     results = PreferenceModelResults(

@@ -57,6 +57,7 @@ class PolicyMonitor:
             self.watcher = load("watcher", job.input("watcher"))
             # As the training PM scores, so that the gap between the two is no matter of rounding.
             self.watcher.precision = collector.preference_model.precision
+            self.watcher.chunk_tokens = collector.preference_model.chunk_tokens
         self.pairs, self.refusals = [], Refusals()
         if "comparisons" in job.inputs and logp_every:
             longest = min(context_of(collector.policy.model), collector.preference_model.max_tokens)

@@ -23,7 +23,7 @@ from models.policy.reply_chunks import ReplyChunk, reply_chunks
 from models.preference.model import PreferenceModel
 from models.sampling.engine import Completion, DecodeEngine, SamplingParams
 
-# Tokens in one forward pass: on CPU larger tensors leave the cache, on a GPU they fill it.
+# Tokens of one forward pass where none are asked for: on CPU larger tensors leave the cache, on a GPU they fill it.
 CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 32768
 
@@ -79,12 +79,15 @@ class RolloutCollector:
         chat: ChatFormat,
         engine: DecodeEngine,
         device: torch.device,
+        forward_tokens: int | None = None,
     ) -> None:
+        """`forward_tokens`: those of one forward pass, scoring included; by default what fills the device."""
         # Where one of them has to call its modules the other must too, or equal weights would differ by rounding.
         policy.by_hand = reference.by_hand = policy.by_hand and reference.by_hand
         self.policy, self.reference, self.preference_model = policy, reference, preference_model
         self.chat, self.engine, self.device = chat, engine, device
-        self.chunk_tokens = CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU
+        self.chunk_tokens = forward_tokens or (CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU)
+        self.preference_model.chunk_tokens = forward_tokens or preference_model.chunk_tokens
 
     def sample(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Completion]:
         """One reply per prompt."""

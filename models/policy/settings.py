@@ -15,6 +15,7 @@ from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
+    ForwardSettings,
     LoraSettings,
     Precision,
 )
@@ -179,7 +180,7 @@ class PromptMix(Checked):
 
 
 @dataclass(frozen=True)
-class PPOTraining(Checked):
+class PPOTraining(ForwardSettings):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
@@ -414,7 +415,7 @@ class PPOSettings(PPOTraining, LoraSettings, PromptMix):
 
 
 @dataclass(frozen=True)
-class JudgedReplies(Checked):
+class JudgedReplies(ForwardSettings):
     """Which replies a policy is judged by."""
 
     num_prompts: int = setting(

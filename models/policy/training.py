@@ -94,7 +94,9 @@ class PolicyTraining:
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
         read_reference = Policy(reference, settings.precision)
-        self.collector = RolloutCollector(self.policy, read_reference, preference_model, chat, engine, job.device)
+        self.collector = RolloutCollector(
+            self.policy, read_reference, preference_model, chat, engine, job.device, settings.forward_tokens
+        )
         known, sayable = (len(embedding_table(m)) for m in (preference_model.model, model))
         if known < sayable:
             raise JobError(

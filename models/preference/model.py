@@ -30,13 +30,18 @@ from models.preference.tree_states import can_pack, states_at_reads
 from models.preference.trees import Tree
 from models.runtime.results import result_from_json
 
-# Tokens in one forward pass. On CPU larger tensors leave the cache (hidden size 128: 4,096 was 10% slower than 2,048);
-# a GPU needs more to be busy, and training holds the activations of them all.
+# Tokens of one forward pass where none are asked for. On CPU larger tensors leave the cache (hidden size 128: 4,096 was
+# 10% slower than 2,048); a GPU needs more to be busy, and training holds the activations of them all.
 CHUNK_TOKENS_CPU = 2048
 CHUNK_TOKENS_GPU = 16384
 
 # Pairs that are sorted by length together.
 SCORED_AT_ONCE = 4096
+
+
+def default_chunk_tokens(device: torch.device) -> int:
+    """Tokens of one forward pass that fill the device."""
+    return CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU
 
 
 class PreferenceModelError(Exception):
@@ -59,7 +64,7 @@ class PreferenceModel:
         # off (`relative`) only where scores of several models stand beside each other.
         self.offset = offset
         self.device: torch.device = next(model.parameters()).device
-        self.chunk_tokens = CHUNK_TOKENS_CPU if self.device.type == "cpu" else CHUNK_TOKENS_GPU
+        self.chunk_tokens = default_chunk_tokens(self.device)
 
     @classmethod
     def load(cls, directory: Path, device: torch.device | str = "cpu") -> PreferenceModel:

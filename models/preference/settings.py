@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.runtime.settings import Checked, SettingError, setting
+from models.runtime.settings import SettingError, setting
 from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
+    ForwardSettings,
     LoraSettings,
     Precision,
 )
@@ -32,7 +33,7 @@ SOFT_TARGET_UNKNOWN = 1.0
 
 
 @dataclass(frozen=True)
-class RankingSettings(Checked):
+class RankingSettings(ForwardSettings):
     """What training on people's comparisons and pre-training on ranked answers have in common."""
 
     learning_rate: float = setting(

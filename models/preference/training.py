@@ -16,7 +16,7 @@ from models.backbone.precision import computing_in, note_precision
 from models.chat.format import ChatFormat
 from models.preference.language_loss import frozen_output_layer, good_sample_loss
 from models.preference.loss import preference_loss, question_weights, soft_targets
-from models.preference.model import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, can_pack, pair_scores, tree_scores
+from models.preference.model import can_pack, default_chunk_tokens, pair_scores, tree_scores
 from models.preference.order import dialogue_order, epoch_order
 from models.preference.pairs import TokenPair
 from models.preference.settings import ADAM_BETAS, ADAM_EPS, MAX_GRADIENT_NORM, PreferenceModelSettings
@@ -46,7 +46,7 @@ class Training:
         self.steps_per_epoch = math.ceil(len(pairs) / settings.batch_pairs)
         self.num_steps = self.steps_per_epoch * settings.epochs
         self.warmup_steps = math.ceil(settings.warmup_fraction * self.num_steps)
-        self.chunk_tokens = CHUNK_TOKENS_CPU if job.device.type == "cpu" else CHUNK_TOKENS_GPU
+        self.chunk_tokens = settings.forward_tokens or default_chunk_tokens(job.device)
         self.packed = can_pack(model.config)
         self._order: tuple[int, list[int]] | None = None  # of the epoch that is being visited
         self.tokens_computed = 0

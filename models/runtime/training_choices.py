@@ -1,6 +1,6 @@
-"""Choices that the settings of several training jobs share: number format, adapters, checkpoints. No torch.
+"""Choices that the settings of several training jobs share: number format, memory, adapters, checkpoints. No torch.
 
-`models/backbone/precision.py` and `models/backbone/adapters.py` carry out the first two.
+`models/backbone/precision.py` and `models/backbone/adapters.py` carry out number format and adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,22 @@ PRECISION = (
     "What the matrix products of training are computed in; `bfloat16` is faster where the hardware multiplies it "
     "(GPUs, CPUs with AMX) and exact to three digits. Weights stay float32."
 )
+
+
+@dataclass(frozen=True)
+class ForwardSettings(Checked):
+    """How much of a batch goes through a model at once. What is learned does not depend on it, but for rounding."""
+
+    forward_tokens: int | None = setting(
+        None,
+        "Tokens of one forward pass: a batch is cut into chunks of so many, and only one chunk's activations are in "
+        "memory; what is learned stays the same but for rounding. A single longer text is a chunk of its own. Not "
+        "given: what fills the processor (docs/explanation/memory.md).",
+        unit="tokens",
+        raised="more memory; faster until the processor is full",
+        at_least=1,
+        new=True,
+    )
 
 
 @dataclass(frozen=True)

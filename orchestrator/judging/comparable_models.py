@@ -23,7 +23,7 @@ from orchestrator.store import ledger
 # How a model is trained at its size, not what it learns; twins only change the number of comparisons.
 TUNING = {
     "learning_rate", "lr_schedule", "warmup_fraction", "batch_pairs", "batch_order", "threads", "precision",
-    "twin", "part", "skills", "shuffle_labels", "checkpoint_every",
+    "twin", "part", "skills", "shuffle_labels", "checkpoint_every", "forward_tokens",
 }  # fmt: skip
 MIX = ("questions", "sources", "harmless_weight")
 """What makes the mix that a model is trained on."""

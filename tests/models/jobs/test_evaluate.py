@@ -160,6 +160,15 @@ def test_batches_change_neither_prompts_nor_random_numbers(judge, monkeypatch):
     assert [record["reply"] for record in together] == [record["reply"] for record in apart]
 
 
+def test_fewer_tokens_at_once_change_no_number_but_for_rounding(judge):
+    _, together, _ = judge("together", forward_tokens=512)
+    _, apart, _ = judge("apart", forward_tokens=16)
+    assert [record["reply"] for record in apart] == [record["reply"] for record in together]
+    for name in ("score", "kl_nats", "entropy"):
+        assert [record[name] for record in apart] == pytest.approx([record[name] for record in together], abs=1e-4)
+    assert apart != together, "nothing was cut"
+
+
 def test_truncation_and_length_are_reported(judge):
     results, records, _ = judge(max_reply_tokens=1)
     assert results["reply_tokens"] == 1.0

@@ -1,0 +1,62 @@
+"""PPO learns the same, however many tokens go through the models at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.chat.format import ChatFormat
+from models.policy.settings import PPOSettings
+from models.policy.training import PolicyTraining
+from models.runtime.settings import settings_from
+from tests.models.ppo_runs import ppo_job
+
+WHOLE = 256
+"""More than the tokens of a minibatch, which is then one chunk."""
+TOLERANCE = 1e-3
+"""Of the largest move of a tensor: sums in another order, after six steps of Adam."""
+
+
+@pytest.fixture
+def training_of(policy_dir: Path, scorer_dir: Path, prompts_dir: Path, tmp_path: Path):
+    """Gives a run that has not begun: training_of(**settings)."""
+
+    def make(**settings: Any) -> PolicyTraining:
+        inputs = {"initial": policy_dir, "preference_model": scorer_dir, "prompts": prompts_dir}
+        job = ppo_job(tmp_path / f"run-{len(list(tmp_path.iterdir()))}", inputs, {"epochs": 3} | settings)
+        return PolicyTraining(job, settings_from(PPOSettings, job.settings), ChatFormat.load(policy_dir))
+
+    yield make
+    torch.use_deterministic_algorithms(False)
+
+
+def learned(training: PolicyTraining) -> tuple[list[Tensor], int]:
+    """The weights after one rollout was learned from, and in how many chunks each minibatch was read, at most."""
+    rollout, chunks = training._rollout(0)
+    assert training.learner.learn(0, rollout, chunks) is not None
+    assert training.learner.optimiser_steps == 6
+    models = (training.policy.model, training.critic)
+    return [parameter.detach() for model in models for parameter in model.parameters()], max(map(len, chunks))
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_weights_are_the_same_for_any_budget(training_of, critic: str) -> None:
+    start = training_of(critic=critic)
+    before = [parameter.detach() for model in (start.policy.model, start.critic) for parameter in model.parameters()]
+    whole, chunks = learned(training_of(critic=critic, forward_tokens=WHOLE))
+    assert chunks == 1
+    for budget, at_least in ((WHOLE // 2, 2), (WHOLE // 8, 5)):
+        weights, chunks = learned(training_of(critic=critic, forward_tokens=budget))
+        assert chunks >= at_least
+        for mine, its, then in zip(weights, whole, before, strict=True):
+            assert (mine - its).abs().max() <= TOLERANCE * (its - then).abs().max()
+
+
+def test_all_models_of_a_run_keep_to_the_budget(training_of) -> None:
+    training = training_of(forward_tokens=32)
+    assert training.collector.chunk_tokens == training.collector.preference_model.chunk_tokens == 32
+    assert training_of().collector.chunk_tokens == 1024

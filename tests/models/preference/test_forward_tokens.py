@@ -1,0 +1,52 @@
+"""A preference model learns the same, however many tokens go through it at once: as trees and as plain pairs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from models.preference.settings import PreferenceModelSettings
+from models.preference.training import Training
+from models.runtime.job import Job
+from tests.models.preference.tree_world import BATCH, PAD, small_model
+
+WHOLE = {True: 512, False: 1024}
+"""More than all tokens of a step, which is then one chunk; trees share most of them."""
+STEPS = 2
+TOLERANCE = 1e-3
+"""Of the largest move of a tensor: sums in another order, after two steps of Adam."""
+
+
+def learned(model: Any, folder: Path, budget: int, *, packed: bool) -> tuple[list[Tensor], list[int]]:
+    """The weights after two steps on the same pairs, and how many pairs each chunk of a step held."""
+    settings = PreferenceModelSettings(
+        forward_tokens=budget, batch_pairs=len(BATCH), epochs=STEPS, learning_rate=1e-3, lr_schedule="constant"
+    )
+    chat: Any = SimpleNamespace(pad_id=PAD)
+    training = Training(Job({}, folder), settings, copy.deepcopy(model), chat, BATCH)
+    training.packed = packed
+    for step in range(STEPS):
+        training._step(step, training._batch(step))
+    sizes = [len(members) for members, _, _ in training._scored_chunks(BATCH)]
+    return [parameter.detach() for parameter in training.model.parameters()], sizes
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_are_the_same_for_any_budget(packed: bool, name: str, tmp_path: Path) -> None:
+    model = small_model(name)
+    most = WHOLE[packed]
+    whole, sizes = learned(model, tmp_path, most, packed=packed)
+    assert sizes == [len(BATCH)]
+    for budget, at_least in ((most // 2, 2), (most // 8, 5)):
+        weights, sizes = learned(model, tmp_path, budget, packed=packed)
+        assert len(sizes) >= at_least
+        assert sum(sizes) == len(BATCH)
+        for mine, its, then in zip(weights, whole, model.parameters(), strict=True):
+            # Of weights with next to no gradient Adam moves by its sign, which hangs on rounding; they are few.
+            assert (mine - its).abs().mean() <= TOLERANCE * (its - then).abs().max()
