@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.backbone.causal_attention import attends_to_window, causal_attention
 from models.backbone.llama_layer import by_hand, complex_angles, finish, queries_keys_values
+from models.backbone.recomputation import through
 from models.backbone.rotary import FIXED_ROTARY, depends_on_length, rotated
 
 _FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -38,30 +39,36 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) 
     layers = trunk.layers[: trunk.config.num_hidden_layers]
     if hand and all(by_hand(layer, hidden) for layer in layers):
         return _states_by_hand(trunk, layers, hidden, (cos[0], sin[0]), positions)
-    cos, sin = cos[:, None], sin[:, None]
+    angles = cos[:, None], sin[:, None]
     for number, layer in enumerate(layers):
-        attention = layer.self_attn
-        normed = _norm(layer.input_layernorm, hidden)
-        query, key, value = (
-            projection(normed).unflatten(-1, (-1, attention.head_dim))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):
-            query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        # Angles in the format of the heads: float32 ones would make them float32 again.
-        angles = cos.to(query.dtype), sin.to(query.dtype)
-        query, key = rotated(query, *angles), rotated(key, *angles)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        attended = attended.transpose(1, 2).flatten(2)
-        if number == len(layers) - 1:
-            attended, hidden = (x.flatten(0, 1).index_select(0, positions) for x in (attended, hidden))
-        hidden = hidden + attention.o_proj(attended)
-        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
-        hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        at = positions if number == len(layers) - 1 else None
+        hidden = through(layer, _by_modules, layer, hidden, angles, at)
     return _norm(trunk.norm, hidden)
+
+
+def _by_modules(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], positions: Tensor | None) -> Tensor:
+    """One layer's states (B, T, D), or with `positions` (N, D) of those alone."""
+    attention = layer.self_attn
+    normed = _norm(layer.input_layernorm, hidden)
+    query, key, value = (
+        projection(normed).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    # Angles in the format of the heads: float32 ones would make them float32 again.
+    cos, sin = (angle.to(query.dtype) for angle in angles)
+    query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+    attended = F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    attended = attended.transpose(1, 2).flatten(2)
+    if positions is not None:
+        attended, hidden = (x.flatten(0, 1).index_select(0, positions) for x in (attended, hidden))
+    hidden = hidden + attention.o_proj(attended)
+    mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
+    return hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
 
 
 def padded_states(trunk: Any, ids: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -94,15 +101,23 @@ def _states_by_hand(
     hidden = hidden.flatten(0, 1)
     turns = complex_angles(*(angle.repeat(count, 1) for angle in angles))
     for number, layer in enumerate(layers):
-        query, key, value = (
-            states.view(count, width, -1, states.shape[-1]).transpose(1, 2)
-            for states in queries_keys_values(layer, hidden, turns)
-        )
-        attended = causal_attention(query, key, value, layer.self_attn.scaling).flatten(0, 1)
-        if number == len(layers) - 1:
-            attended, hidden = (x.index_select(0, positions) for x in (attended, hidden))
-        hidden = finish(layer, hidden, attended)
+        at = positions if number == len(layers) - 1 else None
+        hidden = through(layer, _one_by_hand, layer, hidden, (count, width), turns, at)
     return _norm(trunk.norm, hidden)
+
+
+def _one_by_hand(
+    layer: Any, hidden: Tensor, shape: tuple[int, int], turns: tuple[Tensor, Tensor], positions: Tensor | None
+) -> Tensor:
+    """One layer's states (B·T, D), or with `positions` (N, D) of those alone."""
+    query, key, value = (
+        states.view(*shape, -1, states.shape[-1]).transpose(1, 2)
+        for states in queries_keys_values(layer, hidden, turns)
+    )
+    attended = causal_attention(query, key, value, layer.self_attn.scaling).flatten(0, 1)
+    if positions is not None:
+        attended, hidden = (x.index_select(0, positions) for x in (attended, hidden))
+    return finish(layer, hidden, attended)
 
 
 def goes_by_hand(trunk: Any) -> bool:

@@ -18,6 +18,7 @@ from models.runtime.training_choices import (
     ForwardSettings,
     LoraSettings,
     Precision,
+    TrainingMemory,
 )
 
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
@@ -180,7 +181,7 @@ class PromptMix(Checked):
 
 
 @dataclass(frozen=True)
-class PPOTraining(ForwardSettings):
+class PPOTraining(TrainingMemory):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the

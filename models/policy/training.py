@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
 from models.backbone.precision import note_precision
+from models.backbone.recomputation import NoSuchLayers, recompute_activations
 from models.backbone.throughput import Stopwatch, learning_operations, peak_flops
 from models.chat.format import ChatFormat
 from models.model_folders.loading import embedding_table
@@ -107,6 +108,8 @@ class PolicyTraining:
         trunk = preference_model.model.base_model if from_pm else reference.base_model
         to_train = self.roles.trunk_to_train
         self.critic = Critic(settings.critic, trunk, job.seed, settings.precision, to_train=to_train)
+        if settings.recompute_activations:
+            self._recompute()
         self.monitor = PolicyMonitor(
             job,
             self.collector,
@@ -124,6 +127,14 @@ class PolicyTraining:
         self.recoveries: list[Recovery] = []
         self.good = self._good_now()
         self.stopped: str | None = None
+
+    def _recompute(self) -> None:
+        try:
+            for trunk in (self.policy.model.base_model, self.critic.trunk):
+                if trunk is not None:
+                    recompute_activations(trunk)
+        except NoSuchLayers as error:
+            raise JobError(str(error)) from error
 
     def run(self) -> PPOResult:
         """Train, then measure the final policy once more on the first iteration's prompts.

@@ -14,9 +14,9 @@ from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
-    ForwardSettings,
     LoraSettings,
     Precision,
+    TrainingMemory,
 )
 
 Twin = Literal["off", "halves", "holdout"]
@@ -33,7 +33,7 @@ SOFT_TARGET_UNKNOWN = 1.0
 
 
 @dataclass(frozen=True)
-class RankingSettings(ForwardSettings):
+class RankingSettings(TrainingMemory):
     """What training on people's comparisons and pre-training on ranked answers have in common."""
 
     learning_rate: float = setting(

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.backbone.adapters import learned_state, restore
 from models.backbone.batches import chunks_by_length
 from models.backbone.precision import computing_in, note_precision
+from models.backbone.recomputation import recompute_activations
 from models.chat.format import ChatFormat
 from models.preference.language_loss import frozen_output_layer, good_sample_loss
 from models.preference.loss import preference_loss, question_weights, soft_targets
@@ -36,6 +37,8 @@ class Training:
         try:
             self.weights = question_weights((pair.question for pair in pairs), settings.harmless_weight)
             self.output_layer = frozen_output_layer(job.input("initial"), job.device) if settings.lm_coef else None
+            if settings.recompute_activations:
+                recompute_activations(model.base_model)
         except ValueError as error:
             raise JobError(str(error)) from error
         self.targets = (

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.backbone.llama_layer import by_hand, complex_angles, finish, queries_keys_values
 from models.backbone.precision import filling
+from models.backbone.recomputation import through
 from models.preference.tree_attention import TreeAttention
 from models.preference.trees import Tree
 
@@ -116,15 +117,17 @@ def states_at_reads(base: Any, trees: Sequence[Tree], device: torch.device) -> T
     cos, sin = cos[:, None], sin[:, None]
     # rotated = x · cos + (x rolled by half) · sin, where the first half of the sines is negative.
     sin = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
-    for number, layer in enumerate(base.layers):
-        last = number == len(base.layers) - 1
+
+    def one(layer: Any, x: Tensor, last: bool) -> Tensor:
         at = reads if last else slice(None)
         q, k, v = block.queries_keys_values(layer, x, at)
         # Angles in the format of the heads: float32 ones would make them float32 again.
         angles = cos.to(q.dtype), sin.to(q.dtype)
         q, k = _rotated(q, *(angle[at] for angle in angles)), _rotated(k, *angles)
-        attended = attention(q, k, v, at_reads=last)
-        x = block.finish(layer, x[at], attended)
+        return block.finish(layer, x[at], attention(q, k, v, at_reads=last))
+
+    for number, layer in enumerate(base.layers):
+        x = through(layer, one, layer, x, number == len(base.layers) - 1)
     return getattr(base, architecture.final_norm)(x)[: len(read)]
 
 
@@ -132,10 +135,13 @@ def _states_by_hand(
     base: Any, x: Tensor, turns: tuple[Tensor, Tensor], attention: TreeAttention, reads: Tensor
 ) -> Tensor:
     """`states_at_reads` from N×D embedded tokens, the gradients of each layer worked out by hand."""
-    for number, layer in enumerate(base.layers):
-        last = number == len(base.layers) - 1
+
+    def one(layer: Any, x: Tensor, last: bool) -> Tensor:
         q, k, v = queries_keys_values(layer, x, turns, reads if last else None)
-        x = finish(layer, x[reads] if last else x, attention(q, k, v, at_reads=last))
+        return finish(layer, x[reads] if last else x, attention(q, k, v, at_reads=last))
+
+    for number, layer in enumerate(base.layers):
+        x = through(layer, one, layer, x, number == len(base.layers) - 1)
     return _normed(base.norm, x)
 
 

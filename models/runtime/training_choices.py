@@ -34,6 +34,18 @@ class ForwardSettings(Checked):
 
 
 @dataclass(frozen=True)
+class TrainingMemory(ForwardSettings):
+    """What a model that learns keeps in memory."""
+
+    recompute_activations: bool = setting(
+        False,
+        "Activation checkpointing: of each layer only its input is kept, and the rest computed again for the backward "
+        "pass. Gradients stay the same, a step takes about a third longer (docs/explanation/memory.md).",
+        new=True,
+    )
+
+
+@dataclass(frozen=True)
 class Lora:
     """Each adapted layer computes W·x + alpha/rank · B·(A·x) with A rank×in and B out×rank, B being 0 at first."""
 

@@ -1,4 +1,4 @@
-"""A preference model learns the same, however many tokens go through it at once: as trees and as plain pairs."""
+"""A preference model learns the same, however much is in memory at once: from trees and from plain pairs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from models.backbone.recomputation import recompute_activations
+from models.preference import training as training_module
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.runtime.job import Job
@@ -22,11 +25,12 @@ TOLERANCE = 1e-3
 """Of the largest move of a tensor: sums in another order, after two steps of Adam."""
 
 
-def learned(model: Any, folder: Path, budget: int, *, packed: bool) -> tuple[list[Tensor], list[int]]:
+def learned(model: Any, folder: Path, budget: int, *, packed: bool, **changes: Any) -> tuple[list[Tensor], list[int]]:
     """The weights after two steps on the same pairs, and how many pairs each chunk of a step held."""
     settings = PreferenceModelSettings(
-        forward_tokens=budget, batch_pairs=len(BATCH), epochs=STEPS, learning_rate=1e-3, lr_schedule="constant"
-    )
+        forward_tokens=budget, batch_pairs=len(BATCH), epochs=STEPS, learning_rate=1e-3, lr_schedule="constant",
+        **changes,
+    )  # fmt: skip
     chat: Any = SimpleNamespace(pad_id=PAD)
     training = Training(Job({}, folder), settings, copy.deepcopy(model), chat, BATCH)
     training.packed = packed
@@ -50,3 +54,16 @@ def test_weights_are_the_same_for_any_budget(packed: bool, name: str, tmp_path: 
         for mine, its, then in zip(weights, whole, model.parameters(), strict=True):
             # Of weights with next to no gradient Adam moves by its sign, which hangs on rounding; they are few.
             assert (mine - its).abs().mean() <= TOLERANCE * (its - then).abs().max()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_are_the_same_where_activations_are_computed_again(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model("llama")
+    kept, _ = learned(model, tmp_path, 1024, packed=packed)
+    recomputed, calls = recompute_activations, []
+    monkeypatch.setattr(training_module, "recompute_activations", lambda trunk: calls.append(recomputed(trunk)))
+    again, _ = learned(model, tmp_path, 1024, packed=packed, recompute_activations=True)
+    assert calls
+    assert all(torch.equal(mine, its) for mine, its in zip(again, kept, strict=True))

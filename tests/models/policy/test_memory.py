@@ -1,4 +1,4 @@
-"""PPO learns the same, however many tokens go through the models at once."""
+"""PPO learns the same, however much of a minibatch is in memory at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.backbone.recomputation import _Recomputed
 from models.chat.format import ChatFormat
 from models.policy.settings import PPOSettings
 from models.policy.training import PolicyTraining
@@ -54,6 +55,16 @@ def test_weights_are_the_same_for_any_budget(training_of, critic: str) -> None:
         assert chunks >= at_least
         for mine, its, then in zip(weights, whole, before, strict=True):
             assert (mine - its).abs().max() <= TOLERANCE * (its - then).abs().max()
+
+
+@pytest.mark.parametrize("settings", [{"critic": "shared"}, {"critic": "separate"}, {"lora_rank": 4}])
+def test_weights_are_the_same_where_activations_are_computed_again(training_of, settings) -> None:
+    kept, _ = learned(training_of(**settings))
+    training = training_of(recompute_activations=True, **settings)
+    again, _ = learned(training)
+    assert all(torch.equal(mine, its) for mine, its in zip(again, kept, strict=True))
+    trained = [training.policy.model.base_model, *([training.critic.trunk] if training.critic.trunk else [])]
+    assert all(isinstance(layer, _Recomputed) for trunk in trained for layer in trunk.layers)
 
 
 def test_all_models_of_a_run_keep_to_the_budget(training_of) -> None:
