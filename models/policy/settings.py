@@ -86,7 +86,7 @@ class WatchSettings(Checked):
     )
     max_repetition_rise: float = setting(
         0.5,
-        "Share of repeated 4-grams within replies, above the start's.",
+        "Share of repeated 4-grams within replies: how much of the way from the start's to 1 it may rise.",
         unit="share",
         raised=_WIRE,
         at_least=0,
@@ -94,7 +94,7 @@ class WatchSettings(Checked):
     )
     max_duplicate_rise: float = setting(
         0.5,
-        "Share of replies that equal another one, above the start's.",
+        "Share of replies that equal another one: how much of the way from the start's to 1 it may rise.",
         unit="share",
         raised=_WIRE,
         at_least=0,
@@ -102,7 +102,8 @@ class WatchSettings(Checked):
     )
     max_truncation_rise: float = setting(
         0.6,
-        "Share of replies cut off at max_reply_tokens, above the start's.",
+        "Of the replies that ended by themselves at the start, the share that is cut off at max_reply_tokens now: 0.6 "
+        "is a rise from 0 to 0.6, or from 0.81 to 0.92.",
         unit="share",
         raised=_WIRE,
         at_least=0,

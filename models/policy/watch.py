@@ -29,7 +29,7 @@ DRIFT_ROLLOUTS = 10
 # Log-probs that moved by so many times the bound of `ratio` stop at once: a policy that a step destroyed says one thing
 # with certainty, and has no gradient that could trip the wire a second time.
 SURE = 2.0
-# A twin gap counts as far as it exceeds its own noise: two standard errors.
+# A twin gap counts as far as it exceeds its own noise: two standard errors. So do the rises.
 GAP_ERRORS = 2.0
 
 
@@ -244,8 +244,11 @@ class Watch:
             ("truncation", "of replies were cut off at the cap", "max_truncation_rise",
              settings.max_truncation_rise, signals.truncated, start.truncated),
         ):  # fmt: skip
-            if bound and now - then > bound:
-                found.append(Alarm(wire, f"{now:.0%} {what}, {then:.0%} at the start; {name} is {bound:g}"))
+            noise = GAP_ERRORS * rise_error(now, signals.replies, then, start.replies)
+            risen = rise_of_room(now, then)
+            if bound and risen > bound and now - then > noise:
+                text = f"{now:.0%} {what}, {then:.0%} at the start: {risen:.0%} of the room above it"
+                found.append(Alarm(wire, f"{text}; {name} is {bound:g}"))
         return found
 
     def _twin_alarms(self, signals: RolloutSignals) -> list[Alarm]:
@@ -318,6 +321,26 @@ def twin_gap_error(signals: RolloutSignals, start: RolloutSignals) -> float:
     """Standard error of the twin gap: of two independent means of differences of scores."""
     then, now = start.score_difference_variance, signals.score_difference_variance
     return math.sqrt((then or 0.0) / start.replies + (now or 0.0) / signals.replies)
+
+
+def rise_of_room(now: float, then: float) -> float:
+    """How much of the way from a share at the start to 1 it has gone; 0 where it began at 1.
+
+    From 0.81 to 1: all of it. From 0.1 to 0.64: 0.54 / 0.9 = 0.6.
+    """
+    return (now - then) / (1 - then) if then < 1 else 0.0
+
+
+def rise_error(now: float, replies: int, then: float, replies_then: int) -> float:
+    """Largest standard error of the rise of a mean of numbers between 0 and 1, where in truth nothing rose.
+
+    Numbers between 0 and 1 with mean p have a variance of p·(1 − p) at most, which a yes or no has. 26 of 32 and 32 of
+    32: p = 58/64, sqrt(p·(1 − p)·2/32) = 0.073, of which the rise of 0.1875 is 2.6.
+
+    Source: Bhatia and Davis 2000, "A better bound on the variance".
+    """
+    both = (now * replies + then * replies_then) / (replies + replies_then)
+    return math.sqrt(max(0.0, both * (1 - both)) * (1 / replies + 1 / replies_then))
 
 
 def _ratio(now: float, then: float) -> float:

@@ -15,6 +15,8 @@ from models.policy.watch import (
     Watch,
     impossible_below,
     mean_and_error,
+    rise_error,
+    rise_of_room,
     rollout_signals,
     twin_gap,
     twin_gap_error,
@@ -209,9 +211,10 @@ def test_stale_weights_in_the_sampler_are_found():
         ("entropy", {"entropy": 0.19}, {"entropy": 0.21}, "min_entropy_share", "10% of the start's 2"),
         ("length", {"reply_tokens": 101.0}, {"reply_tokens": 99.0}, "max_length_factor", "101 tokens against 20"),
         ("length", {"reply_tokens": 3.9}, {"reply_tokens": 4.1}, "max_length_factor", "3.9 tokens against 20"),
-        ("repetition", {"repeated_ngrams": 0.56}, {"repeated_ngrams": 0.54}, "max_repetition_rise", "5% at the start"),
-        ("duplicates", {"duplicates": 0.61}, {"duplicates": 0.59}, "max_duplicate_rise", "61% of replies"),
-        ("truncation", {"truncated": 0.71}, {"truncated": 0.69}, "max_truncation_rise", "71% of replies were cut"),
+        # Half of the way from 0.05 to 1 is 0.525, from 0.1 it is 0.55, and three fifths of that way end at 0.64.
+        ("repetition", {"repeated_ngrams": 0.53}, {"repeated_ngrams": 0.52}, "max_repetition_rise", "5% at the start"),
+        ("duplicates", {"duplicates": 0.56}, {"duplicates": 0.54}, "max_duplicate_rise", "56% of replies"),
+        ("truncation", {"truncated": 0.65}, {"truncated": 0.63}, "max_truncation_rise", "65% of replies were cut"),
     ],
 )
 def test_collapse_stops_when_it_lasts(wire, beyond, within, off, words):
@@ -229,6 +232,45 @@ def test_collapse_stops_when_it_lasts(wire, beyond, within, off, words):
     assert [alarm.iteration for alarm in found.alarms] == [3, 4]
     silent = watch(**{off: 0})
     assert [silent.rollout(collapsed, i) for i in range(1, 4)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("signal", "wire"),
+    [("truncated", "truncation"), ("duplicates", "duplicates"), ("repeated_ngrams", "repetition")],
+)
+def test_a_share_that_began_high_has_its_wire_too(signal, wire):
+    # 0.81 to 1 is a rise of 0.19, and all there was room for: no reply is left that ends.
+    high = replace(START, **{signal: 0.81})
+    found = Watch(WatchSettings())
+    assert found.rollout(high, 0) is None
+    assert found.rollout(replace(high, **{signal: 0.9}), 1) is None  # 0.09 of 0.19: less than a half
+    assert [found.rollout(replace(high, **{signal: 1.0}), i) is None for i in (2, 3)] == [True, False]
+    assert found.stopped_by == wire
+    assert "100% of the room above it" in found.alarms[-1].found
+
+
+def test_a_rise_within_its_noise_is_none():
+    # One of 64 replies ended at the start, and none now: all the room there was, and a matter of chance.
+    almost = replace(START, truncated=63 / 64)
+    found = Watch(WatchSettings())
+    assert [found.rollout(replace(almost, truncated=share), i) for i, share in enumerate((63 / 64, 1, 1, 1))] == (
+        [None] * 4
+    )
+    assert found.calm
+    # And where all were cut at the start, there is no room at all.
+    full = Watch(WatchSettings())
+    assert [full.rollout(replace(START, truncated=1.0), i) for i in range(3)] == [None] * 3
+
+
+def test_rises_by_hand():
+    assert rise_of_room(1.0, 0.81) == pytest.approx(1.0)
+    assert rise_of_room(0.64, 0.1) == pytest.approx(0.6)
+    assert rise_of_room(0.05, 0.1) == pytest.approx(-1 / 18)
+    assert rise_of_room(1.0, 1.0) == 0.0
+    # p = 58/64 = 0.90625: 0.90625 x 0.09375 x 2/32 = 0.00531, of which the root is 0.07287.
+    assert rise_error(1.0, 32, 26 / 32, 32) == pytest.approx(0.07287, abs=1e-5)
+    # One reply and three, 1 and 0: p = 1/4, 3/16 x (1 + 1/3) = 1/4.
+    assert rise_error(1.0, 1, 0.0, 3) == pytest.approx(0.5)
 
 
 def test_an_alarm_that_passes_starts_again_from_one():

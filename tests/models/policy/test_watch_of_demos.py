@@ -8,7 +8,7 @@ import torch
 
 from models.policy.results import PPOResult
 from models.policy.settings import WatchSettings
-from models.policy.watch import GAP_ERRORS, impossible_below, twin_gap_error, unlikely_sum_nats
+from models.policy.watch import GAP_ERRORS, impossible_below, rise_of_room, twin_gap_error, unlikely_sum_nats
 from models.runtime.results import result_from_json
 from tests.models import demo_world
 
@@ -31,7 +31,7 @@ def shares_of_bounds(lines: Sequence[dict[str, float]], twin_error: float = 0.0)
         return max(line[name] for line in learned) / bound
 
     def risen(name: str, bound: float) -> float:
-        return max(line[name] - first[name] for line in lines) / bound
+        return max(rise_of_room(line[name], first[name]) for line in lines) / bound
 
     return {
         "ratio": largest("watch/ratio_error", wires.max_ratio_error),
