@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks import known_answer
 from benchmarks.known_answer import (
     LONGEST,
     NEAR_NATS,
@@ -21,6 +22,7 @@ from benchmarks.known_answer import (
 )
 from models.chat.format import ChatFormat
 from models.policy import learning
+from models.policy.settings import PPOSettings
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,15 @@ def test_world_is_what_it_says(world):
 )
 def test_ppo_finds_the_best_policy(world, tmp_path, kl_coef, settings):
     assert trained_distance(world, tmp_path / "run", kl_coef, **settings) < NEAR_NATS
+
+
+# The defaults are 40 rollouts of 64 replies: at their small rate two thirds of the way, at ten times that all of it.
+@pytest.mark.parametrize(("rate", "left"), [(1e-4, 0.5), (1e-3, 0.1)])
+def test_the_default_settings_lead_towards_the_best_policy(world, tmp_path, monkeypatch, rate, left):
+    monkeypatch.setattr(known_answer, "SETTINGS", {"max_reply_tokens": LONGEST})
+    assert PPOSettings().learning_rate == 1e-4
+    before = distance_from_optimum(world, world / "initial", 0.3, LONGEST)
+    assert trained_distance(world, tmp_path / "run", 0.3, learning_rate=rate) < left * before
 
 
 @pytest.mark.slow
