@@ -87,7 +87,8 @@ class RolloutCollector:
         self.policy, self.reference, self.preference_model = policy, reference, preference_model
         self.chat, self.engine, self.device = chat, engine, device
         self.chunk_tokens = forward_tokens or (CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU)
-        self.preference_model.chunk_tokens = forward_tokens or preference_model.chunk_tokens
+        if forward_tokens is not None:
+            preference_model.chunk_tokens = forward_tokens
 
     def sample(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Completion]:
         """One reply per prompt."""
