@@ -11,13 +11,14 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 
+from orchestrator.conversations.contestants import Contestant
 from orchestrator.errors import ConfigError
 from orchestrator.http_shared.model_answers import TOO_LONG, Refusal, read_refusal, refusal_in, text_of, well_formed
 from orchestrator.http_shared.proxies import proxy_for, tls
@@ -33,6 +34,9 @@ TOKENS, NEWER_TOKENS = "max_tokens", "max_completion_tokens"
 """Two names of one setting: OpenAI's reasoning models refuse the older one."""
 Settings = tuple[str, ...]
 """Names of sampling settings."""
+SecretOf = Callable[[str], str | None]
+"""The value of an environment variable that holds a secret; None where it is not set."""
+_QUESTION = [{"role": "user", "content": "Say hello in one sentence."}]
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,24 @@ class OutsideModels:
         self.standings[request.name] = Standing(refused=lasting)
         return delta
 
+    async def ask_once(self, added: Contestant, sampling: Mapping[str, object], secret_of: SecretOf) -> str:
+        """How a model stands, in a sentence, after one question: for the operator who adds it. It is remembered."""
+        key = None if added.key_variable is None else secret_of(added.key_variable)
+        if added.key_variable is not None and key is None:
+            self.note(
+                added.name, f"{added.url} needs a key; {added.key_variable} is not set where the feedback app runs"
+            )
+            return f"it was not asked, since {added.key_variable} is not set here; the feedback app needs it"
+        try:
+            await self.reply(OutsideRequest(added.name, added.url or "", added.model or "", key, _QUESTION, sampling))
+        except (NoReply, PolicyUnavailable) as error:
+            self.note(added.name, str(error))
+            return (
+                f"it was asked once, and gave no reply: {error}. No pair with it becomes complete before that is mended"
+            )
+        without = self.standing(added.name).asked_without
+        return "it was asked once, and answers" + (f"; it refuses {', '.join(without)}" if without else "")
+
     async def _answer(self, request: OutsideRequest, refused: Settings) -> tuple[Any, Settings, Settings]:
         """The JSON of the answer; the settings that it was asked without, and those of them never to send again."""
         lasting = refused
@@ -201,19 +223,6 @@ class OutsideModels:
 
 def _in_iso(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat(timespec="seconds")
-
-
-async def asked_once(request: OutsideRequest) -> str:
-    """How a model stands, in a sentence, after one question: for the operator who adds it."""
-    models = OutsideModels()
-    try:
-        await models.reply(request)
-    except (NoReply, PolicyUnavailable) as error:
-        return f"it was asked once, and gave no reply: {error}. No pair with it becomes complete before that is mended"
-    finally:
-        await models.close()
-    without = models.standing(request.name).asked_without
-    return "it was asked once, and answers" + (f"; it refuses {', '.join(without)}" if without else "")
 
 
 def _setting_named(refusal: Refusal, text: str, sent: list[str]) -> str | None:

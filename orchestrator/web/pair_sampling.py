@@ -18,7 +18,7 @@ from orchestrator.conversations.pairs import CandidateRow, Endpoint, PairRow, Sa
 from orchestrator.conversations.schemas import PairOut
 from orchestrator.errors import ApiError
 from orchestrator.people.tasks import Side
-from orchestrator.web.outside_models import ContestantFails, OutsideModels, OutsideRequest
+from orchestrator.web.outside_models import ContestantFails, OutsideModels, OutsideRequest, SecretOf
 from orchestrator.web.policy_client import NoReply, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ class StoreUnavailable(Exception):
     """The database does not answer; the message is its reason, in one line."""
 
 
-SecretOf = Callable[[str], str | None]
 """The value of a secret by the name of its environment variable; None where it is not set."""
 
 # Pauses between attempts while the policy server restarts: it takes seconds, so they need not grow far.

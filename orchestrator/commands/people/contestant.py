@@ -19,9 +19,7 @@ from orchestrator.conversations.pairs import Sampling, sampling_now
 from orchestrator.errors import ConfigError
 from orchestrator.http_shared.proxies import proxy_for, tls
 from orchestrator.settings import Settings, secret
-from orchestrator.web.outside_models import OutsideRequest, ToldStanding, asked_once
-
-_QUESTION = [{"role": "user", "content": "Say hello in one sentence."}]
+from orchestrator.web.outside_models import OutsideModels, ToldStanding
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             found = [contestants.add_writer(database, args.name, args.group)]
     if args.action == "endpoint":
-        print(f"{args.name}: {_after_one_question(found[0], sampling)}.", file=sys.stderr)
+        print(f"{args.name}: {asyncio.run(_after_one_question(found[0], sampling))}.", file=sys.stderr)
     states = _states(settings) if args.action == "list" else {}
     if args.json:
         told = {name: asdict(state) for name, state in states.items()}
@@ -84,13 +82,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _after_one_question(endpoint: Contestant, sampling: Sampling) -> str:
-    """What one question brought, in a sentence."""
-    key = None if endpoint.key_variable is None else secret(endpoint.key_variable)
-    if endpoint.key_variable is not None and key is None:
-        return f"it was not asked, since {endpoint.key_variable} is not set here; the feedback app needs it"
-    request = OutsideRequest(endpoint.name, endpoint.url or "", endpoint.model or "", key, _QUESTION, sampling)
-    return asyncio.run(asked_once(request))
+async def _after_one_question(endpoint: Contestant, sampling: Sampling) -> str:
+    models = OutsideModels()
+    try:
+        return await models.ask_once(endpoint, sampling, secret)
+    finally:
+        await models.close()
 
 
 def _states(settings: Settings) -> dict[str, ToldStanding]:

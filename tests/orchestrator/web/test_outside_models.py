@@ -227,6 +227,27 @@ def test_a_model_that_is_added_is_asked_once(
     assert len(model.asked) == asked
 
 
+def test_a_model_that_is_added_at_the_desk_is_asked_once_and_the_page_says_how_it_stands(
+    model: OutsideModel, model_url: str, feedback_url: str
+) -> None:
+    browser = Browser(feedback_url)
+    browser.send(browser.get("/desk/sign-in"), "/desk/sign-in", token=ADMIN_TOKEN)
+
+    def added(name: str, key_variable: str = "") -> str:
+        fields = {"kind": "endpoint", "name": name, "url": model_url, "model": "m", "key_variable": key_variable}
+        page = browser.send(browser.get("/desk/pairings"), "/desk/contestants", **fields)
+        return page.text.split(f">{name}</td>")[-1].split("</tr>")[0]
+
+    assert "answers" in added("good")
+    assert len(model.asked) == 1
+    model.answer = lambda body: refused(401, "Incorrect API key")
+    assert "1 reply failed" in (told := added("locked"))
+    assert "Incorrect API key" in told
+    asked = len(model.asked)
+    assert "A_KEY_THAT_IS_NOT_SET is not set where" in added("keyed", "A_KEY_THAT_IS_NOT_SET")
+    assert len(model.asked) == asked
+
+
 @pytest.mark.parametrize(
     ("said", "reply"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 
@@ -11,12 +12,16 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from orchestrator.conversations import contestants, pairings
-from orchestrator.conversations.contestants import ContestantError
+from orchestrator.conversations.contestants import Contestant, ContestantError
+from orchestrator.conversations.pairs import Sampling, sampling_now
 from orchestrator.people.queues import group_members
 from orchestrator.people.tasks import TASKS
 from orchestrator.store.deployments import POLICIES
 from orchestrator.web.pages.desk.shared import ROWS, Desk, newest_artifacts
 from orchestrator.web.pages.shell import Id, go_to, text_of
+
+ASKED_FOR_S = 5.0
+"""Seconds that the operator waits for an outside model's first answer."""
 
 
 def add_contestants(router: APIRouter, desk: Desk) -> None:
@@ -72,34 +77,48 @@ def _add_pairings(router: APIRouter, desk: Desk) -> None:
 
 
 def _add_new_contestant(router: APIRouter, desk: Desk) -> None:
+    asked: set[asyncio.Task[str]] = set()
+
     @router.post("/contestants")
     async def add(request: Request) -> Response:
         """Add a contestant that is not a plain policy."""
 
-        await desk.act(request, _add_contestant, "add_contestant", lambda form: f"contestant {text_of(form, 'name')}")
+        def work(session: Session, form: FormData) -> tuple[Contestant, Sampling]:
+            return _add_contestant(session, form), sampling_now(session)
+
+        added, sampling = await desk.act(
+            request, work, "add_contestant", lambda form: f"contestant {text_of(form, 'name')}"
+        )
+        if added.kind == "endpoint":
+            # A slow one goes on being asked; the page says how it stands when it is shown again.
+            asking = asyncio.create_task(
+                desk.feedback.outside.ask_once(added, sampling, desk.feedback.config.secret_of)
+            )
+            asked.add(asking)
+            asking.add_done_callback(asked.discard)
+            await asyncio.wait({asking}, timeout=ASKED_FOR_S)
         return go_to("/desk/pairings")
 
 
-def _add_contestant(session: Session, form: FormData) -> None:
+def _add_contestant(session: Session, form: FormData) -> Contestant:
     kind, name = text_of(form, "kind"), text_of(form, "name").strip()
     if kind == "best_of":
         k = text_of(form, "k").strip()
         if not k.isdecimal() or len(k) > 9:
             raise ContestantError(f"k is {k!r}; expected a whole number.")
         policy, judge = text_of(form, "policy"), text_of(form, "preference_model")
-        contestants.add_best_of(session, name, policy, judge, int(k))
-    elif kind == "endpoint":
-        contestants.add_endpoint(
+        return contestants.add_best_of(session, name, policy, judge, int(k))
+    if kind == "endpoint":
+        return contestants.add_endpoint(
             session,
             name,
             text_of(form, "url").strip(),
             text_of(form, "model"),
             text_of(form, "key_variable").strip() or None,
         )
-    elif kind == "writer":
-        contestants.add_writer(session, name, text_of(form, "group"))
-    else:
-        raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
+    if kind == "writer":
+        return contestants.add_writer(session, name, text_of(form, "group"))
+    raise ContestantError(f"Kind {kind!r} is unknown; expected best_of, endpoint or writer.")
 
 
 def _number(text: str) -> float:
