@@ -26,6 +26,7 @@ OTHERS = (
     "families",
     "feedback_throughput",
     "freeze",
+    "gain_intervals",
     "hh_weeks",
     "idle_time",
     "known_answer",

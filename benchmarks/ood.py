@@ -28,8 +28,9 @@ from typing import Any
 import torch
 
 from models.chat.format import ChatFormat, Message
+from models.chat.openings import opening
 from models.detectors.detector import hidden_states, score_states
-from models.detectors.fitting import fit_statistics, opening, split_by_opening, validation_auroc
+from models.detectors.fitting import fit_statistics, split_by_opening, validation_auroc
 from models.detectors.scores import auroc
 from models.detectors.settings import DetectorKind, OodSettings
 from models.model_folders.loading import load_causal_lm

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from models.chat.format import ChatFormat, Message, TemplateRefusal
+from models.chat.openings import opening
 from models.chat.refusals import Refusals
 from models.detectors.detector import hidden_states, score_states
 from models.detectors.results import Beyond, DetectorResults, Examples, LayerChosenBy, OtherPrompts
 from models.detectors.scores import auroc, fit_exposure, fit_gaussian
 from models.detectors.settings import OodSettings
-from models.statistics.intervals import wilson
+from models.statistics.intervals import clustered, share_interval
 
 # Shares of the openings that fit the detector, and that choose its layer and threshold; the rest judges it.
 FIT_SHARE, VALIDATION_SHARE = 0.7, 0.15
@@ -35,8 +35,6 @@ FOLDS = 5
 # (docs/log/detectors.md, "Detectors of far requests").
 MIN_EXAMPLES_TO_CHOOSE = 30
 
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
-
 Dialogue = Sequence[Message]
 
 
@@ -48,13 +46,6 @@ class Fitted:
     statistics: Mapping[str, Tensor]
     threshold: float
     results: DetectorResults
-
-
-def opening(dialogue: Dialogue) -> str:
-    """The first user message in lower case, without punctuation: prompts that share it are in the same part."""
-    text = next((message["content"] for message in dialogue if message["role"] == "user"), "")
-    words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
-    return words or text.strip()
 
 
 def split_by_opening(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[int], list[int], list[int]]:
@@ -161,7 +152,7 @@ def fit_detector(
         left_out=drawn.left_out,
         refused=refusals.found(),
         shrinkage=None if settings.detector == "exposure" else fit_gaussian(read.fit[layer]).shrinkage,
-        **_judged(settings, statistics, threshold, read, layer, by_layer),
+        **_judged(settings, statistics, threshold, drawn, read, layer, by_layer),
     )
     return Fitted(layer, statistics, threshold, results)
 
@@ -274,6 +265,7 @@ def _judged(
     settings: OodSettings,
     statistics: Mapping[str, Tensor],
     threshold: float,
+    drawn: _Drawn,
     read: _Read,
     layer: int,
     by_layer: Mapping[int, float | None],
@@ -290,11 +282,11 @@ def _judged(
     if len(other_lengths):
         scores = score_states(settings.detector, statistics, read.others[layer])
         others = OtherPrompts(
-            **vars(_beyond(scores, threshold)),
+            **vars(_beyond(scores, threshold, drawn.others)),
             auroc=auroc(test, scores),
             length_auroc=auroc(test_lengths, other_lengths),
         )
-    return {"false_alarms": _beyond(test, threshold), "examples": examples, "others": others}
+    return {"false_alarms": _beyond(test, threshold, drawn.test), "examples": examples, "others": others}
 
 
 def _draw(seed: int, dialogue: Dialogue) -> bytes:
@@ -302,6 +294,10 @@ def _draw(seed: int, dialogue: Dialogue) -> bytes:
     return hashlib.sha256(f"ood/{seed}/{text}".encode("utf-8", "replace")).digest()
 
 
-def _beyond(scores: Tensor, threshold: float) -> Beyond:
-    count, n = int((scores > threshold).sum()), len(scores)
-    return Beyond(n=n, beyond=count, share=count / n, ci=wilson(count, n))
+def _beyond(scores: Tensor, threshold: float, prompts: Sequence[Dialogue]) -> Beyond:
+    """The share of the scores above the threshold; its interval heeds that the turns of a dialogue are alike."""
+    outcomes = (scores > threshold).double().tolist()
+    effect, num_dialogues = clustered(outcomes, [opening(prompt) for prompt in prompts])
+    count, n = int(sum(outcomes)), len(outcomes)
+    ci = share_interval(count / n, n, design_effect=effect, num_clusters=num_dialogues)
+    return Beyond(n=n, beyond=count, share=count / n, ci=ci)

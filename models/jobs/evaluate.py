@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from models.chat.format import ChatFormat
@@ -68,6 +69,7 @@ def run(job: Job) -> None:
         job.progress(start, len(prompts), "evaluate")
         records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed, watcher))
     job.progress(len(prompts), len(prompts), "evaluate")
+    records = in_dialogues(records)
     result = Evaluation(
         **vars(_means(records)),
         best_of=settings.best_of,
@@ -133,16 +135,29 @@ def judge(
     ]
 
 
+def in_dialogues(records: Sequence[JudgedReply]) -> list[JudgedReply]:
+    """The records with the numbers of their dialogues, counted by first appearance.
+
+    A dialogue is known by how it opens, as where held-out dialogues are chosen: its turns are prompts of their own.
+    """
+    numbers: dict[Hashable, int] = {}
+    return [
+        record if record.cluster is None else replace(record, dialogue=numbers.setdefault(record.cluster, len(numbers)))
+        for record in records
+    ]
+
+
 def best_of_points(records: Sequence[JudgedReply], ks: Sequence[int]) -> tuple[BestOfPoint, ...]:
     """For each k the expected score of the best of k, from the `scores` of all n replies to each prompt.
 
-    The estimate is unbiased for every k up to n, and its interval is over prompts. `kl_nats` is log k − (k − 1)/k, the
-    distance of the best of k to the policy that wrote the k: where that is the initial policy, the whole distance.
+    The estimate is unbiased for every k up to n, and its interval is over prompts, by dialogues. `kl_nats` is
+    log k − (k − 1)/k, the distance of the best of k to the policy that wrote the k: where that is the initial policy,
+    the whole distance.
     """
     points = []
     for k in ks:
-        score, ci = mean_interval_json([expected_best_of(record.scores or (), k) for record in records])
-        points.append(BestOfPoint(k, best_of_n_kl(k), score, _ends(ci), num_prompts=len(records)))
+        score, ci = _interval(records, [expected_best_of(record.scores or (), k) for record in records])
+        points.append(BestOfPoint(k, best_of_n_kl(k), score, ci, num_prompts=len(records)))
     return tuple(points)
 
 
@@ -153,29 +168,31 @@ def means_by_kind(records: Sequence[JudgedReply]) -> dict[str, EvaluationPart]:
 
 
 def _means(records: Sequence[JudgedReply]) -> EvaluationPart:
-    score, score_ci = mean_interval_json([record.score for record in records])
-    kl, kl_ci = mean_interval_json([record.kl_nats for record in records])
+    score, score_ci = _interval(records, [record.score for record in records])
+    kl, kl_ci = _interval(records, [record.kl_nats for record in records])
     tokens = sum(record.reply_tokens for record in records)
+    # All of them or none: a watcher scores every reply.
     watched = [record.watcher_score for record in records if record.watcher_score is not None]
-    watcher, watcher_ci = mean_interval_json(watched) if watched else (None, None)
+    watcher, watcher_ci = _interval(records, watched) if watched else (None, None)
     return EvaluationPart(
         pm_score=score,
-        pm_score_ci=_ends(score_ci),
+        pm_score_ci=score_ci,
         kl_nats=kl,
-        kl_ci=_ends(kl_ci),
+        kl_ci=kl_ci,
         num_prompts=len(records),
         reply_tokens=tokens / len(records),
         truncated=sum(record.truncated for record in records) / len(records),
         entropy=math.fsum(record.entropy * record.reply_tokens for record in records) / tokens,
         collapse=collapse_signals([record.reply for record in records], [record.repeated_ngrams for record in records]),
         watcher_score=watcher,
-        watcher_score_ci=_ends(watcher_ci) if watcher_ci else None,
+        watcher_score_ci=watcher_ci,
     )
 
 
-def _ends(ci: Sequence[float | None]) -> OpenInterval:
-    low, high = ci
-    return low, high
+def _interval(records: Sequence[JudgedReply], values: Sequence[float]) -> tuple[float, OpenInterval]:
+    """The mean of one value per record, and its interval by dialogues."""
+    mean, (low, high) = mean_interval_json(values, clusters=[record.cluster for record in records])
+    return mean, (low, high)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ default are those that results of some age or some settings don't have. Scores a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.openings import opening
 from models.chat.refusals import RefusedRecords
 from models.runtime.results import IF_MEASURED
 from models.statistics.reply_signals import CollapseSignals
@@ -214,11 +215,18 @@ class JudgedReply:
     scores: Sequence[float] | None = field(default=None, metadata=IF_MEASURED)
     """Of all n replies, where the best of k was asked for."""
     watcher_score: float | None = field(default=None, metadata=IF_MEASURED)
+    dialogue: int | None = field(default=None, metadata=IF_MEASURED)
+    """The same number for the prompts of an evaluation that open alike; None in one of before it was written down."""
+
+    @property
+    def cluster(self) -> Hashable | None:
+        """What it shares with the other turns of its dialogue: the number, or in older results the opening itself."""
+        return opening(self.messages) or None if self.dialogue is None else self.dialogue
 
 
 @dataclass(frozen=True)
 class EvaluationPart:
-    """Means with 95 % intervals over prompts, for all of them or for those of one kind."""
+    """Means over prompts with 95 % intervals, robust to dependence within a dialogue; of all prompts or of one kind."""
 
     pm_score: float
     pm_score_ci: OpenInterval

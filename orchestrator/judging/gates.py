@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from models.policy.results import OpenInterval
 from orchestrator.config import GatesSection
 from orchestrator.judging.agreement import ALL, Part
 from orchestrator.judging.elo import EloNumbers
@@ -35,7 +36,8 @@ class Gain:
     """The mean difference of two policies' scores over the same prompts, PM units, with its interval."""
 
     gain: float
-    ci: tuple[float, float]
+    ci: OpenInterval
+    """Both ends are None where the prompts are of a single dialogue, which says nothing of others."""
     num_prompts: int
 
 
@@ -79,7 +81,7 @@ class Evidence:
     pm_accuracy_ci: tuple[float, float] | None
     num_held_out: int
     score_gain: float
-    score_gain_ci: tuple[float, float]
+    score_gain_ci: OpenInterval
     kl_nats: float
     duplicate_share: float | None = None
     refusal_share: float | None = None
@@ -177,9 +179,12 @@ def _kl(gates: GatesSection, evidence: Evidence) -> Verdict:
 
 def _score_gain(gates: GatesSection, evidence: Evidence) -> Verdict:
     gate = "score_gain"
-    low, high = evidence.score_gain_ci
-    found = f"held-out score gain over the initial policy {evidence.score_gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    gain = Gain(evidence.score_gain, evidence.score_gain_ci, 0)
+    found = f"held-out score gain over the initial policy {_gain(gain)}"
     bound = f"gates.min_score_gain = {gates.min_score_gain:g}"
+    low, _ = gain.ci
+    if low is None:
+        return Verdict(gate, False, f"{found}: prompts of a single dialogue don't tell whether it lies above {bound}")
     if low > gates.min_score_gain:
         return Verdict(gate, True, f"{found} lies above {bound}")
     return Verdict(gate, False, f"{found} does not lie above {bound}")
@@ -192,7 +197,7 @@ def _live_gain(gates: GatesSection, live: LiveEvidence) -> Verdict:
         return Verdict(gate, True, why, f"{why}: people have to compare the two")
     found = f"held-out score gain over the live policy {_gain(live.gain)}"
     bound = f"gates.min_gain_over_live = {least:g}"
-    if live.gain.ci[1] < least:
+    if _surely_below(live.gain, least):
         return Verdict(gate, False, f"{found} lies below {bound}")
     remark = f"the snapshot's score is {live.gain.gain:+.3f} from the live policy's: it may be worse"
     return Verdict(gate, True, f"{found} does not lie below {bound}", remark if live.gain.gain < least else None)
@@ -205,7 +210,7 @@ def _gain_by_question(gates: GatesSection, evidence: Evidence) -> Verdict:
     if evidence.live is not None and not evidence.live.is_initial:
         over_live = evidence.live.gain_by_question
         gains |= {f"{question}, over the live policy": gain for question, gain in over_live.items()}
-    surely_below = {where: gain for where, gain in gains.items() if gain.ci[1] < least}
+    surely_below = {where: gain for where, gain in gains.items() if _surely_below(gain, least)}
     if surely_below:
         return Verdict(gate, False, f"held-out score gain by question: {_gains(surely_below)}: below {bound}")
     below = {where: gain for where, gain in gains.items() if gain.gain < least}
@@ -219,9 +224,14 @@ def _gains(gains: Mapping[str, Gain]) -> str:
     return "; ".join(f"{where}, {_gain(gain)}" for where, gain in gains.items())
 
 
+def _surely_below(found: Gain, bound: float) -> bool:
+    high = found.ci[1]
+    return high is not None and high < bound
+
+
 def _gain(found: Gain) -> str:
-    low, high = found.ci
-    return f"{found.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    low, high = ("?" if end is None else f"{end:+.3f}" for end in found.ci)
+    return f"{found.gain:+.3f} [{low}, {high}]"
 
 
 def _fresh_agreement(gates: GatesSection, fresh: FreshEvidence) -> Verdict:

@@ -98,7 +98,8 @@ def two_way(judged: Sequence[JudgedPolicy]) -> list[PolicyGains]:
     """Policies by PMs: of each policy its KL, and its gains by the training PM and by the watcher over the first one.
 
     Gains are paired by prompt, which takes away what the two PMs' scores start from; the gap is the first gain minus
-    the second, in PM units (a unit is a win rate of 73 % as that PM has it). Intervals are 95 %, over prompts.
+    the second, in PM units (a unit is a win rate of 73 % as that PM has it). Intervals are 95 %, over prompts, and heed
+    their dialogues.
     """
     start = {reply.prompt_id: reply for reply in judged[0].replies}
     rows = []
@@ -112,9 +113,9 @@ def two_way(judged: Sequence[JudgedPolicy]) -> list[PolicyGains]:
                 samples=one.samples,
                 kl_nats=math.fsum(reply.kl_nats for reply in one.replies) / len(one.replies),
                 n=len(one.replies),
-                training_gain=_gain(training),
-                watcher_gain=_gain(test),
-                gap=_gain([mine - its for mine, its in zip(training, test, strict=True)]),
+                training_gain=_gain(one.replies, training),
+                watcher_gain=_gain(one.replies, test),
+                gap=_gain(one.replies, [mine - its for mine, its in zip(training, test, strict=True)]),
             )
         )
     return rows
@@ -131,7 +132,8 @@ def past_best(judged: Sequence[JudgedPolicy]) -> tuple[int, Gain | None]:
     if best == len(means) - 1:
         return best, None
     then = {reply.prompt_id: _by_watcher(reply) for reply in judged[best].replies}
-    return best, _gain([_by_watcher(reply) - then[reply.prompt_id] for reply in judged[-1].replies])
+    last = judged[-1].replies
+    return best, _gain(last, [_by_watcher(reply) - then[reply.prompt_id] for reply in last])
 
 
 def gap_opens(rows: Sequence[PolicyGains]) -> GapOpens | None:
@@ -151,6 +153,7 @@ def _by_watcher(reply: JudgedReply) -> float:
     return reply.watcher_score
 
 
-def _gain(values: Sequence[float]) -> Gain:
-    mean, (low, high) = mean_interval_json(values)
+def _gain(replies: Sequence[JudgedReply], values: Sequence[float]) -> Gain:
+    """The mean of one value per reply, with its interval by dialogues."""
+    mean, (low, high) = mean_interval_json(values, clusters=[reply.cluster for reply in replies])
     return Gain(mean, (low, high))

@@ -62,7 +62,7 @@ def weeks_until(session: Session, number: int) -> tuple[Week, ...]:
                 elo=elo.elo if elo else None,
                 elo_ci=elo.ci if elo else None,
                 score_gain=row.evidence.get("score_gain"),
-                score_gain_ci=tuple(low_high) if low_high else None,
+                score_gain_ci=tuple(low_high) if low_high and None not in low_high else None,
                 kl_nats=row.evidence["kl_nats"],
                 pm=_plain(held_out) if held_out else None,
                 helpful=held_out.by_question.get("helpful") if held_out else None,

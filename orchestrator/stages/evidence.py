@@ -11,7 +11,7 @@ from db import tables as t
 from models.policy.results import Evaluation, JudgedReply
 from models.preference.results import HeldOutReport, ModelSummary, OrderedPairs
 from models.runtime.results import result_from_json
-from models.statistics.intervals import mean_interval
+from models.statistics.intervals import mean_interval_json
 from orchestrator.judging.agreement import ALL, agreement
 from orchestrator.judging.evaluations import read_replies
 from orchestrator.judging.gates import Evidence, FreshEvidence, Gain, LiveEvidence, Share
@@ -34,7 +34,7 @@ def measured_evidence(context: StageContext, snapshot_evaluation_id: int, initia
     numbers = context.results(snapshot_evaluation_id)
     snapshot = result_from_json(Evaluation, numbers, where=f"the results of evaluation {snapshot_evaluation_id}")
     after, before = _replies(context, snapshot_evaluation_id), _replies(context, initial_evaluation_id)
-    gain = _paired_gain(after, before)
+    gain = paired_gain(after, before)
     if gain is None:
         context.fail(
             f"Evaluations {snapshot_evaluation_id} and {initial_evaluation_id} have no prompt in common; the gain "
@@ -75,23 +75,23 @@ def _by_question(held_out: HeldOutReport) -> dict[str, Share]:
     return found if len(held_out.by_question) > 1 else {}
 
 
-def _paired_gain(one: Replies, other: Replies, kind: str | None = None, confidence: float = 0.95) -> Gain | None:
-    """Mean difference of scores over the prompts that both answered, of one kind where it is given (Student's)."""
-    differences = [
-        reply.score - other[prompt].score
-        for prompt, reply in one.items()
-        if prompt in other and kind in (None, reply.kind)
-    ]
-    if not differences:
+def paired_gain(one: Replies, other: Replies, kind: str | None = None, confidence: float = 0.95) -> Gain | None:
+    """Mean difference of scores over the prompts that both answered, of one kind where it is given.
+
+    The interval is Student's, robust to dependence within a dialogue: its turns are prompts that share what was said.
+    """
+    both = [(reply, other[prompt]) for prompt, reply in one.items() if prompt in other and kind in (None, reply.kind)]
+    if not both:
         return None
-    mean, low, high = mean_interval(differences, confidence)
+    differences = [mine.score - its.score for mine, its in both]
+    mean, (low, high) = mean_interval_json(differences, confidence, [mine.cluster for mine, _ in both])
     return Gain(mean, (low, high), len(differences))
 
 
 def _gains_by_question(one: Replies, other: Replies) -> dict[str, Gain]:
     """The gain on the prompts of each question that has enough of them; of a single question it is that of all."""
     kinds = sorted({reply.kind for reply in one.values()})
-    gains = {kind: _paired_gain(one, other, kind, BY_QUESTION) for kind in kinds} if len(kinds) > 1 else {}
+    gains = {kind: paired_gain(one, other, kind, BY_QUESTION) for kind in kinds} if len(kinds) > 1 else {}
     return {kind: gain for kind, gain in gains.items() if gain is not None and gain.num_prompts >= MIN_PROMPTS}
 
 
@@ -129,7 +129,7 @@ def _live_evidence(
         return live
     replies = _replies(context, evaluation_id)
     return LiveEvidence(
-        live.id, live.digest, live.is_initial, _paired_gain(after, replies), _gains_by_question(after, replies), elo
+        live.id, live.digest, live.is_initial, paired_gain(after, replies), _gains_by_question(after, replies), elo
     )
 
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from models.chat.format import ChatFormat, Message
+from models.chat.openings import opening
 from models.detectors.detector import OodDetector, OodDetectorError, hidden_states, save_detector
 from models.detectors.fitting import (
     candidate_layers,
     fit_detector,
     layer_by_rule,
-    opening,
     split_by_opening,
 )
 from models.detectors.settings import OodSettings
@@ -82,6 +82,19 @@ def test_layers_to_choose_from() -> None:
     assert candidate_layers(64) == [8, 16, 24, 32, 40, 48, 56, 64]
     # The paper's: the last of 4 and of 6 layers, layer 32 of 64.
     assert [layer_by_rule(number) for number in (4, 6, 64)] == [4, 6, 32]
+
+
+def test_alarms_on_turns_of_one_dialogue_are_no_alarms_of_their_own(policy: tuple[Any, ChatFormat]) -> None:
+    turns: list[list[Message]] = [
+        [*prompt(opening), {"role": "assistant", "content": "]]]]"}, *prompt(text)]
+        for opening in ("zzzz {{ }} ####", "DROP ;; qqqq")
+        for text in ("}}}}####]]]]", "xxxx zzzz")
+    ]
+    told = fit_detector(*policy, HOME, OodSettings(detector="mahalanobis", quantile=0.9), others=turns).results
+    assert told.others is not None
+    # All four beyond, of two dialogues: they count as two, with Student's t of 1: 2 / (2 + 12.7062^2).
+    assert (told.others.beyond, told.others.n) == (4, 4)
+    assert told.others.ci == (pytest.approx(0.012236, abs=1e-6), 1.0)
 
 
 @pytest.mark.parametrize("detector", ["mahalanobis", "relative", "exposure"])

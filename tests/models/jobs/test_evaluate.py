@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from models.chat.format import ChatFormat
 from models.jobs import evaluate
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import save_model
+from models.policy.results import JudgedReply
 from models.preference.model import PreferenceModel
 from models.runtime.job import Job, JobError
 from models.runtime.random_numbers import derive_seed
 from models.sampling.engine import DecodeEngine, SamplingParams
+from models.statistics.intervals import mean_interval
 from tests.models.marked_words import write_prompts, write_scorer
 
 FORWARD_TOLERANCE = 1e-4
@@ -104,6 +107,30 @@ def test_scores_are_the_preference_models_scores_of_the_text(judge, scorer_dir):
     assert results["pm_score"] == pytest.approx(sum(expected) / 12, abs=FORWARD_TOLERANCE)
     helpful = [record["score"] for record in records if record["kind"] == "helpful"]
     assert results["by_kind"]["helpful"]["pm_score"] == pytest.approx(sum(helpful) / 8)
+
+
+def test_intervals_heed_that_prompts_are_turns_of_dialogues(judge):
+    results, records, _ = judge(watcher=None)
+    openings = [record["messages"][0]["content"] for record in records]
+    numbers = list(dict.fromkeys(openings))
+    # Numbered as they appear: the text itself is nowhere but in the messages.
+    assert [record["dialogue"] for record in records] == [numbers.index(opening) for opening in openings]
+    scores = [record["score"] for record in records]
+    assert results["pm_score_ci"] == list(mean_interval(scores, clusters=openings)[1:])
+
+    def reply(number, opening, score):
+        messages = [{"role": "user", "content": opening}, *[{"role": "assistant", "content": "…"}] * number]
+        return JudgedReply(str(number), "helpful", messages, "r", score, 2 * score, 1, False, 0.0, 0.0, [score] * 2)
+
+    turns = evaluate.in_dialogues([reply(0, "A?", 1.0), reply(1, "a", 2.0), reply(2, "B", 3.0), reply(3, "b", 4.0)])
+    assert [turn.dialogue for turn in turns] == [0, 0, 1, 1]
+    # 2.5 ± 12.706, as worked out in the test of the interval; KL is twice as large, the best of any k as large.
+    part = evaluate.means_by_kind(turns)["helpful"]
+    assert part.pm_score_ci == pytest.approx((-10.2062, 15.2062), abs=1e-4)
+    assert part.kl_ci == pytest.approx((-20.4124, 30.4124), abs=1e-4)
+    assert evaluate.best_of_points(turns, [1, 2])[1].pm_score_ci == pytest.approx(part.pm_score_ci)
+    nameless = evaluate.in_dialogues([replace(turn, messages=[], dialogue=None) for turn in turns])
+    assert [turn.dialogue for turn in nameless] == [None] * 4
 
 
 def test_best_of_n_takes_the_best_and_says_how_far_it_went(judge):

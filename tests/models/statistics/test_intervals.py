@@ -89,9 +89,27 @@ def test_mean_interval_of_dependent_values():
     # Two dialogues, mean 2.5: sums of errors -2 and 2, so 2/1 * 8 = 16, error 4 / 4 = 1, Student's t of 1: 12.706.
     mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0], clusters=["a", "a", "b", "b"])
     assert (mean, low, high) == (2.5, pytest.approx(-10.206, abs=TABLE), pytest.approx(15.206, abs=TABLE))
-    alone = mean_interval([1.0, 2.0, 3.0], clusters=["a", "b", None])
-    assert alone == pytest.approx(mean_interval([1.0, 2.0, 3.0]))
     assert mean_interval([1.0, 2.0], clusters=["a", "a"]) == (1.5, -math.inf, math.inf)
+    assert mean_interval_json([1.0, 2.0], clusters=["a", "a"]) == (1.5, [None, None])
+
+
+def test_mean_interval_of_uneven_dialogues():
+    # Ten times the outcomes of the design effect of uneven dialogues, above: effect 1.41463, five dialogues, Student's
+    # t of 4: 2.7764. Mean 6.25, squares 187.5; the error sqrt(187.5 / 7 / 8 * 1.41463) = 2.17635, half 6.0425.
+    values, dialogues = [10.0, 10, 10, 0, 10, 0, 10, 0], [1, 1, 1, 2, 3, None, 4, 4]
+    found = mean_interval(values, clusters=dialogues)
+    assert found == (6.25, pytest.approx(6.25 - 6.0425, abs=TABLE), pytest.approx(6.25 + 6.0425, abs=TABLE))
+    # Whatever the unit, and whatever the order.
+    shifted = mean_interval([value - 3.0 for value in values[::-1]], clusters=dialogues[::-1])
+    assert [end + 3.0 for end in shifted] == pytest.approx(found)
+
+
+def test_dialogues_of_one_value_each_give_the_interval_of_independent_values_to_the_last_bit():
+    values = [0.1, -2.7, 3.3, 1 / 3, 0.7]
+    assert mean_interval(values, clusters=["a", "b", "c", None, None]) == mean_interval(values)
+    # Less spread between dialogues than by chance is not believed, but their number is: Student's t of 1, not of 3.
+    _, low, high = mean_interval([1.0, -1.0, 1.0, -1.0], clusters=["a", "a", "b", "b"])
+    assert (low, high) == (pytest.approx(-12.706 * math.sqrt(1 / 3), abs=TABLE), pytest.approx(-low))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def test_gain_must_be_above_the_bound_with_its_whole_interval():
     assert "score gain over the initial policy +0.050 [-0.010, +0.110]" in reason
 
 
+def test_a_gain_on_a_single_dialogue_promotes_nothing_and_refuses_nothing_either():
+    unknown = Gain(0.4, (None, None), 12)
+    (reason,) = failed(replace(GOOD, score_gain_ci=(None, None)))
+    assert reason == (
+        "held-out score gain over the initial policy +0.400 [?, ?]: prompts of a single dialogue don't tell whether it "
+        "lies above gates.min_score_gain = 0"
+    )
+    live = LiveEvidence(1, "sha256:1", False, unknown, {"helpful": unknown})
+    beside = replace(GOOD, live=live, score_gain_by_question={"helpful": unknown})
+    assert failed(beside) == []
+    assert "over the live policy +0.400 [?, ?]" in " ".join(verdict.reason for verdict in judge(GATES, beside))
+
+
 def test_no_held_out_comparison_is_no_evidence():
     (reason,) = failed(replace(GOOD, pm_accuracy=None, pm_accuracy_ci=None, num_held_out=0))
     assert "no held-out comparison" in reason

@@ -77,6 +77,14 @@ def test_the_test_pm_s_best_policy_is_compared_with_the_result_by_prompt() -> No
     assert past_best(judged(START, LATER)) == (1, None)
 
 
+def test_turns_of_one_dialogue_are_no_prompts_of_their_own() -> None:
+    start = [replace(record(name, 0.0, 0.0), dialogue=number // 2) for number, name in enumerate("wxyz")]
+    # Gains 1, 2 of one dialogue and 3, 4 of the other: 2.5 ± 12.706, as worked out in the test of the interval.
+    later = [replace(reply, score=number + 1.0, kl_nats=1.0) for number, reply in enumerate(start)]
+    gain = two_way(judged(start, later))[1].training_gain
+    assert gain.ci == pytest.approx((2.5 - 12.7062, 2.5 + 12.7062), abs=1e-4)
+
+
 def test_a_policy_that_the_watcher_did_not_judge_has_no_gap() -> None:
     with pytest.raises(ValueError, match="no watcher scored the reply to prompt x"):
         two_way(judged([record("x", 1.0, None)]))
