@@ -30,6 +30,7 @@ from models.policy.ppo import (
     token_moves,
     token_rewards,
     value_losses,
+    warmed_up,
     whiten,
 )
 from models.policy.reply_chunks import ReplyChunk
@@ -123,9 +124,6 @@ class PolicyLearner:
             warmup_samples=settings.warmup_samples,
             halve_every_samples=settings.halve_every_samples or 0,
         )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.param_groups[1]["lr"] = rate * VALUE_HEAD_RATE
         warming = iteration < settings.critic_warmup_iterations
         steps: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
@@ -135,6 +133,7 @@ class PolicyLearner:
                     if epoch == 0
                     else self.collector.chunks(rollout.completions, rows, mask.shape[1])
                 )
+                self._set_rates(rate)
                 step = self._step(chunks, old, loss_kl_coef, warming)
                 if step is None:
                     return None
@@ -148,7 +147,7 @@ class PolicyLearner:
                 "val/ratio_first": steps[0]["val/ratio"],
                 "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
                 "val/explained_variance": float(explained),
-                "lr": rate,
+                "lr": self.optimiser.param_groups[0]["lr"],
                 "kl_coef": self.kl_coef,
             }
         )
@@ -161,6 +160,22 @@ class PolicyLearner:
                 settings.kl_horizon_samples,
             )
         return learned
+
+    def _set_rates(self, rate: float) -> None:
+        """The next step's learning rate of each group, which warms up from the group's own first step.
+
+        A critic learns before its policy does where it warms up alone, and must not use the policy's warm-up.
+        """
+        warmup = self.settings.warmup_steps
+        for number, group in enumerate(self.optimiser.param_groups):
+            # Counting the steps waits for the device.
+            factor = warmed_up(self._steps_of(group), warmup) if warmup else 1.0
+            group["lr"] = rate * factor * (VALUE_HEAD_RATE if number == 1 else 1.0)
+
+    def _steps_of(self, group: Mapping[str, Any]) -> int:
+        """Steps that a group's weights have taken, as the optimiser counts them: it comes back with a checkpoint."""
+        states = (self.optimiser.state.get(parameter) for parameter in group["params"])
+        return next((int(state["step"]) for state in states if state), 0)
 
     @torch.no_grad()
     def _token_kl(self, rollout: Rollout, chunks: Sequence[Sequence[ReplyChunk]]) -> Tensor:

@@ -349,6 +349,16 @@ class PPOTraining(TrainingMemory):
         raised="a calmer start",
         at_least=0,
     )
+    warmup_steps: int = setting(
+        0,
+        "Optimiser steps over which the learning rate rises along a line, for policy and critic each from its own "
+        "first one. Adam's first step is the whole rate in every weight, however unsure its direction. A published "
+        "model gets 20.",
+        unit="steps",
+        raised="a calmer start",
+        at_least=0,
+        new=True,
+    )
     halve_every_samples: int | None = setting(
         None,
         "Replies after which the learning rate is halved, again and again; never where not given.",

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +39,15 @@ PRE_TRAINING = 10.0
 """Of the preference model on ranked public answers, over the rate of its fine-tuning: arXiv 2204.05862, A.2."""
 ADAPTERS = 10.0
 """Adapters (`lora_rank`) bear larger steps than whole weights."""
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    # docs/log/ppo.md, "The first step of Adam on a published model".
+    "ppo": {"warmup_steps": 20},
+}
+"""What else a published model is trained with, by section; the defaults of the sections suit the demo's."""
 
 
 def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
-    """The raw configuration with learning rates where it has a published model and gives none."""
+    """The raw configuration with what suits a published model, where it has one and gives no other value."""
     initial = raw.get("initial_policy")
     path = initial.get("path") if isinstance(initial, dict) else None
     if not isinstance(path, str):
@@ -50,17 +56,24 @@ def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
     rates = rates_for(parameters)
     if rates is None:
         return raw
-    filled = dict(raw)
     wanted = {"preference_model": rates.preference_model, "ppo": rates.policy}
     if "pmp" in raw:
         wanted["pmp"] = PRE_TRAINING * rates.preference_model
-    for section, rate in wanted.items():
+    filled = dict(raw)
+    for section in dict.fromkeys((*wanted, *PUBLISHED)):
         given = raw.get(section, {})
-        if isinstance(given, dict) and "learning_rate" not in given:
-            chosen = rate * (ADAPTERS if given.get("lora_rank") else 1)
-            filled[section] = {**given, "learning_rate": chosen}
-            logger.info("%s.learning_rate: %g, for %s", section, chosen, _size_said(parameters))
+        if isinstance(given, dict):
+            chosen = dict(PUBLISHED.get(section, {}))
+            if section in wanted:
+                chosen["learning_rate"] = wanted[section] * (ADAPTERS if given.get("lora_rank") else 1)
+            filled[section] = chosen | given
+            _say(section, {name: value for name, value in chosen.items() if name not in given}, parameters)
     return filled
+
+
+def _say(section: str, chosen: Mapping[str, Any], parameters: int | None) -> None:
+    for name, value in chosen.items():
+        logger.info("%s.%s: %s, for %s", section, name, f"{value:g}", _size_said(parameters))
 
 
 def rates_for(parameters: int | None) -> Rates | None:

@@ -158,3 +158,48 @@ def test_each_setting_is_felt_in_the_step(changes, tmp_path: Path) -> None:
         return torch.cat([weight.flatten() for weight in weights(model, critic)])
 
     assert not torch.equal(learned(**changes), learned())
+
+
+def moved(weights_now: list[Tensor], then: list[Tensor]) -> float:
+    """The longest way of a weight."""
+    return max(float((now - before).abs().max()) for now, before in zip(weights_now, then, strict=True))
+
+
+def test_the_first_steps_are_shares_of_the_rate(tmp_path: Path) -> None:
+    model, critic = model_and_critic()
+    learner, chunks = learner_of(model, critic, tmp_path, warmup_steps=4)
+    then = [weight.clone() for weight in weights(model, critic)]
+    for number, share in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
+        learned = learner.learn(number, rollout(), [chunks])
+        assert learned is not None
+        assert learned["lr"] == pytest.approx(share * RATE)
+        assert [group["lr"] for group in learner.optimiser.param_groups] == pytest.approx(
+            [share * RATE, 10 * share * RATE]
+        )
+        if number == 0:
+            # Adam's first step is the rate in every weight whose gradient is large beside 1e-5.
+            assert moved(weights(model, critic)[:-4], then[:-4]) == pytest.approx(0.25 * RATE, rel=1e-2)
+
+
+def test_a_critic_that_warms_up_alone_uses_nothing_of_the_policys_warm_up(tmp_path: Path) -> None:
+    model, critic = model_and_critic()
+    learner, chunks = learner_of(model, critic, tmp_path, warmup_steps=4)
+    learner.settings = PPOSettings(**(vars(learner.settings) | {"critic_warmup_iterations": 2, "iterations": 9}))
+    rates = []
+    for number in range(4):
+        learner.learn(number, rollout(), [chunks])
+        rates.append([group["lr"] / RATE for group in learner.optimiser.param_groups])
+    # The head's own steps: 1 to 4 of 4. The policy's first one is the third.
+    assert rates[2] == pytest.approx([0.25, 7.5])
+    assert rates[3] == pytest.approx([0.5, 10.0])
+
+
+def test_the_warm_up_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
+    model, critic = model_and_critic()
+    learner, chunks = learner_of(model, critic, tmp_path, warmup_steps=4)
+    learner.learn(0, rollout(), [chunks])
+    other, other_chunks = learner_of(*model_and_critic(), tmp_path, warmup_steps=4)
+    other.restore(copy.deepcopy(learner.state))
+    learned = other.learn(1, rollout(), [other_chunks])
+    assert learned is not None
+    assert learned["lr"] == pytest.approx(0.5 * RATE)

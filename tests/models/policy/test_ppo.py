@@ -19,6 +19,7 @@ from models.policy.ppo import (
     token_moves,
     token_rewards,
     value_losses,
+    warmed_up,
     whiten,
 )
 
@@ -199,3 +200,8 @@ def test_learning_rate_warms_up_and_halves_in_units_of_samples():
     assert [rate(n) for n in (0, 25, 100, 999, 1000, 2500)] == [0.0, 0.25, 1.0, 1.0, 0.5, 0.25]
     assert scheduled_learning_rate(0.3, 10**9) == 0.3
     assert math.isclose(scheduled_learning_rate(0.0, 5, warmup_samples=10), 0.0)
+
+
+def test_the_warm_up_in_steps_by_hand():
+    assert [warmed_up(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert warmed_up(0, 1) == 1.0

@@ -80,6 +80,16 @@ def test_weights_that_cannot_be_read_are_not_counted(content: bytes, tmp_path: P
     assert rates_for(None) == UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("rows", "text", "expected"),
+    [(1_000_000, "", 20), (1_000_000, "[ppo]\nwarmup_steps = 0\n", 0), (10_000, "", 0)],
+)
+def test_a_published_model_warms_up(rows: int, text: str, expected: int, tmp_path: Path) -> None:
+    write_weights(tmp_path / "model", (rows, 1000))
+    (tmp_path / "cycle.toml").write_text(f'[initial_policy]\npath = "model"\n{text}')
+    assert load_config(tmp_path / "cycle.toml").ppo.warmup_steps == expected
+
+
 def test_a_stored_configuration_is_read_as_it_is(tmp_path: Path) -> None:
     from orchestrator.config import parse_config
 

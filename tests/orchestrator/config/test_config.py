@@ -28,6 +28,7 @@ from orchestrator.config import (
     values_of,
 )
 from orchestrator.config.base import keys_of, section_in, statement_of
+from orchestrator.config.by_model import PUBLISHED
 from orchestrator.errors import ConfigError
 from orchestrator.settings import normalised_database_url
 from tests.paths import EXAMPLES
@@ -312,7 +313,8 @@ RECOVERY = ("max_recoveries", "recovery_rate")
 
 def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     config = load_config(file, ["ppo.threads=3", "evaluation.best_of=4", "ppo.learning_rate=2e-6"])
-    expected = json.loads(json.dumps(dataclasses.asdict(PPOSettings(kl_coef=0.1, learning_rate=2e-6)))) | {"threads": 3}
+    settings = PPOSettings(kl_coef=0.1, learning_rate=2e-6, **PUBLISHED["ppo"])
+    expected = json.loads(json.dumps(dataclasses.asdict(settings))) | {"threads": 3}
     # Newer keys: what was trained before they came is found again.
     for section, newer in (
         (expected, "checkpoint_every"),
