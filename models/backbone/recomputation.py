@@ -12,11 +12,13 @@ mode, since dropout would make a first ratio other than 1, and `models/backbone/
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+T = TypeVar("T")
 
 
 class NoSuchLayers(ValueError):
@@ -33,7 +35,7 @@ class _Recomputed:
         return checkpoint(call, *args, use_reentrant=False, **kwargs)
 
 
-def _recomputed(kind: Any) -> Any:
+def _marked(kind: Any) -> Any:
     return type(kind.__name__, (_Recomputed, kind), {"__module__": kind.__module__})
 
 
@@ -51,7 +53,7 @@ def recompute_activations(trunk: Any) -> None:
         )
     for layer in layers:
         if not isinstance(layer, _Recomputed):
-            layer.__class__ = _recomputed(type(layer))
+            layer.__class__ = _marked(type(layer))
 
 
 def through(layer: Any, function: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
@@ -59,7 +61,12 @@ def through(layer: Any, function: Callable[..., torch.Tensor], *inputs: Any) -> 
 
     No random number may be drawn in it.
     """
-    if not (isinstance(layer, _Recomputed) and torch.is_grad_enabled()):
+    return recomputed(function, *inputs) if isinstance(layer, _Recomputed) else function(*inputs)
+
+
+def recomputed(function: Callable[..., T], *inputs: Any) -> T:
+    """`function(*inputs)`, computed again for the backward pass; no random number may be drawn in it."""
+    if not torch.is_grad_enabled():
         return function(*inputs)
-    output: torch.Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    output: T = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return output

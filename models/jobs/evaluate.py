@@ -56,9 +56,8 @@ def run(job: Job) -> None:
     prompts = found.prompts[: settings.num_prompts]
     engine = DecodeEngine(policy, chat.stop_ids, min(SLOTS, len(prompts) * settings.best_of), longest)
     engine.reserve(longest)
-    collector = RolloutCollector(
-        Policy(policy), Policy(reference), preference_model, chat, engine, job.device, settings.forward_tokens
-    )
+    judged, compared = (Policy(model, logits_tokens=settings.logits_tokens) for model in (policy, reference))
+    collector = RolloutCollector(judged, compared, preference_model, chat, engine, job.device, settings.forward_tokens)
     watcher = None
     if "watcher" in job.inputs:
         watcher = load_preference_model(job.input("watcher"), initial, job.device)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from models.policy.critic import Critic
-from models.policy.model import Policy, selected_logps
+from models.policy.model import Policy, TokenReading
 from models.policy.ppo import (
     adapted_kl_coef,
     advantages_and_returns,
     clipped_tokens,
     earned,
-    full_kl,
     inverse_spread,
     k1_kl,
     k3_kl,
@@ -186,18 +185,17 @@ class PolicyLearner:
             return k3_kl(rollout.logps, rollout.ref_logps)
         exact = torch.zeros_like(rollout.logps)
         for chunk in (chunk for minibatch in chunks for chunk in minibatch):
-            logits, ref_logits = (p.states_and_logits(chunk)[1] for p in (self.policy, self.collector.reference))
-            exact.view(-1)[chunk.places] = full_kl(logits, ref_logits)
+            kl = self.policy.tokens(chunk, kl_to=self.collector.reference).kl
+            assert kl is not None
+            exact.view(-1)[chunk.places] = kl
         return exact
 
-    def _loss_kl(self, chunk: ReplyChunk, logits: Tensor, logps: Tensor, ref_logps: Tensor) -> Tensor:
-        """(N,) the KL term of the loss, with its gradient."""
-        if self.settings.kl_estimator == "k3":
-            return k3_kl(logps, ref_logps)
-        # Read again in every epoch: keeping (N, V) reference logits of a whole rollout would cost more than time.
-        with torch.no_grad():
-            _, ref_logits = self.collector.reference.states_and_logits(chunk)
-        return full_kl(logits, ref_logits)
+    def _read(self, chunk: ReplyChunk, loss_kl_coef: float, warming: bool) -> TokenReading:
+        """What the policy says of a chunk now, with the exact KL where the loss has it."""
+        exact = bool(loss_kl_coef) and not warming and self.settings.kl_estimator == "full"
+        with torch.set_grad_enabled(not warming):
+            # Read again in every epoch: keeping (N, V) reference logits of a whole rollout would cost more than time.
+            return self.policy.tokens(chunk, kl_to=self.collector.reference if exact else None)
 
     def _step(
         self, chunks: Sequence[ReplyChunk], old: _OldTokens, loss_kl_coef: float, warming: bool
@@ -211,16 +209,16 @@ class PolicyLearner:
         sums = torch.zeros(7, device=self.job.device)
         self.optimiser.zero_grad(set_to_none=True)
         for chunk in chunks:
-            with torch.set_grad_enabled(not warming):
-                states, logits = self.policy.states_and_logits(chunk)
-                logps, entropies = selected_logps(logits, chunk.targets)
-            values = self.critic(chunk, states)
+            read = self._read(chunk, loss_kl_coef, warming)
+            logps = read.logps
+            values = self.critic(chunk, read.states)
             then = old.at(chunk.places)
             policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
             value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
             loss = policy_loss + settings.value_coef * value_loss
             if loss_kl_coef and not warming:
-                loss = loss + loss_kl_coef * self._loss_kl(chunk, logits, logps, then.ref_logps).sum() / count
+                token_kl = k3_kl(logps, then.ref_logps) if read.kl is None else read.kl
+                loss = loss + loss_kl_coef * token_kl.sum() / count
             loss.backward()
             with torch.no_grad():
                 change = logps.detach() - then.logps
@@ -235,7 +233,7 @@ class PolicyLearner:
                         approximate_kl,
                         clipped.sum() / count,
                         ratio,
-                        entropies.sum() / count,
+                        read.entropies.sum() / count,
                         moved,
                     ]
                 )

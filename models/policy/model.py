@@ -1,7 +1,8 @@
 """A policy as PPO and evaluation see it: log-probs, entropies and values of reply tokens, and only of those.
 
 Sequences are right-padded, so that the causal mask alone keeps padding from every real token and no
-attention mask is needed; the vocabulary head runs on positions that predict a reply token.
+attention mask is needed; the vocabulary head runs on positions that predict a reply token. With `logits_tokens` it
+runs on so many of them at a time, and once more for the backward pass, so that (N, V) is never whole in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from models.backbone.output_layer import output_layer
 from models.backbone.precision import Precision, computing_in, filling
+from models.backbone.recomputation import recomputed
 from models.backbone.trunk import goes_by_hand, states_at
+from models.policy.ppo import full_kl
 from models.policy.reply_chunks import ReplyChunk
 
 if TYPE_CHECKING:
@@ -31,12 +34,26 @@ class Reading:
     values: Tensor
 
 
+@dataclass(frozen=True)
+class TokenReading:
+    """What a policy says of the N reply tokens of a chunk, with its gradient where one is wanted."""
+
+    states: Tensor  # (N, D) final hidden states
+    logps: Tensor  # (N,) of the tokens, in nats
+    entropies: Tensor  # (N,) exact, without a gradient
+    kl: Tensor | None  # (N,) exact KL to another policy, where one was given
+
+
 class Policy:
     """A causal language model read at the positions that predict reply tokens."""
 
-    def __init__(self, model: Any, precision: Precision = "float32") -> None:
+    logits_tokens: int | None = None
+    """Reply tokens whose logits are computed at once; None: all of a chunk."""
+
+    def __init__(self, model: Any, precision: Precision = "float32", logits_tokens: int | None = None) -> None:
         self.model = model
         self.precision = precision
+        self.logits_tokens = logits_tokens
         # None for families of which the way from states to logits is not known; they are run whole.
         self._head = output_layer(model)
         # Set to False beside a policy that can't: only the same operations give the same digits.
@@ -47,12 +64,57 @@ class Policy:
         with computing_in(self.precision, self.model.device):
             return self._states_and_logits(chunk)
 
-    def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
-        if self._head is not None:
+    def tokens(self, chunk: ReplyChunk, kl_to: Policy | None = None) -> TokenReading:
+        """States, log-probs and entropies of the chunk's reply tokens, and their KL to another policy."""
+        limit = self.logits_tokens
+        if limit is None or len(chunk.targets) <= limit or any(p and p._head is None for p in (self, kl_to)):
+            states, logits = self.states_and_logits(chunk)
+            kl = None
+            if kl_to is not None:
+                with torch.no_grad():
+                    ref_logits = kl_to.states_and_logits(chunk)[1]
+                kl = full_kl(logits, ref_logits)
+            return TokenReading(states, *selected_logps(logits, chunk.targets), kl)
+        states = self._filled_states(chunk)
+        with torch.no_grad():
+            ref_states = None if kl_to is None else kl_to._filled_states(chunk)
+        parts = []
+        for start in range(0, len(chunk.targets), limit):
+            rows = slice(start, start + limit)
+            ref_rows = None if ref_states is None else ref_states[rows]
+            parts.append(recomputed(self._of_slice, states[rows], chunk.targets[rows], kl_to, ref_rows))
+        logps, entropies, *kls = (torch.cat(each) for each in zip(*parts, strict=True))
+        return TokenReading(states[: len(chunk.targets)], logps, entropies, kls[0] if kls else None)
+
+    def _of_slice(
+        self, states: Tensor, ids: Tensor, kl_to: Policy | None, ref_states: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Log-probs and entropies (n,) of n tokens, and their KL; of further states, which fill up, nothing."""
+        logits = self._logits(states)[: len(ids)]
+        found = selected_logps(logits, ids)
+        if kl_to is None or ref_states is None:
+            return found
+        with torch.no_grad():
+            ref_logits = kl_to._logits(ref_states)[: len(ids)]
+        return (*found, full_kl(logits, ref_logits))
+
+    def _logits(self, states: Tensor) -> Tensor:
+        assert self._head is not None
+        with computing_in(self.precision, self.model.device):
+            logits: Tensor = self._head(states)
+            return logits
+
+    def _filled_states(self, chunk: ReplyChunk) -> Tensor:
+        """Final hidden states of the chunk's reply tokens, and behind them of the first again, up to few sizes."""
+        with computing_in(self.precision, self.model.device):
             count = len(chunk.positions)
             padding = filling(self.precision, self.model.device).tokens(count) - count
             positions = torch.cat([chunk.positions, chunk.positions[:1].expand(padding)])
-            states = states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
+            return states_at(self.model.base_model, chunk.ids, positions, hand=self.by_hand)
+
+    def _states_and_logits(self, chunk: ReplyChunk) -> tuple[Tensor, Tensor]:
+        if self._head is not None:
+            count, states = len(chunk.positions), self._filled_states(chunk)
             return states[:count], self._head(states)[:count]
         output = self.model(input_ids=chunk.ids, use_cache=False, output_hidden_states=True)
         hidden = output.hidden_states[-1]
@@ -65,12 +127,11 @@ class Policy:
         device = self.model.device
         reading = Reading(*(torch.zeros(shape, device=device) for _ in range(3)))
         for chunk in chunks:
-            states, logits = self.states_and_logits(chunk)
-            logps, entropies = selected_logps(logits, chunk.targets)
-            reading.logps.view(-1)[chunk.places] = logps
-            reading.entropies.view(-1)[chunk.places] = entropies
+            found = self.tokens(chunk)
+            reading.logps.view(-1)[chunk.places] = found.logps
+            reading.entropies.view(-1)[chunk.places] = found.entropies
             if critic is not None:
-                reading.values.view(-1)[chunk.places] = critic(chunk, states)
+                reading.values.view(-1)[chunk.places] = critic(chunk, found.states)
         return reading
 
 

@@ -16,6 +16,7 @@ from models.runtime.training_choices import (
     CHECKPOINT_RAISED,
     PRECISION,
     ForwardSettings,
+    LogitsSettings,
     LoraSettings,
     Precision,
     TrainingMemory,
@@ -182,7 +183,7 @@ class PromptMix(Checked):
 
 
 @dataclass(frozen=True)
-class PPOTraining(TrainingMemory):
+class PPOTraining(TrainingMemory, LogitsSettings):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
@@ -427,7 +428,7 @@ class PPOSettings(PPOTraining, LoraSettings, PromptMix):
 
 
 @dataclass(frozen=True)
-class JudgedReplies(ForwardSettings):
+class JudgedReplies(ForwardSettings, LogitsSettings):
     """Which replies a policy is judged by."""
 
     num_prompts: int = setting(

@@ -80,7 +80,7 @@ class PolicyTraining:
         note_precision(settings.precision, job.device)
         self.roles = Roles(job.input("initial"), settings, job.seed, job.device)
         model, reference = self.roles.policy, self.roles.reference
-        self.policy = Policy(model, settings.precision)
+        self.policy = Policy(model, settings.precision, settings.logits_tokens)
         if preference_model is None:
             preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
         preference_model.precision = settings.precision
@@ -94,7 +94,7 @@ class PolicyTraining:
         engine = DecodeEngine(model, chat.stop_ids, slots, longest, settings.precision)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
-        read_reference = Policy(reference, settings.precision)
+        read_reference = Policy(reference, settings.precision, settings.logits_tokens)
         self.collector = RolloutCollector(
             self.policy, read_reference, preference_model, chat, engine, job.device, settings.forward_tokens
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.backbone.batches import right_padded
 from models.backbone.output_layer import check_output_layer
+from models.backbone.recomputation import recomputed
 from models.backbone.trunk import padded_states
 from models.model_folders.loading import load_causal_lm
 from models.preference.pairs import TokenPair
@@ -32,12 +33,21 @@ def frozen_output_layer(initial: Path, device: torch.device) -> nn.Module:
 
 
 def good_sample_loss(
-    model: Any, output_layer: nn.Module, pairs: Sequence[TokenPair], pad_id: int, device: torch.device
+    model: Any,
+    output_layer: nn.Module,
+    pairs: Sequence[TokenPair],
+    pad_id: int,
+    device: torch.device,
+    logits_tokens: int | None = None,
 ) -> Tensor:
     """Mean over pairs of the better reply's negative log-likelihood per token, in nats.
 
     The tokens counted are those after the shared beginning, without the end-of-context id, which no language model
     ever wrote. Pairs whose better reply has no token of its own count 0. A tie has no better reply and counts 0 too.
+
+    Args:
+        logits_tokens: of how many tokens logits are computed at once, and once more for the backward pass, so that
+            those of a batch are never whole in memory; None: of a whole reply, and kept.
     """
     ids, _ = right_padded([[*pair.prefix_ids, *pair.better_ids] for pair in pairs], pad_id, device)
     hidden = padded_states(model.base_model, ids, [pair.better_tokens for pair in pairs])
@@ -46,6 +56,16 @@ def good_sample_loss(
         # A reply that is all of the sequence has no token before its first.
         first, last = max(1, len(pair.prefix_ids)), pair.better_tokens - 1
         if pair.tie is None and first < last:
-            logits = output_layer(hidden[row, first - 1 : last - 1])
-            total = total + F.cross_entropy(logits.float(), ids[row, first:last])
+            states, targets = hidden[row, first - 1 : last - 1], ids[row, first:last]
+            if logits_tokens is None:
+                total = total + F.cross_entropy(output_layer(states).float(), targets)
+            else:
+                parts = zip(states.split(logits_tokens), targets.split(logits_tokens), strict=True)
+                total = total + torch.stack([recomputed(_summed_loss, output_layer, *part) for part in parts]).sum() / (
+                    last - first
+                )
     return total / len(pairs)
+
+
+def _summed_loss(output_layer: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(output_layer(states).float(), targets, reduction="sum")

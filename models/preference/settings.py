@@ -14,6 +14,7 @@ from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
+    LogitsSettings,
     LoraSettings,
     Precision,
     TrainingMemory,
@@ -91,7 +92,7 @@ class RankingSettings(TrainingMemory):
 
 
 @dataclass(frozen=True)
-class ComparisonTraining(RankingSettings):
+class ComparisonTraining(RankingSettings, LogitsSettings):
     """What an operator says of the training on comparisons."""
 
     batch_order: Literal["pairs", "dialogues"] = setting(

@@ -109,7 +109,14 @@ class Training:
             if self.output_layer is not None:
                 pairs = [self.pairs[i] for i in indices]
                 with computing_in(self.settings.precision, self.job.device):
-                    good = good_sample_loss(self.model, self.output_layer, pairs, self.chat.pad_id, self.job.device)
+                    good = good_sample_loss(
+                        self.model,
+                        self.output_layer,
+                        pairs,
+                        self.chat.pad_id,
+                        self.job.device,
+                        self.settings.logits_tokens,
+                    )
                 loss = loss + self.settings.lm_coef * good
             share = len(indices) / len(batch)
             (loss * share).backward()

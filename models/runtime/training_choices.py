@@ -34,6 +34,21 @@ class ForwardSettings(Checked):
 
 
 @dataclass(frozen=True)
+class LogitsSettings(Checked):
+    """How much of a vocabulary's logits is in memory at once."""
+
+    logits_tokens: int | None = setting(
+        None,
+        "Reply tokens whose logits over the vocabulary are in memory at once, computed again for the backward pass; "
+        "not given: all of a forward pass, and kept. 1,024 is enough to keep a processor busy.",
+        unit="tokens",
+        raised="more memory: 8 to 12 bytes a token and word of the vocabulary",
+        at_least=1,
+        new=True,
+    )
+
+
+@dataclass(frozen=True)
 class TrainingMemory(ForwardSettings):
     """What a model that learns keeps in memory."""
 

@@ -24,7 +24,7 @@ from orchestrator.store import ledger
 TUNING = {
     "learning_rate", "lr_schedule", "warmup_fraction", "batch_pairs", "batch_order", "threads", "precision",
     "twin", "part", "skills", "shuffle_labels", "checkpoint_every", "forward_tokens",
-    "recompute_activations",
+    "recompute_activations", "logits_tokens",
 }  # fmt: skip
 MIX = ("questions", "sources", "harmless_weight")
 """What makes the mix that a model is trained on."""

@@ -7,6 +7,7 @@ import torch
 
 from models.policy.critic import Critic
 from models.policy.learning import PolicyLearner
+from models.policy.model import Policy
 from models.policy.reply_chunks import ReplyChunk
 from models.policy.rollout import Rollout
 from models.policy.settings import PPOSettings, WatchSettings
@@ -18,7 +19,7 @@ RARE_LOGIT = -8.3  # a token of probability 1 / (1 + e^8.3) = 2.5e-4, of two
 ROUNDING = 1e-4
 
 
-class TwoWords:
+class TwoWords(Policy):
     """A policy that says word 0 or word 1 at each of TOKENS places: the logits of word 0, after so many readings."""
 
     def __init__(self, *logits):

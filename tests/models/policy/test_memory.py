@@ -14,7 +14,7 @@ from models.chat.format import ChatFormat
 from models.policy.settings import PPOSettings
 from models.policy.training import PolicyTraining
 from models.runtime.settings import settings_from
-from tests.models.ppo_runs import ppo_job
+from tests.models.ppo_runs import metrics, ppo_job
 
 WHOLE = 256
 """More than the tokens of a minibatch, which is then one chunk."""
@@ -65,6 +65,27 @@ def test_weights_are_the_same_where_activations_are_computed_again(training_of, 
     assert all(torch.equal(mine, its) for mine, its in zip(again, kept, strict=True))
     trained = [training.policy.model.base_model, *([training.critic.trunk] if training.critic.trunk else [])]
     assert all(isinstance(layer, _Recomputed) for trunk in trained for layer in trunk.layers)
+
+
+@pytest.mark.parametrize("settings", [{}, {"kl_estimator": "full"}, {"kl_estimator": "full", "critic": "separate"}])
+def test_weights_are_the_same_for_any_number_of_logits_at_once(training_of, settings) -> None:
+    start = training_of(**settings)
+    before = [parameter.detach() for model in (start.policy.model, start.critic) for parameter in model.parameters()]
+    whole, _ = learned(training_of(**settings))
+    for limit in (32, 5):
+        training = training_of(logits_tokens=limit, **settings)
+        rollout, _ = training._rollout(0)
+        assert int(rollout.reply_tokens.sum()) > limit
+        # Policy and reference are equal, and read alike.
+        assert rollout.kl_nats.abs().max() == 0.0
+        weights, _ = learned(training)
+        for mine, its, then in zip(weights, whole, before, strict=True):
+            assert (mine - its).abs().max() <= TOLERANCE * (its - then).abs().max()
+
+
+def test_the_first_ratio_is_exactly_one_with_few_logits_at_once(train) -> None:
+    lines = metrics(train(iterations=2, logits_tokens=3))
+    assert [line["val/ratio_first"] for line in lines] == [1.0, 1.0]
 
 
 def test_all_models_of_a_run_keep_to_the_budget(training_of) -> None:

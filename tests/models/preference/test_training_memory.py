@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.backbone.output_layer import OutputLayer
 from models.backbone.recomputation import recompute_activations
 from models.preference import training as training_module
+from models.preference.language_loss import good_sample_loss
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.runtime.job import Job
-from tests.models.preference.tree_world import BATCH, PAD, small_model
+from tests.models.live_bytes import LiveBytes
+from tests.models.preference.tree_world import BATCH, CPU, PAD, small_model
 
 WHOLE = {True: 512, False: 1024}
 """More than all tokens of a step, which is then one chunk; trees share most of them."""
@@ -67,3 +70,22 @@ def test_weights_are_the_same_where_activations_are_computed_again(
     again, _ = learned(model, tmp_path, 1024, packed=packed, recompute_activations=True)
     assert calls
     assert all(torch.equal(mine, its) for mine, its in zip(again, kept, strict=True))
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_the_language_loss_is_the_same_for_any_number_of_logits_at_once(limit: int) -> None:
+    model = small_model("llama")
+    layer = OutputLayer(torch.nn.Linear(32, 4096, bias=False), SimpleNamespace(final_logit_softcapping=2.0))
+    layer.requires_grad_(False)
+    found = []
+    for logits_tokens in (None, limit):
+        model.zero_grad()
+        with LiveBytes() as live:
+            loss = good_sample_loss(model, layer, BATCH, PAD, CPU, logits_tokens)
+            loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((loss.item(), gradient, live.peak))
+    (loss, gradient, most), (again, other, peak) = found
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert (gradient - other).abs().max() <= 1e-5 * gradient.abs().max()
+    assert peak < 0.7 * most
