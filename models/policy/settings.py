@@ -94,7 +94,7 @@ class WatchSettings(Checked):
         at_most=1,
     )
     max_duplicate_rise: float = setting(
-        0.5,
+        0.7,
         "Share of replies that equal another one: how much of the way from the start's to 1 it may rise.",
         unit="share",
         raised=_WIRE,
@@ -111,7 +111,7 @@ class WatchSettings(Checked):
         at_most=1,
     )
     max_twin_gap: float = setting(
-        2.0,
+        2.5,
         "Gain since the start by the training preference model, less the gain by the watcher: over-optimisation. "
         "Needs a watcher (`preference_model.twin`).",
         unit="PM units",

@@ -70,9 +70,11 @@ def write_comparisons(path: Path, start: int, count: int) -> Path:
 def start_command(home: Path, *words: str, **env: str) -> subprocess.Popen[str]:
     """An `orchestrator` command as from another terminal, which knows the home alone."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DATABASE_"))}
+    # A clock that is set (test_schedule.py) stands there too.
+    paths = os.pathsep.join([str(PROJECT_ROOT), *filter(None, [kept.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *words],
-        env=kept | {"ORCHESTRATOR_HOME": str(home), "PYTHONPATH": str(PROJECT_ROOT)} | env,
+        env=kept | {"ORCHESTRATOR_HOME": str(home), "PYTHONPATH": paths} | env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
