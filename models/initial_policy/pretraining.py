@@ -143,7 +143,7 @@ def _train(
         done = step + 1
         job.log(done, loss=loss, learning_rate=rate, grad_norm=grad_norm.item(), tokens=num_targets)
         job.progress(done, len(plan), "pretrain")
-        if done % settings.checkpoint_every == 0 and done < len(plan):
+        if job.checkpoint_due(done, len(plan), settings.checkpoint_every, settings.checkpoint_time_share):
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "losses": losses}
             job.save_checkpoint(done, state)
     if seen:

@@ -8,11 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.runtime.settings import Checked, setting
-from models.runtime.training_choices import CHECKPOINT_MEANING, CHECKPOINT_RAISED, PRECISION, Precision
+from models.runtime.training_choices import (
+    CHECKPOINT_MEANING,
+    CHECKPOINT_RAISED,
+    PRECISION,
+    CheckpointSettings,
+    Precision,
+)
 
 
 @dataclass(frozen=True)
-class PretrainSettings(Checked):
+class PretrainSettings(CheckpointSettings):
     """Shape of the small model that is pretrained from scratch, and of its training."""
 
     hidden_size: int = setting(
@@ -151,7 +157,7 @@ class DistillationSetSettings(Checked):
 
 
 @dataclass(frozen=True)
-class StudentTraining(Checked):
+class StudentTraining(CheckpointSettings):
     """What an operator says of the student's training: linear decay to zero, no weight decay."""
 
     learning_rate_multiple: float = setting(

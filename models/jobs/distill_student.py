@@ -150,7 +150,7 @@ def _train(
             recent = []
         job.log(done, tokens=state["tokens"], **line)
         job.progress(done, len(plan), "distil")
-        if done % settings.checkpoint_every == 0 and done < len(plan):
+        if job.checkpoint_due(done, len(plan), settings.checkpoint_every, settings.checkpoint_time_share):
             kept = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             job.save_checkpoint(done, kept | {"state": {**state, "recent": recent}})
     if seen:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from models.backbone.adapters import learned_state, restore
 from models.policy.learning import LearnerState, PolicyLearner
 from models.policy.results import LEARNED_WIRES
+from models.runtime.checkpoints import on_host
 
 TOO_LARGE_A_STEP = ("not_finite", "ratio", "clip_fraction")
 """Wires that tell of the step itself, whenever they trip."""
@@ -66,14 +66,3 @@ class LastGood:
         restore(critic, self.critic)
         # A copy: the optimiser goes on with the tensors that it is given, and we may come back once more.
         learner.restore(on_host(self.learner) | {"optimiser_steps": learner.optimiser_steps})
-
-
-def on_host(value: Any) -> Any:
-    """A copy of a tree of dicts and lists whose tensors are in the host's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: on_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(on_host(item) for item in value)
-    return value

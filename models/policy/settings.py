@@ -15,6 +15,7 @@ from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
+    CheckpointSettings,
     ForwardSettings,
     LogitsSettings,
     LoraSettings,
@@ -183,7 +184,7 @@ class PromptMix(Checked):
 
 
 @dataclass(frozen=True)
-class PPOTraining(TrainingMemory, LogitsSettings):
+class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the

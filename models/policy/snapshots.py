@@ -39,16 +39,20 @@ class SnapshotKeeper:
     A candidate is the point of the curve at which its weights were measured.
     """
 
+    # The one being written, the newest and the one before: a job may go on from any of them.
+    CHECKPOINTS = 3
+
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
         self.step = FIRST_STEP
         self.kept: list[CurvePoint] = []
+        self._named: list[set[str]] = []  # by the last checkpoints
 
     def offer(self, point: CurvePoint, write: Callable[[Path, CurvePoint], None]) -> None:
         """Keep the policy as it is now, measured as `point`, if it is the first at its step of √KL.
 
         `write` fills an empty directory with its weights. Nothing is deleted here: a job that is killed goes on from a
-        checkpoint that still names what was given up since. See `settle`.
+        checkpoint that still names what was given up since. See `checkpointed`.
         """
         if self.count == 0 or self._level(point) <= max((self._level(kept) for kept in self.kept), default=0):
             return
@@ -59,10 +63,21 @@ class SnapshotKeeper:
             first = {self._level(kept): kept for kept in reversed(self.kept)}
             self.kept = [kept for level, kept in sorted(first.items()) if level > 0]
 
-    def settle(self) -> None:
-        """Delete the folders that no candidate needs: after a checkpoint was saved, and when a job resumes."""
+    def checkpointed(self) -> None:
+        """After a checkpoint was handed over: delete the folders that no checkpoint names from which a job may go on.
+
+        A job that was started again doesn't know what those before its start name, and deletes nothing at first.
+        """
+        self._named = [*self._named, {self.place(kept).name for kept in self.kept}][-self.CHECKPOINTS :]
+        if len(self._named) == self.CHECKPOINTS:
+            self._delete_but(set().union(*self._named))
+
+    def start_over(self) -> None:
+        """Delete what a job left that went on from nothing."""
+        self._delete_but(set())
+
+    def _delete_but(self, needed: set[str]) -> None:
         if self.folder.exists():
-            needed = {self.place(kept).name for kept in self.kept}
             for folder in self.folder.iterdir():
                 if folder.name not in needed:
                     shutil.rmtree(folder)
@@ -105,9 +120,8 @@ class SnapshotKeeper:
         return {"step": self.step, "kept": [part_to_json(kept) for kept in self.kept]}
 
     def load_state_dict(self, state: SnapshotsState) -> None:
-        """As it was at the checkpoint; what was written since is deleted, and will be written again."""
+        """As it was at the checkpoint; what was written since will be written again, in its place."""
         self.step, self.kept = float(state["step"]), [CurvePoint(**kept) for kept in state["kept"]]
-        self.settle()
 
     def _level(self, point: CurvePoint) -> int:
         return int(_root(point) / self.step)

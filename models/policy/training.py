@@ -151,7 +151,8 @@ class PolicyTraining:
             self._iterate(iteration)
             if self.stopped:
                 break
-            if (iteration + 1) % settings.checkpoint_every == 0 and iteration + 1 < settings.iterations:
+            every, share = settings.checkpoint_every, settings.checkpoint_time_share
+            if self.job.checkpoint_due(iteration + 1, settings.iterations, every, share):
                 self._checkpoint(iteration + 1)
         self.job.progress(settings.iterations, settings.iterations, "measure")
         results = self._measure_final()
@@ -440,12 +441,12 @@ class PolicyTraining:
             "monitor": self.monitor.state,
         }
         self.job.save_checkpoint(iteration, state)
-        self.snapshots.settle()
+        self.snapshots.checkpointed()
 
     def _resume(self) -> int:
         saved = self.job.load_checkpoint()
         if saved is None:
-            self.snapshots.settle()
+            self.snapshots.start_over()
             return 0
         iteration, state = saved[0], cast(Checkpoint, saved[1])
         self.snapshots.load_state_dict(state["snapshots"])

@@ -14,6 +14,7 @@ from models.runtime.training_choices import (
     CHECKPOINT_MEANING,
     CHECKPOINT_RAISED,
     PRECISION,
+    CheckpointSettings,
     LogitsSettings,
     LoraSettings,
     Precision,
@@ -34,7 +35,7 @@ SOFT_TARGET_UNKNOWN = 1.0
 
 
 @dataclass(frozen=True)
-class RankingSettings(TrainingMemory):
+class RankingSettings(TrainingMemory, CheckpointSettings):
     """What training on people's comparisons and pre-training on ranked answers have in common."""
 
     learning_rate: float = setting(

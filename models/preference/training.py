@@ -74,7 +74,8 @@ class Training:
                 step + 1, loss=loss, accuracy=accuracy, gradient_norm=gradient_norm, learning_rate=self._rate(step)
             )
             self.job.progress(step + 1, self.num_steps, "train")
-            if (step + 1) % self.settings.checkpoint_every == 0 and step + 1 < self.num_steps:
+            every, share = self.settings.checkpoint_every, self.settings.checkpoint_time_share
+            if self.job.checkpoint_due(step + 1, self.num_steps, every, share):
                 self._checkpoint(step + 1, loss_sum)
         seconds = time.monotonic() - started_s
         self.job.facts |= {

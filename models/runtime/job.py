@@ -7,7 +7,7 @@ See `models/jobs/pretrain.py` for a job that uses all of it.
     DIR/result/          the artifact, appears by one rename when complete
     DIR/result/results.json   the numbers; no times, hosts or throughput
     DIR/metrics.jsonl    one object per step, appended while the job runs
-    DIR/checkpoint/      resume state, deleted once the result is published
+    DIR/checkpoint/      resume state, the newest and the one before, deleted once the result is published
     DIR/progress.json    {"step", "steps", "eta_s", "phase"}, replaced at most twice a second
     DIR/run.json         times, host, threads, throughput
 """
@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from models.runtime.checkpoints import Checkpoints, fits_share
 from models.runtime.errors import JobError
 from models.runtime.memory import keep_freed_memory
 
@@ -65,6 +66,8 @@ class Job:
         self._started_s = time.monotonic()
         self._phase: tuple[str, int, float] | None = None
         self._progress_written_s = -math.inf
+        self._checkpoints = Checkpoints(out / "checkpoint")
+        self._held_up_s: list[float] = []  # by each checkpoint
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Job:
@@ -147,30 +150,44 @@ class Job:
 
     # Resume
 
+    def checkpoint_due(self, done: int, steps: int, every: int, share: float) -> bool:
+        """Whether to save one after `done` of so many steps: every so many, but for the last one and while time allows.
+
+        They hold the job up for at most that share of its time; which steps have one then depends on the clock, and
+        nothing that is learned does.
+        """
+        if done % every or done >= steps:
+            return False
+        next_s = self._held_up_s[-1] if self._held_up_s else 0.0
+        elapsed_s = time.monotonic() - self._started_s
+        return fits_share(share, spent_s=sum(self._held_up_s), next_s=next_s, elapsed_s=elapsed_s)
+
     def save_checkpoint(self, step: int, state: Mapping[str, object]) -> None:
-        """Keep `state` (tensors, numbers, strings, containers) and torch's random state, atomically."""
-        folder = self.out / "checkpoint"
-        folder.mkdir(exist_ok=True)
+        """Keep `state` (tensors, numbers, strings, containers) and torch's random state, as they are now.
+
+        They are copied here and written beside the steps that follow, atomically; the next one waits for it, and so
+        does the result. The one before stays.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        began_s = time.monotonic()
         payload = {"spec": self._spec_digest(), "step": step, "rng": torch.get_rng_state(), "state": state}
         if self.device.type == "cuda":
             payload["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        fresh = folder / "state.pt.tmp"
-        with fresh.open("wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, folder / "state.pt")
+        self._checkpoints.save(payload)
+        self._held_up_s.append(time.monotonic() - began_s)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, state) of the last checkpoint, or None for a fresh start.
+        """(step, state) of the last checkpoint that can be read, or None for a fresh start.
 
         Restores torch's random state and cuts metrics.jsonl back to that step. A checkpoint of another spec
-        (settings were changed by hand in the same directory) is discarded with a note on stderr.
+        (settings were changed by hand in the same directory) is discarded with a note on stderr, and so is a damaged
+        one, for the one before.
         """
-        path = self.out / "checkpoint" / "state.pt"
-        payload = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        payload = self._checkpoints.newest()
         if payload is not None and payload["spec"] != self._spec_digest():
-            print(f"note: {path} belongs to other settings; starting over.", file=sys.stderr)
+            print(f"note: {self._checkpoints.folder} belongs to other settings; starting over.", file=sys.stderr)
             payload = None
         if payload is None:
             self._cut_metrics(-1)
@@ -196,7 +213,7 @@ class Job:
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             # The last line may be half written: the process was killed.
-            if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+            if not line.endswith("\n") or _step_of(line, path) > last_step:
                 break
             kept.append(line)
         _replace(path, "".join(kept))
@@ -210,9 +227,11 @@ class Job:
 
         Raises:
             JobError: the results say that no optimiser step was taken; an untrained model is not a result.
+            OSError: the result, or the last checkpoint, could not be written.
         """
         if results.get("optimiser_steps") == 0:
             raise JobError("No optimiser step was taken; expected at least one. Give more input or a smaller batch.")
+        self._checkpoints.wait()
         aside = self.out / "result.tmp"
         if aside.exists():
             shutil.rmtree(aside)
@@ -235,6 +254,7 @@ class Job:
             "started_at": self._started_at.isoformat(),
             "ended_at": datetime.now(UTC).isoformat(),
             "seconds": round(time.monotonic() - self._started_s, 3),
+            "checkpoint_seconds": round(sum(self._held_up_s), 3),
             "resumed_at_step": self.resumed_at_step,
             "host": platform.node(),
             "device": str(self.device),
@@ -304,6 +324,15 @@ def _finite_tree(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite_tree(item) for item in value]
     return _finite(value)
+
+
+def _step_of(line: str, path: Path) -> float:
+    """The step of a line of metrics; beyond every step where it can't be read, which is said on stderr."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        print(f"note: {path} is damaged; what comes after its last readable line is lost.", file=sys.stderr)
+        return math.inf
 
 
 def _replace(path: Path, text: str) -> None:

@@ -99,5 +99,22 @@ class LoraSettings(Checked):
             raise ValueError(f"lora_layers is {list(self.lora_layers)} with lora_rank 0; give a lora_rank, 8 for one")
 
 
+@dataclass(frozen=True)
+class CheckpointSettings(Checked):
+    """How much a training job gives for going on where it was killed."""
+
+    checkpoint_time_share: float = setting(
+        0.05,
+        "Checkpoints are further apart than checkpoint_every where they would hold training up for more than this "
+        "share of its time, beyond the first ten seconds. They are written beside the steps; holding up is copying, "
+        "and waiting for the one before. The result is the same whenever they are taken.",
+        unit="share",
+        raised="a killed job repeats less, and checkpoints of a large model cost more time",
+        above=0,
+        at_most=1,
+        new=True,
+    )
+
+
 CHECKPOINT_MEANING = "between checkpoints, from which a killed job continues with the same numbers."
 CHECKPOINT_RAISED = "less time goes into checkpoints, and a killed job repeats more"

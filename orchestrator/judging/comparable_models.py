@@ -23,8 +23,8 @@ from orchestrator.store import ledger
 # How a model is trained at its size, not what it learns; twins only change the number of comparisons.
 TUNING = {
     "learning_rate", "lr_schedule", "warmup_fraction", "batch_pairs", "batch_order", "threads", "precision",
-    "twin", "part", "skills", "shuffle_labels", "checkpoint_every", "forward_tokens",
-    "recompute_activations", "logits_tokens",
+    "twin", "part", "skills", "shuffle_labels", "checkpoint_every", "checkpoint_time_share",
+    "forward_tokens", "recompute_activations", "logits_tokens",
 }  # fmt: skip
 MIX = ("questions", "sources", "harmless_weight")
 """What makes the mix that a model is trained on."""

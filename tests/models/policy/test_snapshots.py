@@ -13,6 +13,7 @@ from models.model_folders.loading import load_causal_lm
 from models.policy.learning import PolicyLearner
 from models.policy.results import CurvePoint
 from models.policy.snapshots import CANDIDATES_PER_SNAPSHOT, SnapshotKeeper
+from models.runtime.checkpoints import Checkpoints
 from models.runtime.job import Job
 from tests.folders import contents
 from tests.models.marked_words import write_prompts, write_scorer
@@ -63,24 +64,37 @@ def test_without_snapshots_nothing_is_written(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_checkpoint_names_stays_until_the_next_one(tmp_path):
-    roots = [0.05 * i for i in range(60)]
-    keeper = keep(tmp_path / "a", roots[:5], 1)
-    at_checkpoint = json.loads(json.dumps(keeper.state_dict()))
-    for number, root in enumerate(roots[5:], start=5):
-        point = CurvePoint(samples=number, kl_nats=root**2, score=0.0)
+def offer(keeper, numbers, roots):
+    for number in numbers:
+        point = CurvePoint(samples=number, kl_nats=roots[number] ** 2, score=0.0)
         keeper.offer(point, lambda out, at: (out / "weights").write_text(str(at.samples)))
-    # Killed here: the job goes on from the checkpoint, and finds every folder that it names.
+
+
+def test_what_a_checkpoint_names_stays_while_a_job_may_go_on_from_it(tmp_path):
+    roots = [0.05 * i for i in range(60)]
+    keeper, states = SnapshotKeeper(tmp_path / "a", 1), []
+    for numbers in (range(5), range(5, 20), range(20, 40), range(40, 60)):
+        offer(keeper, numbers, roots)
+        keeper.checkpointed()
+        states.append(json.loads(json.dumps(keeper.state_dict())))
+        # Killed here, with the last one half written and the one before damaged, it goes on from the third.
+        for state in states[-3:]:
+            resumed = SnapshotKeeper(tmp_path / "a", 1)
+            resumed.load_state_dict(state)
+            assert resumed.kept
+            assert all((resumed.place(kept) / "weights").exists() for kept in resumed.kept)
+    named = {str(kept["samples"]) for state in states[-3:] for kept in state["kept"]}
+    assert {folder.name for folder in (tmp_path / "a").iterdir()} == named
+    # What only the first named is gone.
+    assert {str(kept["samples"]) for kept in states[0]["kept"]} - named
+
     resumed = SnapshotKeeper(tmp_path / "a", 1)
-    resumed.load_state_dict(at_checkpoint)
-    assert all((resumed.place(kept) / "weights").exists() for kept in resumed.kept)
-    assert len(list((tmp_path / "a").iterdir())) == len(resumed.kept)
-    for number, root in enumerate(roots[5:], start=5):
-        point = CurvePoint(samples=number, kl_nats=root**2, score=0.0)
-        resumed.offer(point, lambda out, at: (out / "weights").write_text(str(at.samples)))
+    resumed.load_state_dict(states[1])
+    offer(resumed, range(20, 60), roots)
     assert resumed.state_dict() == keeper.state_dict()
-    resumed.settle()
-    assert {folder.name for folder in (tmp_path / "a").iterdir()} == {str(kept.samples) for kept in resumed.kept}
+    assert all((resumed.place(kept) / "weights").read_text() == str(kept.samples) for kept in resumed.kept)
+    resumed.start_over()
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 # In the job
@@ -139,7 +153,13 @@ def test_each_snapshot_is_a_policy_of_the_run_and_the_result_is_as_without_them(
     assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
-def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path):
+def written_to_the_end(out):
+    """Once the checkpoint that a run in this process was writing when it ended is on disk."""
+    assert Checkpoints(out / "checkpoint").newest() is not None
+
+
+@pytest.mark.parametrize(("damage", "goes_on_from"), [(None, 6), (b"", 3)], ids=["whole", "newest damaged"])
+def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path, capsys, damage, goes_on_from):
     settings = {"iterations": ITERATIONS, "checkpoint_every": 3, "snapshots": 2}
     whole = train("whole", **settings) / "result"
     # Killed in iteration 8, after candidates of later iterations than the checkpoint's were written.
@@ -155,6 +175,10 @@ def test_a_killed_run_ends_with_the_same_snapshots(train, monkeypatch, tmp_path)
         with pytest.raises(KeyboardInterrupt):
             train("killed", **settings)
     assert any((tmp_path / "killed" / "snapshots").iterdir())
+    if damage is not None:
+        written_to_the_end(tmp_path / "killed")
+        (tmp_path / "killed" / "checkpoint" / "state.pt").write_bytes(damage)
     again = train("killed", **settings)
-    assert json.loads((again / "run.json").read_text())["resumed_at_step"] == 6
+    assert json.loads((again / "run.json").read_text())["resumed_at_step"] == goes_on_from
+    assert ("going on from the one before" in capsys.readouterr().err) == (damage is not None)
     assert contents(again / "result") == contents(whole)

@@ -318,6 +318,7 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     # Newer keys: what was trained before they came is found again.
     for section, newer in (
         (expected, "checkpoint_every"),
+        (expected, "checkpoint_time_share"),
         (expected, "cut_off_penalty"),
         (expected, "max_prompt_tokens"),
         (expected, "forward_tokens"),
