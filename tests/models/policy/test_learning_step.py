@@ -32,26 +32,39 @@ MASK = torch.tensor([[True, True, True], [True, True, False]])
 KL_COEF, DISCOUNT, LAMBDA, CLIP, VALUE_CLIP, VALUE_COEF, RATE = 0.2, 0.8, 0.9, 0.2, 0.1, 0.3, 1e-3
 
 
-def model_and_critic():
+def model_and_critic(kind="shared"):
     """A policy whose log-probs differ from those of then, and a critic that expects something."""
     model = llama(num_hidden_layers=1).train()
-    critic = Critic("shared", model.base_model, seed=1)
+    critic = Critic(kind, model.base_model, seed=1)
     with torch.no_grad():
         critic.head.outer.weight.copy_(0.1 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2)))
         critic.head.outer.bias.fill_(0.3)
     return model, critic
 
 
+def value_coef_of(critic) -> float:
+    """Of a critic that is a model of its own so much that its gradient is clipped, too."""
+    return VALUE_COEF if critic.trunk is None else 10 * VALUE_COEF
+
+
+def reference_model():
+    """Another policy, so that the KL to it is no zero."""
+    reference = llama(num_hidden_layers=1).eval()
+    with torch.no_grad():
+        reference.lm_head.weight.mul_(1.5)
+    return reference
+
+
 def learner_of(model, critic, folder: Path, **changes) -> tuple[PolicyLearner, list[ReplyChunk]]:
     settings = PPOSettings(
         learning_rate=RATE, kl_coef=KL_COEF, discount=DISCOUNT, gae_lambda=LAMBDA, clip_ratio=CLIP,
-        value_clip=VALUE_CLIP, value_coef=VALUE_COEF, whiten_advantages=True, epochs=1, warmup_samples=0,
+        value_clip=VALUE_CLIP, value_coef=value_coef_of(critic), whiten_advantages=True, epochs=1, warmup_samples=0,
         critic_warmup_iterations=0, prompts_per_iteration=2, minibatch_replies=2, **changes,
     )  # fmt: skip
     # Two chunks of a row each: what a step sums over must not depend on it.
     chunks = [chunk for row in (0, 1)
               for chunk in reply_chunks(PROMPTS, REPLIES, [row], width=3, pad_id=0, chunk_tokens=64)]  # fmt: skip
-    nobody = SimpleNamespace(reference=None, chunks=None)
+    nobody = SimpleNamespace(reference=Policy(reference_model()), chunks=None)
     learner = PolicyLearner(Job({}, folder), settings, Policy(model), critic, nobody, lambda *_: iter([[0, 1]]))  # type: ignore[arg-type]
     return learner, chunks
 
@@ -65,12 +78,12 @@ def rollout() -> Rollout:
     )
 
 
-def advantages_by_hand() -> tuple[list[float], list[float]]:
-    """Whitened advantages and value targets of the five tokens, in plain numbers."""
+def advantages_by_hand(token_kls: list[list[float]], placement: str = "per_token"):
+    """Whitened advantages and value targets of the five tokens, in plain numbers, and the spread that whitened them."""
     advantages, returns = [], []
     for row, reply in enumerate(REPLIES):
-        old, reference, values = OLD[row].tolist(), REFERENCE[row].tolist(), VALUES[row].tolist()
-        rewards = [-KL_COEF * (old[t] - reference[t]) for t in range(len(reply))]
+        values = VALUES[row].tolist()
+        rewards = [0.0 if placement == "loss" else -KL_COEF * kl for kl in token_kls[row]]
         rewards[-1] += SCORES[row]
         found, after = [0.0] * len(reply), 0.0
         for t in reversed(range(len(reply))):
@@ -81,54 +94,121 @@ def advantages_by_hand() -> tuple[list[float], list[float]]:
         returns += [advantage + value for advantage, value in zip(found, values, strict=False)]
     mean = sum(advantages) / 5
     spread = math.sqrt(sum((advantage - mean) ** 2 for advantage in advantages) / 5)
-    return [(advantage - mean) / spread for advantage in advantages], returns
+    return [(advantage - mean) / spread for advantage in advantages], returns, spread
+
+
+def explained_by_hand(returns: list[float]) -> float:
+    """1 − Var(returns − values) / Var(returns) over the five tokens."""
+    left = [target - value for target, value in zip(returns, VALUES[MASK].tolist(), strict=True)]
+
+    def variance(numbers: list[float]) -> float:
+        return sum((number - sum(numbers) / 5) ** 2 for number in numbers) / 5
+
+    return 1 - variance(left) / variance(returns)
+
+
+def read(model) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs over the vocabulary and states at every reply token, row by row, by the model's own forward."""
+    logps, states = [], []
+    for prompt, reply in zip(PROMPTS, REPLIES, strict=True):
+        output = model(input_ids=torch.tensor([[*prompt, *reply]]), output_hidden_states=True)
+        at = slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
+        states.append(output.hidden_states[-1][0, at])
+        logps.append(torch.log_softmax(output.logits[0, at], dim=-1))
+    return logps, states
+
+
+def kl_to(now: Tensor, then: Tensor) -> Tensor:
+    """KL of one row of log-probs over the vocabulary to another."""
+    return (now.exp() * (now - then)).sum(dim=-1)
+
+
+def token_kls_of(model, estimator: str) -> list[list[float]]:
+    """What the rewards take for the KL at each token."""
+    if estimator == "full":
+        with torch.no_grad():
+            rows = zip(read(model)[0], read(reference_model())[0], strict=True)
+            return [kl_to(now, then).tolist() for now, then in rows]
+    change = [(REFERENCE - OLD)[row][: len(reply)] for row, reply in enumerate(REPLIES)]
+    return [(torch.exp(row) - 1 - row if estimator == "k3" else -row).tolist() for row in change]
 
 
 def adam(model, critic) -> torch.optim.Optimizer:
     groups = [{"params": list(model.parameters())}, {"params": list(critic.head.parameters()), "lr": 10 * RATE}]
+    if critic.trunk is not None:
+        groups.append({"params": list(critic.trunk.parameters())})
     return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
 
 
-def the_same_step(model, critic, optimiser: torch.optim.Optimizer) -> float:
-    """The step on copies, written down from the papers; gives the norm of the gradient before it is clipped."""
+def the_same_step(
+    model, critic, optimiser: torch.optim.Optimizer, estimator: str = "k1", placement: str = "per_token"
+) -> tuple[float, float]:
+    """The step on copies, written down from the papers; the norm of the policy's gradient, and what values explain."""
     optimiser.zero_grad()
-    advantages, returns = (torch.tensor(numbers) for numbers in advantages_by_hand())
-    logps, values = [], []
-    for prompt, reply in zip(PROMPTS, REPLIES, strict=True):
-        output = model(input_ids=torch.tensor([[*prompt, *reply]]), output_hidden_states=True)
-        at = slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
-        logps.append(torch.log_softmax(output.logits[0, at], dim=-1)[range(len(reply)), reply])
-        values.append(critic.head(output.hidden_states[-1][0, at]))
-    now, value = torch.cat(logps), torch.cat(values)
+    advantages, returns, spread = advantages_by_hand(token_kls_of(model, estimator), placement)
+    explained = explained_by_hand(returns)
+    everything, states = read(model)
+    rows = range(len(REPLIES))
+    now = torch.cat([everything[row][range(len(REPLIES[row])), REPLIES[row]] for row in rows])
+    if critic.trunk is not None:
+        states = [critic.trunk(input_ids=torch.tensor([[*PROMPTS[row], *REPLIES[row]]])).last_hidden_state[0]
+                  [len(PROMPTS[row]) - 1 : -1] for row in rows]  # fmt: skip
+    value = critic.head(torch.cat(states))
+    wanted, target = torch.tensor(advantages), torch.tensor(returns)
     ratio = (now - OLD[MASK]).exp()
-    policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages).mean()
+    policy = -torch.minimum(ratio * wanted, ratio.clamp(1 - CLIP, 1 + CLIP) * wanted).mean()
     near = torch.minimum(torch.maximum(value, VALUES[MASK] - VALUE_CLIP), VALUES[MASK] + VALUE_CLIP)
-    critics = 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2).mean()
-    (policy + VALUE_COEF * critics).backward()
-    trained = [*model.parameters(), *critic.head.parameters()]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+    critics = 0.5 * torch.maximum((value - target) ** 2, (near - target) ** 2).mean()
+    loss = policy + value_coef_of(critic) * critics
+    if estimator == "full":
+        there = read(reference_model())[0]
+        kl = torch.cat([kl_to(everything[row], there[row]) for row in rows])
+        # The advantages were divided by their spread, and the KL weighs against them as before.
+        loss = loss + KL_COEF / spread * kl.mean()
+    elif placement == "loss":
+        change = REFERENCE[MASK] - now
+        loss = loss + KL_COEF / spread * (change.exp() - 1 - change).mean()
+    loss.backward()
+    head = list(critic.head.parameters())
+    if critic.trunk is None:
+        norm = torch.nn.utils.clip_grad_norm_([*model.parameters(), *head], 1.0)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert torch.nn.utils.clip_grad_norm_([*critic.trunk.parameters(), *head], 1.0) > 1
     optimiser.step()
-    return norm
+    return float(norm), explained
 
 
 def weights(model, critic) -> list[Tensor]:
-    return [parameter.detach() for parameter in (*model.parameters(), *critic.head.parameters())]
+    return [parameter.detach() for parameter in (*model.parameters(), *critic.parameters())]
 
 
-def test_a_step_moves_every_weight_as_the_same_step_in_plain_torch(tmp_path: Path) -> None:
-    model, critic = model_and_critic()
+@pytest.mark.parametrize(
+    ("kind", "estimator", "placement"),
+    [
+        ("shared", "k1", "per_token"),
+        ("separate", "k1", "per_token"),
+        ("shared", "k3", "per_token"),
+        ("shared", "k3", "loss"),
+        ("shared", "full", "loss"),
+        ("shared", "full", "per_token"),
+    ],
+)
+def test_a_step_moves_every_weight_as_the_same_step_in_plain_torch(tmp_path: Path, kind, estimator, placement) -> None:
+    model, critic = model_and_critic(kind)
     other, others_critic = copy.deepcopy(model), copy.deepcopy(critic)
     before = [weight.clone() for weight in weights(model, critic)]
-    learner, chunks = learner_of(model, critic, tmp_path)
+    learner, chunks = learner_of(model, critic, tmp_path, kl_estimator=estimator, kl_placement=placement)
     optimiser = adam(other, others_critic)
     # Of Adam's first step its averages cannot be told; the second, from the same old log-probs, shows them.
     for number in range(2):
         learned = learner.learn(number, rollout(), [chunks])
-        norm = the_same_step(other, others_critic, optimiser)
+        norm, explained = the_same_step(other, others_critic, optimiser, estimator, placement)
         assert learned is not None
         # Clipped, or the norm's limit would not be seen; some ratios are beyond theirs and some values too.
         assert norm > 1
         assert learned["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+        assert learned["val/explained_variance"] == pytest.approx(explained, rel=1e-4)
         assert 0 < learned["policy/clipfrac_avg"] < 1
     for mine, its, then in zip(weights(model, critic), weights(other, others_critic), before, strict=True):
         # Adam's first step is about the rate, whatever the gradient: a small part of it must be equal too.
