@@ -1,4 +1,4 @@
-"""In which number format a model computes; weights, gradients and optimiser state are float32 in either.
+"""In which number format a model computes; what learns is float32 in either: weights, gradients, optimiser state.
 
 With bfloat16 the matrix products and attention run in it (torch's autocast): faster where the hardware multiplies it
 faster, and about three digits exact. Residual streams, norms, losses and score and value heads stay float32.
@@ -10,9 +10,10 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from models.runtime.training_choices import Precision
 
@@ -34,6 +35,19 @@ def computing_exactly(device: torch.device | str) -> Iterator[None]:
     """Compute float32 as float32 inside the block, whatever surrounds it."""
     with torch.autocast(torch.device(device).type, enabled=False):
         yield
+
+
+def hold_products_in_bfloat16(model: Any) -> None:
+    """Round the matrices of all linear layers of a model that learns nothing; only compute it in bfloat16 from then on.
+
+    Autocast rounds them so before every product, so that what is computed in bfloat16 stays the same to the last bit,
+    from half the memory. Biases, norms, and tables of embeddings, also where they are the head too, stay float32: the
+    residual stream begins with them.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) not in tables:
+            module.weight = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
 
 
 class Filling(NamedTuple):

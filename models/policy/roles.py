@@ -28,12 +28,14 @@ from models.backbone.adapters import (
     sharing,
     train_adapter,
 )
+from models.backbone.precision import hold_products_in_bfloat16
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import save_model
 from models.model_folders.scalar_head import scorer_class
 from models.policy.critic import copy_to_train
 from models.policy.inputs import load_preference_model
+from models.policy.model import Policy
 from models.preference.model import PreferenceModel, published, scalar_head
 from models.runtime.job import JobError
 
@@ -124,6 +126,17 @@ class Roles:
         self.held["critic"] = "adapter"
         own = sharing(trunk)
         return train_adapter(own) if has_adapter(own) else self._with_adapter(own)
+
+    def hold_in_bfloat16(self, role: str, model: PreferenceModel | Policy) -> None:
+        """Hold a role that learns nothing in half the memory, unless it shares its weights with the policy.
+
+        After a critic has its copy of the role's trunk, which learns from what was stored.
+        """
+        if self.lora is not None and self.held.get(role) != "whole":
+            return
+        # Not the score head: it computes in float32.
+        hold_products_in_bfloat16(model.model.base_model if isinstance(model, PreferenceModel) else model.model)
+        model.precision = "bfloat16"
 
     @property
     def how_held(self) -> dict[str, str] | None:

@@ -397,6 +397,14 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
         at_least=1,
     )
     precision: Precision = setting("float32", PRECISION + " Sampling, scoring and reading compute in it too.")
+    frozen_precision: Precision = setting(
+        "float32",
+        "What reference and preference models, which learn nothing here, are held and computed in; `bfloat16` halves "
+        "their linear layers. Beside a policy in float32 the KL of the start is then rounding and not 0; beside one "
+        "in bfloat16 all stays as it is. With lora_rank only a model that shares no weights with the policy is held "
+        "so.",
+        new=True,
+    )
     checkpoint_every: int = setting(
         5, "Iterations " + CHECKPOINT_MEANING, unit="iterations", raised=CHECKPOINT_RAISED, at_least=1, new=True
     )

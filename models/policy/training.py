@@ -110,6 +110,10 @@ class PolicyTraining:
         self.critic = Critic(settings.critic, trunk, job.seed, settings.precision, to_train=to_train)
         if settings.recompute_activations:
             self._recompute()
+        halved = settings.frozen_precision == "bfloat16"
+        if halved:
+            self.roles.hold_in_bfloat16("reference", read_reference)
+            self.roles.hold_in_bfloat16("preference_model", preference_model)
         self.monitor = PolicyMonitor(
             job,
             self.collector,
@@ -118,6 +122,8 @@ class PolicyTraining:
             logp_pairs=settings.logp_pairs,
             load=self.roles.preference_model,
         )
+        if halved and self.monitor.watcher is not None:
+            self.roles.hold_in_bfloat16("watcher", self.monitor.watcher)
         self.learner = PolicyLearner(job, settings, self.policy, self.critic, self.collector, self._minibatches)
         self.sampler_gap = 0.0  # largest of the run
         self.stopwatch = Stopwatch()

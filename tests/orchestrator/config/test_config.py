@@ -322,6 +322,7 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
         (expected, "cut_off_penalty"),
         (expected, "max_prompt_tokens"),
         (expected, "forward_tokens"),
+        (expected, "frozen_precision"),
         (expected, "logits_tokens"),
         (expected, "recompute_activations"),
         *((expected["watch"], key) for key in RECOVERY),
