@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from models.runtime.training_choices import Precision
 from orchestrator import running_instance
 from orchestrator.errors import ConfigError
 
@@ -174,6 +175,14 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
             choices=get_args(DetectorAction),
         ),
         Variable(
+            "ORCHESTRATOR_SERVING_PRECISION",
+            "What the policy server computes replies in, as `serve-policy --precision` says. Raters are shown policies "
+            "in it, so that it should be the one that they were judged in (`evaluation.precision`).",
+            "policy server",
+            default="float32",
+            choices=get_args(Precision),
+        ),
+        Variable(
             "ORCHESTRATOR_REVISION",
             "Revision of the code, which is stored on artifacts and cycles; set in images, which have no git checkout.",
             "stages",
@@ -332,6 +341,8 @@ class Settings:
     """`ORCHESTRATOR_DETECTOR`."""
     detector_action: DetectorAction
     """`ORCHESTRATOR_DETECTOR_ACTION`."""
+    serving_precision: Precision
+    """`ORCHESTRATOR_SERVING_PRECISION`."""
     jobs_at_once: int
     """`ORCHESTRATOR_JOBS_AT_ONCE`."""
 
@@ -384,6 +395,7 @@ class Settings:
             python=read("ORCHESTRATOR_JOB_PYTHON"),
             detector=detector,
             detector_action=cast(DetectorAction, detector_action),
+            serving_precision=cast(Precision, read("ORCHESTRATOR_SERVING_PRECISION")),
             jobs_at_once=int(jobs_at_once),
         )
 

@@ -137,6 +137,11 @@ def test_a_number_of_the_environment_has_its_unit_and_what_raising_it_does():
             "drop",
             "ORCHESTRATOR_DETECTOR_ACTION is 'drop'; expected log, flag or refuse.",
         ),
+        (
+            "ORCHESTRATOR_SERVING_PRECISION",
+            "float16",
+            "ORCHESTRATOR_SERVING_PRECISION is 'float16'; expected float32, tf32 or bfloat16.",
+        ),
         ("ORCHESTRATOR_JOBS_AT_ONCE", "0", "ORCHESTRATOR_JOBS_AT_ONCE is '0'; expected a whole number from 1."),
     ],
 )

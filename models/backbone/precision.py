@@ -1,7 +1,8 @@
 """In which number format a model computes; what learns is float32 in either: weights, gradients, optimiser state.
 
-With bfloat16 the matrix products and attention run in it (torch's autocast): faster where the hardware multiplies it
-faster, and about three digits exact. Residual streams, norms, losses and score and value heads stay float32.
+With tf32 a GPU rounds what it multiplies to ten bits behind the first, and all else is as in float32. With bfloat16 the
+matrix products and attention run in it (torch's autocast): faster where the hardware multiplies it faster, and about
+three digits exact. Residual streams, norms, losses and score and value heads stay float32.
 """
 
 from __future__ import annotations
@@ -17,17 +18,36 @@ from torch import nn
 
 from models.runtime.training_choices import Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device | str) -> Iterator[None]:
-    """Compute in this format inside the block; gradients of what was computed there follow it by themselves."""
-    if precision == "float32":
+    """Compute in this format inside the block; gradients of what was computed there follow it by themselves.
+
+    Not so those of tf32, which belongs to the whole process: see `multiplying_in`.
+    """
+    if precision != "bfloat16":
         yield
         return
     with torch.autocast(torch.device(device).type, dtype=DTYPES[precision]):
         yield
+
+
+@contextmanager
+def multiplying_in(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """Let a GPU multiply float32 as tf32 inside the block where that is the format, backward passes included."""
+    before = torch.get_float32_matmul_precision()
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -102,6 +122,8 @@ def note_precision(precision: Precision, device: torch.device | str) -> None:
     """Say on stderr where the chosen format costs speed rather than brings it."""
     if precision == "bfloat16" and (note := slow_bfloat16(device)):
         print(note, file=sys.stderr)
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        print("note: only GPUs know tf32; here it is float32.", file=sys.stderr)
 
 
 def slow_bfloat16(device: torch.device | str) -> str | None:

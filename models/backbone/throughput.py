@@ -54,7 +54,8 @@ def peak_flops(device: torch.device, computes_in: Precision = "float32") -> floa
     known = next((peaks for part, peaks in PEAKS.items() if part in name), {})
     if computes_in == "bfloat16":
         return known.get("bfloat16")
-    return known.get("highest" if torch.get_float32_matmul_precision() == "highest" else "high")
+    exact = computes_in != "tf32" and torch.get_float32_matmul_precision() == "highest"
+    return known.get("highest" if exact else "high")
 
 
 def product_parameters(model: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from models.backbone.output_layer import OutputLayerUnknown, check_output_layer
-from models.backbone.precision import note_precision
+from models.backbone.precision import multiplying_in, note_precision
 from models.chat.format import ChatFormat, ChatFormatError
 from models.initial_policy.distillation import (
     HELD_OUT_FILE,
@@ -135,7 +135,8 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         number, rows = plan[step]
-        kl, tokens = gradients(model, shards[number], rows, job.device, settings.precision)
+        with multiplying_in(settings.precision, job.device):
+            kl, tokens = gradients(model, shards[number], rows, job.device, settings.precision)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

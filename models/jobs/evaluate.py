@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from models.backbone.precision import multiplying_in, note_precision
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.policy.inputs import load_preference_model, prompts_that_fit
@@ -54,19 +55,24 @@ def run(job: Job) -> None:
         job.input("prompts"), chat, settings.split, settings, [policy, reference], [preference_model]
     )
     prompts = found.prompts[: settings.num_prompts]
-    engine = DecodeEngine(policy, chat.stop_ids, min(SLOTS, len(prompts) * settings.best_of), longest)
+    precision = settings.precision
+    note_precision(precision, job.device)
+    slots = min(SLOTS, len(prompts) * settings.best_of)
+    engine = DecodeEngine(policy, chat.stop_ids, slots, longest, precision)
     engine.reserve(longest)
-    judged, compared = (Policy(model, logits_tokens=settings.logits_tokens) for model in (policy, reference))
+    preference_model.precision = precision
+    judged, compared = (Policy(model, precision, settings.logits_tokens) for model in (policy, reference))
     collector = RolloutCollector(judged, compared, preference_model, chat, engine, job.device, settings.forward_tokens)
     watcher = None
     if "watcher" in job.inputs:
         watcher = load_preference_model(job.input("watcher"), initial, job.device)
-        watcher.chunk_tokens = preference_model.chunk_tokens
+        watcher.chunk_tokens, watcher.precision = preference_model.chunk_tokens, precision
     records: list[JudgedReply] = []
     batch = max(1, BATCH_REPLIES // settings.best_of)
     for start in range(0, len(prompts), batch):
         job.progress(start, len(prompts), "evaluate")
-        records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed, watcher))
+        with multiplying_in(precision, job.device):
+            records.extend(judge(collector, prompts[start : start + batch], start, settings, job.seed, watcher))
     job.progress(len(prompts), len(prompts), "evaluate")
     records = in_dialogues(records)
     result = Evaluation(

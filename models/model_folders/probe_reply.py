@@ -50,12 +50,15 @@ def write_probe_reply(model: Any, chat: ChatFormat, folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(reply, indent=1) + "\n", encoding="utf-8")
 
 
-def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> bool:
+def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path, rounding_nats: float = 0.0) -> bool:
     """Whether the engine, which must be idle, was seen to say what the folder's probe reply has.
 
     False where the folder has none, or the engine's context no room for it.
 
     Where two tokens are equally likely within the tolerance the reply may go another way; what follows is not compared.
+
+    Args:
+        rounding_nats: how far log-probs of this engine may lie from those of float32 by its number format.
 
     Raises:
         ProbeReplyMismatch: the prompt has other ids, or a token is more or less likely than it was.
@@ -72,7 +75,7 @@ def check_probe_reply(engine: DecodeEngine, chat: ChatFormat, folder: Path) -> b
     params = SamplingParams(len(saved["ids"]), temperature=0.0)
     completion = engine.generate([prompt], params)[0]
     for place, (then, now) in enumerate(zip(saved["logprobs"], completion.logprobs, strict=False)):
-        if not abs(then - now) <= TOLERANCE_NATS:
+        if not abs(then - now) <= TOLERANCE_NATS + rounding_nats:
             raise ProbeReplyMismatch(
                 f"token {place} of the fixed reply has log-prob {now:.4f}; when the policy was saved it was {then:.4f}"
             )

@@ -38,10 +38,10 @@ def smaller_step_helps(wire: str, *, at_start: bool) -> bool:
 
 @dataclass(frozen=True)
 class LastGood:
-    """The last good weights.
+    """The last good weights, in the host's memory: most runs never need them.
 
-    What only a recovery needs lies in the host's memory, and is None where the run may not recover: the optimiser's
-    state is twice as large as the weights.
+    What only a recovery needs is None where the run may not recover: the optimiser's state is twice as large as the
+    weights.
     """
 
     policy: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class LastGood:
     @classmethod
     def now(cls, model: nn.Module, critic: nn.Module, learner: PolicyLearner, rounds: int, *, whole: bool) -> LastGood:
         """A copy of what is there; `whole` with what a recovery needs."""
-        policy = {name: tensor.detach().clone() for name, tensor in learned_state(model).items()}
+        policy = on_host(learned_state(model))
         if not whole:
             return cls(policy, rounds)
         return cls(policy, rounds, on_host(learned_state(critic)), on_host(learner.state))

@@ -28,8 +28,9 @@ CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 32768
 
 # How far the sampler's log-prob of a token may lie from the one that is read again, in nats. Measured over 2,048 tokens
-# of untrained Llamas (docs/log/ppo.md, "PPO that is proven"): float32 up to 7e-6, bfloat16 up to 0.10.
-SAMPLER_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.15}
+# of untrained Llamas (docs/log/ppo.md, "PPO that is proven"): float32 up to 7e-6, bfloat16 up to 0.10. tf32 keeps three
+# bits more than bfloat16, and was not measured.
+SAMPLER_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "tf32": 0.15 / 8, "bfloat16": 0.15}
 
 
 @dataclass

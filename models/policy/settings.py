@@ -17,6 +17,7 @@ from models.runtime.training_choices import (
     PRECISION,
     CheckpointSettings,
     ForwardSettings,
+    HeldPrecision,
     LogitsSettings,
     LoraSettings,
     Precision,
@@ -397,7 +398,7 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
         at_least=1,
     )
     precision: Precision = setting("float32", PRECISION + " Sampling, scoring and reading compute in it too.")
-    frozen_precision: Precision = setting(
+    frozen_precision: HeldPrecision = setting(
         "float32",
         "What reference and preference models, which learn nothing here, are held and computed in; `bfloat16` halves "
         "their linear layers. Beside a policy in float32 the KL of the start is then rounding and not 0; beside one "
@@ -469,6 +470,12 @@ class JudgedReplies(ForwardSettings, LogitsSettings):
         unit="factor on the log-probs' scale",
         raised="more varied replies, of lower score as a rule",
         above=0,
+    )
+    precision: Precision = setting(
+        "float32",
+        "What the matrix products of sampling, reading and scoring are computed in; a gate compares policies that were "
+        "judged in one format.",
+        new=True,
     )
 
 

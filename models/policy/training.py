@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
-from models.backbone.precision import note_precision
+from models.backbone.precision import multiplying_in, note_precision
 from models.backbone.recomputation import NoSuchLayers, recompute_activations
 from models.backbone.throughput import Stopwatch, learning_operations, peak_flops
 from models.chat.format import ChatFormat
@@ -151,6 +151,10 @@ class PolicyTraining:
            stop (models/policy/recovery.py);
         3. learn from the rollout for `epochs` passes.
         """
+        with multiplying_in(self.settings.precision, self.job.device):
+            return self._run()
+
+    def _run(self) -> PPOResult:
         settings, started_s = self.settings, time.monotonic()
         for iteration in range(self._resume(), settings.iterations):
             self.job.progress(iteration, settings.iterations, "ppo")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.backbone.adapters import learned_state, restore
 from models.backbone.batches import chunks_by_length
-from models.backbone.precision import computing_in, note_precision
+from models.backbone.precision import computing_in, multiplying_in, note_precision
 from models.backbone.recomputation import recompute_activations
 from models.chat.format import ChatFormat
 from models.preference.language_loss import frozen_output_layer, good_sample_loss
@@ -63,6 +63,10 @@ class Training:
 
     def run(self) -> float:
         """Mean loss over all steps, each pair judged before the step that learns from it."""
+        with multiplying_in(self.settings.precision, self.job.device):
+            return self._run()
+
+    def _run(self) -> float:
         first_step, loss_sum = self._resume()
         pairs_seen, started_s = 0, time.monotonic()
         for step in range(first_step, self.num_steps):

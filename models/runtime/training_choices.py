@@ -10,10 +10,13 @@ from typing import Literal
 
 from models.runtime.settings import Checked, setting
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+HeldPrecision = Literal["float32", "bfloat16"]
+"""In what weights can be held that nobody trains."""
 PRECISION = (
     "What the matrix products of training are computed in; `bfloat16` is faster where the hardware multiplies it "
-    "(GPUs, CPUs with AMX) and exact to three digits. Weights stay float32."
+    "(GPUs, CPUs with AMX) and exact to three digits. Weights stay float32. `tf32` is float32 that tensor cores of "
+    "GPUs round to four digits before they multiply; on a CPU it is float32."
 )
 
 

@@ -26,6 +26,8 @@ from db.session import transaction
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.probe_reply import ProbeReplyMismatch, check_probe_reply
+from models.policy.rollout import SAMPLER_BOUNDS
+from models.runtime.training_choices import Precision
 from models.sampling.engine import DecodeEngine
 from orchestrator.conversations.pairings import Served, served
 from orchestrator.errors import ApiError, ArtifactError
@@ -84,6 +86,8 @@ class SnapshotLimits:
     engines: tuple[str, ...] = ()
     """Base URLs of outside engines that decode in place of the built-in one."""
     engine_key: str | None = field(default=None, repr=False)
+    precision: Precision = "float32"
+    """What the built-in engine computes in."""
     follow_s: float = 2.0
     """How often the database is asked what is live and paired."""
 
@@ -291,8 +295,11 @@ class Snapshots:
         folder = self._store.fetch(digest)
         chat = ChatFormat.load(folder)
         model = load_causal_lm(folder, device=self._limits.device)
-        engine = DecodeEngine(model, chat.stop_ids, self._limits.max_slots, self._limits.max_context)
-        return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder))
+        limits = self._limits
+        engine = DecodeEngine(model, chat.stop_ids, limits.max_slots, limits.max_context, limits.precision)
+        # The reply was written in float32: rounding of another format is no other policy.
+        rounding = 0.0 if limits.precision == "float32" else SAMPLER_BOUNDS[limits.precision]
+        return Snapshot(digest, chat, engine, check_probe_reply(engine, chat, folder, rounding))
 
     def _read_made_at(self, digest: str) -> float:
         with transaction(self._database) as session:

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from models.backbone.adapters import restore
 from models.backbone.precision import filling
 from models.backbone.throughput import peak_flops
 from models.chat.format import ChatFormat
@@ -16,6 +18,7 @@ from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
 from models.policy.learning import PolicyLearner
 from models.policy.model import Policy
+from models.policy.recovery import LastGood
 from models.policy.reply_chunks import reply_chunks
 from models.policy.rollout import SAMPLER_BOUNDS
 from models.preference.loss import preference_loss
@@ -175,7 +178,7 @@ def test_trees_have_the_scores_and_gradients_of_plain_sequences_on_the_cpu(name)
     assert (gradient - gpu_gradient).norm() < RELATIVE_GRADIENT * gradient.norm()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_ppo_starts_exactly_and_learns(train, precision):
     out = train(iterations=15, precision=precision, device=DEVICE.type, prompts_per_iteration=64, minibatch_replies=32)
     lines, numbers = metrics(out), results(out)
@@ -191,6 +194,18 @@ def test_ppo_starts_exactly_and_learns(train, precision):
 def test_a_critic_of_its_own_lies_on_the_gpu_too(train, critic):
     lines = metrics(train(iterations=2, critic=critic, device=DEVICE.type))
     assert [line["val/ratio_first"] for line in lines] == [1.0, 1.0]
+
+
+def test_the_last_good_weights_do_not_lie_on_the_gpu_and_come_back_to_it():
+    model, critic = (torch.nn.Linear(2, 2).to(DEVICE) for _ in range(2))
+    good = LastGood.now(model, critic, SimpleNamespace(state={"step": torch.ones(1, device=DEVICE)}), 0, whole=True)
+    kept = [*good.policy.values(), *good.critic.values(), good.learner["step"]]
+    assert {tensor.device.type for tensor in kept} == {"cpu"}
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.zero_()
+    restore(model, good.policy)
+    assert torch.equal(model.weight, before)
 
 
 def test_qwen2_is_trained_too(train, qwen2_policy_dir, tmp_path):
@@ -221,7 +236,7 @@ def test_interrupted_training_continues_where_it_was(train, monkeypatch):
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_a_preference_model_learns_and_scores_as_on_the_cpu(policy_dir, tmp_path, precision):
     comparisons = write_comparison_set(tmp_path / "set", polite_comparisons(400, 100))
     spec = {

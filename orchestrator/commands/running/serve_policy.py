@@ -7,6 +7,7 @@ import ipaddress
 import os
 from typing import get_args
 
+from models.runtime.training_choices import Precision
 from orchestrator.errors import ConfigError
 from orchestrator.http_shared.addresses import port_number
 from orchestrator.settings import DetectorAction, Settings, secret
@@ -45,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for old, new in (("--gate", "--detector"), ("--gate-action", "--detector-action")):
         parser.add_argument(old, action=_Renamed, const=new, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="what replies are computed in; that of [evaluation] shows raters what was judged "
+        "(default: ORCHESTRATOR_SERVING_PRECISION, else float32)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the decoder")
     parser.add_argument("--max-slots", type=int, default=64, help="replies decoded at the same time, per snapshot")
     parser.add_argument("--max-context", type=int, help="prompt and reply tokens (default: what the policy holds)")
@@ -82,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
+    from models.backbone.precision import multiplying_in, note_precision
     from orchestrator.http_shared.asgi import serve
     from orchestrator.serving.app import create_app
     from orchestrator.serving.far_requests import DetectorConfig
@@ -92,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    precision: Precision = args.precision or settings.serving_precision
+    note_precision(precision, name)
     config = PolicyServerConfig(
         database_url=database_url,
         artifact_url=settings.artifact_url,
@@ -104,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             args.idle,
             tuple(args.engine),
             secret("ORCHESTRATOR_ENGINE_KEY"),
+            precision=precision,
         ),
         admin_token=settings.admin_token,
         require_keys=args.keys == "required" or (args.keys is None and not is_loopback(args.host)),
@@ -112,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
         if detector is None
         else DetectorConfig(detector, args.detector_action or settings.detector_action),
     )
-    serve(create_app(config), args.host, args.port, "policy server")
+    with multiplying_in(precision, name):
+        serve(create_app(config), args.host, args.port, "policy server")
     return 0
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from models.backbone.precision import computing_in
+from models.backbone.precision import computing_in, multiplying_in
 from models.chat.format import ChatFormat
 from models.model_folders.loading import load_causal_lm
 from models.policy.critic import Critic
@@ -172,5 +172,30 @@ def test_replies_are_sampled_in_bfloat16(policy_dir, monkeypatch, own_decoder):
 
 
 def test_another_precision_is_refused(train):
-    with pytest.raises(JobError, match="precision is 'float16'; expected Literal\\['float32', 'bfloat16'\\]"):
+    with pytest.raises(JobError, match="precision is 'float16'; expected Literal\\['float32', 'tf32', 'bfloat16'\\]"):
         train(precision="float16")
+
+
+def test_tf32_is_for_the_products_of_a_gpu_inside_the_block_alone():
+    found = torch.get_float32_matmul_precision
+    assert found() == "highest"
+    with multiplying_in("tf32", "cuda"):
+        assert found() == "high"
+        with multiplying_in("float32", "cuda"):
+            assert found() == "highest"
+        assert found() == "high"
+    with multiplying_in("tf32", "cpu"):
+        assert found() == "highest"
+    with pytest.raises(ZeroDivisionError), multiplying_in("tf32", "cuda"):
+        raise ZeroDivisionError
+    assert found() == "highest"
+
+
+def test_on_a_cpu_tf32_is_float32_and_says_so(train, capsys):
+    exact, named = metrics(train("exact", iterations=2)), metrics(train("named", iterations=2, precision="tf32"))
+    times = [key for key in exact[0] if key.startswith("perf/") or key == "eps"]
+    for line in (*exact, *named):
+        for key in times:
+            del line[key]
+    assert named == exact
+    assert "only GPUs know tf32" in capsys.readouterr().err

@@ -196,6 +196,23 @@ def test_fewer_tokens_at_once_change_no_number_but_for_rounding(judge):
     assert apart != together, "nothing was cut"
 
 
+def test_all_is_computed_in_the_format_that_is_named(judge, policy_dir, tmp_path, monkeypatch):
+    _, exact, _ = judge("exact")
+    watcher = write_scorer(policy_dir, tmp_path / "watcher")
+    with monkeypatch.context() as patch:
+        models, judged = [], evaluate.judge
+        patch.setattr(evaluate, "judge", lambda *args: models.append((args[0], args[-1])) or judged(*args))
+        _, records, _ = judge("rounded", precision="bfloat16", watcher=watcher)
+    ((collector, watched),) = models
+    assert [collector.policy.precision, collector.reference.precision] == ["bfloat16"] * 2
+    assert [collector.preference_model.precision, watched.precision] == ["bfloat16"] * 2
+    assert collector.engine._decoder.dtype == torch.bfloat16
+    # Equal policies are read alike in any format, and two of one preference model's weights score alike.
+    assert {record["kl_nats"] for record in records} == {0.0}
+    assert [record["score"] for record in records] == [record["watcher_score"] for record in records]
+    assert [record["entropy"] for record in records] != [record["entropy"] for record in exact]
+
+
 def test_truncation_and_length_are_reported(judge):
     results, records, _ = judge(max_reply_tokens=1)
     assert results["reply_tokens"] == 1.0

@@ -43,6 +43,19 @@ def test_slightly_other_weights_are_noticed(policy_dir: Path) -> None:
         check_probe_reply(engine, chat, policy_dir)
 
 
+def test_the_rounding_of_another_number_format_is_borne_and_no_more(policy_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_dir, folder)
+    told = json.loads((folder / FILE).read_text())
+    told["logprobs"] = [value - 0.15 for value in told["logprobs"]]
+    (folder / FILE).write_text(json.dumps(told))
+    engine, chat = engine_of(folder)
+    for borne in (0.0, 0.02):
+        with pytest.raises(ProbeReplyMismatch, match="has log-prob"):
+            check_probe_reply(engine, chat, folder, borne)
+    assert check_probe_reply(engine, chat, folder, 0.15)
+
+
 def test_another_tokenizer_is_noticed(policy_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     shutil.copytree(policy_dir, folder)

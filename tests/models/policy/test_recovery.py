@@ -1,11 +1,13 @@
 """Recovery: after too large a step PPO goes on from its last good weights, and ends with the same bytes when killed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from models.chat.format import ChatFormat
+from models.policy import recovery
 from models.policy.recovery import on_host, smaller_step_helps
 from models.policy.results import PPOResult, Recovery
 from models.policy.settings import PPOSettings
@@ -186,3 +188,21 @@ def test_results_hold_a_recovery_and_older_ones_none():
     recovery = {"iteration": 3, "wire": "ratio", "found": "far", "back_to": 1, "learning_rate": 1e-4}
     run = result_from_json(PPOResult, older | {"recoveries": [recovery]}, where="a run")
     assert run.recoveries == (Recovery(3, "ratio", "far", 1, 1e-4),)
+
+
+def test_the_last_good_weights_lie_in_the_hosts_memory_and_move_no_more(monkeypatch):
+    """On a GPU they would be a fourth copy of the policy; tests/models/test_gpu.py looks at where they are."""
+    moved, to_host = [], recovery.on_host
+
+    def noting(value):
+        moved.append(to_host(value))
+        return moved[-1]
+
+    monkeypatch.setattr(recovery, "on_host", noting)
+    model = torch.nn.Linear(2, 2)
+    good = recovery.LastGood.now(model, torch.nn.Linear(2, 1), SimpleNamespace(state={}), 0, whole=False)
+    assert good.policy is moved[-1]
+    before = good.policy["weight"].clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    assert torch.equal(good.policy["weight"], before)

@@ -101,10 +101,10 @@ def test_a_worker_keeps_its_name_over_restarts() -> None:
         assert OURS[name]["hostname"] == name
 
 
-def test_the_detector_of_the_env_file_reaches_the_policy_server() -> None:
+def test_what_the_env_file_says_of_serving_reaches_the_policy_server() -> None:
     environment = OURS["policy-server"]["environment"]
-    for name in ("ORCHESTRATOR_DETECTOR", "ORCHESTRATOR_DETECTOR_ACTION"):
-        assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no detector
+    for name in ("ORCHESTRATOR_DETECTOR", "ORCHESTRATOR_DETECTOR_ACTION", "ORCHESTRATOR_SERVING_PRECISION"):
+        assert environment[name] == f"${{{name}:-}}"  # empty where not set, which is no detector, and float32
 
 
 def test_a_renamed_variable_of_the_env_file_is_handed_on_to_be_refused() -> None:

@@ -54,7 +54,16 @@ def serve(database_url: str, policies: Policies) -> Serve:
 
     @contextmanager
     def start(**fields: Any) -> Iterator[Served]:
-        names = ("max_slots", "max_context", "max_snapshots", "idle_s", "follow_s", "engines", "engine_key")
+        names = (
+            "max_slots",
+            "max_context",
+            "max_snapshots",
+            "idle_s",
+            "follow_s",
+            "engines",
+            "engine_key",
+            "precision",
+        )
         limits = {name: fields.pop(name) for name in names if name in fields}
         config = PolicyServerConfig(
             database_url,

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables as t
+from models.backbone.precision import DTYPES
+from models.runtime.training_choices import Precision
 from models.sampling.engine import SamplingParams
 from orchestrator.conversations.contestants import policy
 from orchestrator.conversations.pairings import end_pairing, open_pairing
@@ -114,6 +117,17 @@ def test_old_weights_are_freed_once_drained(serve: Serve, policies: Policies, li
         assert served.refresh().status_code == 200
         _wait_until(lambda: old() is None)
         assert [one["digest"] for one in served.health()["snapshots"]] == [second]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replies_are_computed_in_the_format_that_is_named(serve: Serve, live: str, precision: Precision) -> None:
+    with serve(precision=precision) as served:
+        served.wait_for(lambda health: health["live"] == live)
+        assert served.chat().status_code == 200
+        snapshot = served.app.state.server.snapshots.live
+        assert snapshot.engine._decoder.dtype == DTYPES[precision]
+        # Rounding is no reason to take it for another policy.
+        assert snapshot.proven
 
 
 def test_the_database_says_what_is_held(serve: Serve, policies: Policies, database: Database) -> None:
