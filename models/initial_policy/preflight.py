@@ -22,6 +22,7 @@ from models.model_folders.scalar_head import scorer_class
 from models.policy.critic import Critic
 from models.policy.model import Policy, selected_logps
 from models.policy.reply_chunks import reply_chunks
+from models.policy.settings import PPOTraining
 from models.preference.model import PreferenceModelError, scalar_head
 from models.preference.pairs import TokenPair
 from models.preference.tree_states import can_pack, states_at_reads
@@ -34,8 +35,8 @@ TOLERANCE_NATS = 5e-3
 TOLERANCE = 1e-3
 SHORT, LONG = 3, 9
 """Tokens of the two replies that are compared; one goes on after the other has ended."""
-REPLIES, REPLY_TOKENS = 8, 96
-"""How many replies of how many tokens show whether replies end."""
+REPLIES, REPLY_TOKENS = 8, PPOTraining.max_reply_tokens
+"""How many replies show whether replies end, and where they are cut off, as PPO cuts them by default."""
 MAX_SAMPLED_PARAMETERS = 1_000_000_000
 """On a CPU larger models are not asked whether their replies end: that would take minutes."""
 
@@ -246,7 +247,8 @@ def check_endings(model: Any, chat: ChatFormat) -> list[str]:
     if 2 * cut <= len(completions):
         return []
     return [
-        f"Most of its replies to plain questions do not end by themselves within {tokens} tokens: PPO would see "
-        "replies that are cut off, and learn nothing about ending. Fine-tune it on dialogues first, or give it the "
+        f"{cut} of {len(completions)} of its replies to plain questions do not end by themselves within {tokens} "
+        f"tokens: at max_reply_tokens = {tokens} PPO would see them cut off, and learn nothing about ending. Raise "
+        "ppo.max_reply_tokens, set a ppo.cut_off_penalty, fine-tune the model on dialogues first, or give it the "
         "template that it was trained with."
     ]

@@ -15,6 +15,8 @@ from orchestrator.reports.wording import with_interval
 
 FEW_HELD_OUT = 100
 """Held-out comparisons below which the interval of an accuracy is wider than ± 0.1."""
+CUT_OFF = 0.5
+"""Share of the first rollout's replies beyond which most of what PPO learns from is cut off."""
 FEW_COMPARED = 50
 """Comparisons by people below which an Elo's interval is wider than ± 100."""
 LONGER = 1.5
@@ -99,6 +101,17 @@ def orientation_skipped(numbers: CycleNumbers) -> Iterator[str]:
 def doubtful_initial_policy(numbers: CycleNumbers) -> Iterator[str]:
     """What the preflight of the initial policy found."""
     yield from (f"the initial policy: {doubt[0].lower()}{doubt[1:].rstrip('.')}" for doubt in numbers.doubts)
+
+
+def cut_at_the_cap(numbers: CycleNumbers) -> Iterator[str]:
+    """Most replies of the initial policy were cut off where PPO stops listening."""
+    start = numbers.training.watch.start if numbers.training is not None and numbers.training.watch else None
+    if numbers.training is not None and start is not None and start.truncated > CUT_OFF:
+        cap = numbers.training.settings.get("max_reply_tokens", "its limit")
+        yield (
+            f"{start.truncated:.0%} of the initial policy's replies were cut off at ppo.max_reply_tokens = {cap}: from "
+            "them PPO learns nothing about ending. Raise it, or set a ppo.cut_off_penalty"
+        )
 
 
 def stopped_ppo(numbers: CycleNumbers) -> Iterator[str]:
@@ -198,5 +211,5 @@ Rule = Callable[[CycleNumbers], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     people_disagree, worse_than_live, gates_remark, pm_below_chance, lost_on_a_question, twin_sees_less, stopped_ppo,
     collapse, left_the_line, longer, calibration, few_held_out, few_compared, orientation_skipped,
-    doubtful_initial_policy, refused_by_template, too_long, knows_length_alone,
+    doubtful_initial_policy, cut_at_the_cap, refused_by_template, too_long, knows_length_alone,
 )  # fmt: skip

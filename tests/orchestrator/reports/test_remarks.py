@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from models.chat.refusals import RefusedRecords
+from models.policy.results import PPOResult, RolloutSignals, WatchResult
 from models.preference.results import LengthRegressedReport, LongerWinsReport, OrderedPairs
 from models.statistics.kl_law import Bend
 from orchestrator.judging.elo import EloNumbers
@@ -62,6 +63,15 @@ def departed() -> CurveLaw:
 
 def elo(value: float, num: int = 200) -> EloNumbers:
     return EloNumbers(value, (value - 20, value + 20), num, 1, 1, 0)
+
+
+def started_with(truncated: float) -> PPOResult:
+    start = RolloutSignals(0.0, 0.0, 64, 2.0, 30.0, truncated, 0.0, 0.1, 0.05, 1.0)
+    return replace(BARE_PPO, settings={"max_reply_tokens": 32}, watch=WatchResult(None, (), start))
+
+
+def test_a_start_that_ends_most_of_its_replies_is_no_remark() -> None:
+    assert remarks(replace(FLAWLESS, training=started_with(0.5))) == []
 
 
 def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
@@ -134,6 +144,8 @@ def test_a_cycle_without_a_flaw_has_no_remarks() -> None:
             replace(FLAWLESS, doubts=doubts_of({"doubts": ["Most of its replies do not end."], "vocab_size": 7})),
             "the initial policy: most of its replies do not end",
         ),
+        (replace(FLAWLESS, training=started_with(0.81)), "81% of the initial policy's replies were cut off at "
+                                                         "ppo.max_reply_tokens = 32: from them"),
     ],
 )  # fmt: skip
 def test_what_contradicts_is_said(numbers: CycleNumbers, said: str) -> None:
