@@ -34,7 +34,7 @@ from models.chat.tokenizer import END, PAD, ROLES, SCORE, default_template, writ
 from models.model_folders.loading import load_causal_lm
 from models.model_folders.saving import save_model
 from models.policy import training as training_module
-from models.policy.settings import PPOSettings
+from models.policy.settings import PPOSettings, WatchSettings
 from models.runtime.job import Job
 
 LETTERS = "abcde"
@@ -53,6 +53,8 @@ SETTINGS: dict[str, Any] = {
     "gae_lambda": 1.0,
     "whiten_advantages": False,
     "checkpoint_every": 1000,
+    # Of two prompts and replies of two tokens nearly all are cut off and equal another one, the best policy's too.
+    "watch": WatchSettings(max_truncation_rise=0, max_duplicate_rise=0, max_repetition_rise=0),
 }
 
 
@@ -62,7 +64,7 @@ NEAR_NATS = 0.02
 LONGEST = 2
 
 
-def write_world(folder: Path, seed: int = 0) -> Path:
+def write_world(folder: Path, seed: int = 0, *, max_position_embeddings: int = 32) -> Path:
     """An untrained policy of eleven tokens, and a prompt set of two prompts; gives back the folder."""
     vocab = {token: number for number, token in enumerate([PAD, END, SCORE, *ROLES, *LETTERS])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -78,7 +80,7 @@ def write_world(folder: Path, seed: int = 0) -> Path:
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=max_position_embeddings,
         initializer_range=0.1,
     )
     torch.manual_seed(seed)
@@ -170,14 +172,23 @@ def train(
     change: Callable[[training_module.PolicyTraining], None] | None = None,
 ) -> training_module.PolicyTraining:
     """Run PPO's own loop with the table as preference model; `change` may tamper with it before it starts."""
+    return train_on(world, out, SETTINGS | settings, KnownReward(world / "initial"), seed, change)
+
+
+def train_on(
+    world: Path,
+    out: Path,
+    settings: dict[str, Any],
+    known: KnownReward,
+    seed: int = 0,
+    change: Callable[[training_module.PolicyTraining], None] | None = None,
+) -> training_module.PolicyTraining:
+    """The same with another table, by these settings alone."""
     out.mkdir(parents=True)
     inputs = {name: str(world / name) for name in ("initial", "prompts")} | {"preference_model": str(world / "initial")}
     job = Job({"job": "train_policy", "inputs": inputs, "settings": settings, "seed": seed, "device": "cpu"}, out)
     job.prepare_process()
-    known = KnownReward(world / "initial")
-    training = training_module.PolicyTraining(
-        job, PPOSettings(**(SETTINGS | settings)), known.chat, preference_model=known
-    )
+    training = training_module.PolicyTraining(job, PPOSettings(**settings), known.chat, preference_model=known)
     if change is not None:
         change(training)
     training.run()

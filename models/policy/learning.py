@@ -24,6 +24,7 @@ from models.policy.ppo import (
     inverse_spread,
     k1_kl,
     k3_kl,
+    leave_one_out,
     policy_losses,
     scheduled_learning_rate,
     token_moves,
@@ -60,17 +61,18 @@ class PolicyLearner:
         job: Job,
         settings: PPOSettings,
         policy: Policy,
-        critic: Critic,
+        critic: Critic | None,
         collector: RolloutCollector,
         minibatches: Minibatches,
     ) -> None:
+        """`critic` is None where the settings' advantages need none."""
         self.job, self.settings, self.policy, self.critic = job, settings, policy, critic
         self.collector, self.minibatches = collector, minibatches
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [parameter for parameter in policy.model.parameters() if parameter.requires_grad]},
-                {"params": list(critic.head.parameters())},
-                *([{"params": critic.own_trunk}] if critic.own_trunk else []),
+                *([{"params": list(critic.head.parameters())}] if critic else []),
+                *([{"params": critic.own_trunk}] if critic and critic.own_trunk else []),
             ],
             lr=settings.learning_rate,
             betas=ADAM_BETAS,
@@ -106,9 +108,7 @@ class PolicyLearner:
         token_kl = self._token_kl(rollout, first_chunks)
         scores = earned(rollout.scores, rollout.truncated, settings.cut_off_penalty)
         rewards = token_rewards(scores, token_kl, mask, self.kl_coef, settings.kl_placement)
-        advantages, returns = advantages_and_returns(
-            rewards, rollout.values, mask, settings.discount, settings.gae_lambda
-        )
+        advantages, returns = self._advantages(rollout, rewards)
         loss_kl_coef = self.kl_coef if settings.kl_in_loss else 0.0
         if settings.whiten_advantages:
             # A KL term in the loss weighs against the advantages, and is scaled as they are.
@@ -116,7 +116,7 @@ class PolicyLearner:
             advantages[mask] = whiten(advantages[mask])
         kept = (rollout.logps, rollout.ref_logps, rollout.values, advantages, returns)
         old = _OldTokens(*(x.reshape(-1) for x in kept))
-        samples = (iteration + 1) * settings.prompts_per_iteration
+        samples = (iteration + 1) * settings.replies_per_iteration
         rate = scheduled_learning_rate(
             settings.learning_rate * self.rate_factor,
             samples,
@@ -137,7 +137,6 @@ class PolicyLearner:
                 if step is None:
                     return None
                 steps.append(step)
-        explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
         means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
         learned = (
             means
@@ -145,7 +144,7 @@ class PolicyLearner:
             | {
                 "val/ratio_first": steps[0]["val/ratio"],
                 "val/ratio_var": statistics.pvariance(step["val/ratio"] for step in steps),
-                "val/explained_variance": float(explained),
+                **self._explained(rollout, returns),
                 "lr": self.optimiser.param_groups[0]["lr"],
                 "kl_coef": self.kl_coef,
             }
@@ -159,6 +158,21 @@ class PolicyLearner:
                 settings.kl_horizon_samples,
             )
         return learned
+
+    def _advantages(self, rollout: Rollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and the critic's targets, (B, R) each; without a critic the latter are 0."""
+        settings, mask = self.settings, rollout.response_mask
+        if self.critic is None:
+            return leave_one_out(rewards, mask, settings.samples_per_prompt), torch.zeros_like(rewards)
+        return advantages_and_returns(rewards, rollout.values, mask, settings.discount, settings.gae_lambda)
+
+    def _explained(self, rollout: Rollout, returns: Tensor) -> dict[str, float]:
+        """How much of the returns' variance the critic explained, in metrics; nothing without one."""
+        if self.critic is None:
+            return {}
+        mask = rollout.response_mask
+        explained = 1 - (returns - rollout.values)[mask].var(correction=0) / returns[mask].var(correction=0)
+        return {"val/explained_variance": float(explained)}
 
     def _set_rates(self, rate: float) -> None:
         """The next step's learning rate of each group, which warms up from the group's own first step.
@@ -211,11 +225,13 @@ class PolicyLearner:
         for chunk in chunks:
             read = self._read(chunk, loss_kl_coef, warming)
             logps = read.logps
-            values = self.critic(chunk, read.states)
             then = old.at(chunk.places)
             policy_loss = policy_losses(logps, then.logps, then.advantages, settings.clip_ratio).sum() / count
-            value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
-            loss = policy_loss + settings.value_coef * value_loss
+            loss, value_loss = policy_loss, torch.zeros_like(policy_loss)
+            if self.critic is not None:
+                values = self.critic(chunk, read.states)
+                value_loss = value_losses(values, then.values, then.returns, settings.value_clip).sum() / count
+                loss = loss + settings.value_coef * value_loss
             if loss_kl_coef and not warming:
                 token_kl = k3_kl(logps, then.ref_logps) if read.kl is None else read.kl
                 loss = loss + loss_kl_coef * token_kl.sum() / count
@@ -239,13 +255,7 @@ class PolicyLearner:
                 )
         if not bool(torch.isfinite(sums).all()):
             return None
-        # A critic with a trunk of its own is a model of its own: its gradient must not shrink the policy's.
-        own = self.critic.own_trunk
-        policy, head = (list(model.parameters()) for model in (self.policy.model, self.critic.head))
-        norm = torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)
-        norms = [norm]
-        if own:
-            norms.append(torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM))
+        norms = self._clip_gradients()
         # Before the step: it would turn every weight into NaN, and the next rollout with them.
         if not all(bool(torch.isfinite(each)) for each in norms):
             return None
@@ -260,7 +270,22 @@ class PolicyLearner:
             "policy/entropy_avg",
             MOVED,
         )
-        return dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+        step = dict(zip(names, sums.tolist(), strict=True)) | {"gradient_norm": float(norms[0])}
+        if self.critic is None:
+            del step["loss/value_avg"]
+        return step
+
+    def _clip_gradients(self) -> list[Tensor]:
+        """Shorten gradients that are too long; gives their norms before, the policy's first."""
+        policy, critic = list(self.policy.model.parameters()), self.critic
+        if critic is None:
+            return [torch.nn.utils.clip_grad_norm_(policy, MAX_GRADIENT_NORM)]
+        # A critic with a trunk of its own is a model of its own: its gradient must not shrink the policy's.
+        own, head = critic.own_trunk, list(critic.head.parameters())
+        norms = [torch.nn.utils.clip_grad_norm_(policy if own else policy + head, MAX_GRADIENT_NORM)]
+        if own:
+            norms.append(torch.nn.utils.clip_grad_norm_(own + head, MAX_GRADIENT_NORM))
+        return norms
 
 
 def _watched(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

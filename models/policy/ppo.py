@@ -128,6 +128,33 @@ def advantages_and_returns(
     return advantages, advantages + values
 
 
+def leave_one_out(rewards: Tensor, response_mask: Tensor, samples: int) -> Tensor:
+    """What each reply earned beyond the mean of the other replies to its prompt, at each of its tokens.
+
+    A reply is one action here: all that it earned counts for every token.
+
+    Args:
+        rewards: (B, R), 0 outside the mask; a reply earned the sum of its row.
+        response_mask: (B, R) True on reply tokens.
+        samples: k replies to each prompt, at least 2, which stand one after another.
+
+    Returns:
+        (B, R) advantages, 0 outside the mask; they sum to 0 over the replies to a prompt.
+
+    Raises:
+        ValueError: fewer than 2 replies to a prompt, or rows that are no multiple of them.
+
+    Source: Ahmadian et al. 2024, arXiv:2402.14740, eq. (9); Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline
+    for free".
+    """
+    if samples < 2 or len(rewards) % samples:
+        raise ValueError(f"{len(rewards)} replies in groups of {samples}; expected groups of at least 2")
+    earned_by = rewards.sum(dim=1).view(-1, samples)
+    others = (earned_by.sum(dim=1, keepdim=True) - earned_by) / (samples - 1)
+    advantages = (earned_by - others).view(-1, 1)
+    return torch.where(response_mask, advantages, torch.zeros_like(rewards))
+
+
 def whiten(values: Tensor) -> Tensor:
     """Values shifted to mean 0 and scaled to variance 1, over the whole tensor.
 

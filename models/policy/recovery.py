@@ -51,18 +51,22 @@ class LastGood:
     learner: LearnerState | None = None
 
     @classmethod
-    def now(cls, model: nn.Module, critic: nn.Module, learner: PolicyLearner, rounds: int, *, whole: bool) -> LastGood:
+    def now(
+        cls, model: nn.Module, critic: nn.Module | None, learner: PolicyLearner, rounds: int, *, whole: bool
+    ) -> LastGood:
         """A copy of what is there; `whole` with what a recovery needs."""
         policy = on_host(learned_state(model))
         if not whole:
             return cls(policy, rounds)
-        return cls(policy, rounds, on_host(learned_state(critic)), on_host(learner.state))
+        values = {} if critic is None else on_host(learned_state(critic))
+        return cls(policy, rounds, values, on_host(learner.state))
 
-    def bring_back(self, model: nn.Module, critic: nn.Module, learner: PolicyLearner) -> None:
+    def bring_back(self, model: nn.Module, critic: nn.Module | None, learner: PolicyLearner) -> None:
         """Put everything back as it was, but for the number of steps that were taken."""
         assert self.critic is not None
         assert self.learner is not None
         restore(model, self.policy)
-        restore(critic, self.critic)
+        if critic is not None:
+            restore(critic, self.critic)
         # A copy: the optimiser goes on with the tensors that it is given, and we may come back once more.
         learner.restore(on_host(self.learner) | {"optimiser_steps": learner.optimiser_steps})

@@ -27,6 +27,7 @@ from models.runtime.training_choices import (
 CriticKind = Literal["shared", "detached", "separate", "preference_model"]
 KLEstimator = Literal["k1", "k3", "full"]
 KLPlacement = Literal["per_token", "per_reply", "loss"]
+AdvantageKind = Literal["gae", "rloo"]
 
 ADAM_BETAS = (0.9, 0.95)
 # Larger than usual, as in the reference implementations of PPO: steps stay small where gradients are tiny.
@@ -263,6 +264,13 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
         above=0,
         at_most=1,
     )
+    advantage: AdvantageKind = setting(
+        "gae",
+        "What a token is credited with: what it earned beyond the critic's expectation (`gae`), or what its reply "
+        "earned beyond the mean of the prompt's other replies (`rloo`, leave one out), which needs "
+        "`samples_per_prompt` and no critic: none is held or trained.",
+        new=True,
+    )
     gae_lambda: float = setting(
         0.95,
         "λ of generalised advantage estimation: 1 rests on the rewards alone, 0 on the critic's next value.",
@@ -307,10 +315,18 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
     )
     prompts_per_iteration: int = setting(
         64,
-        "Prompts of a rollout, one reply each.",
-        unit="replies",
+        "Prompts of a rollout, `samples_per_prompt` replies each.",
+        unit="prompts",
         raised="less noisy advantages, and more time and memory per iteration",
         at_least=1,
+    )
+    samples_per_prompt: int = setting(
+        1,
+        "Replies to each prompt of a rollout.",
+        unit="replies",
+        raised="a better baseline for `rloo`, from fewer prompts where the rollout is to stay as large",
+        at_least=1,
+        new=True,
     )
     minibatch_replies: int = setting(
         64,
@@ -425,6 +441,28 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
                 f"critic_warmup_iterations is {self.critic_warmup_iterations} of {self.iterations} iterations; "
                 f"expected fewer, since the policy learns only in those that are left"
             )
+
+        if self.advantage == "rloo":
+            self._check_leave_one_out()
+
+    def _check_leave_one_out(self) -> None:
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                f"advantage 'rloo' compares the replies to one prompt, and samples_per_prompt is "
+                f"{self.samples_per_prompt}; expected at least 2"
+            )
+        about_a_critic = {"critic": "shared", "critic_warmup_iterations": 0, "value_clip": None, "discount": 1.0}
+        for name, default in about_a_critic.items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} with advantage 'rloo', which has no critic and credits every "
+                    f"token with its whole reply; leave {name} out, or take advantage 'gae'"
+                )
+
+    @property
+    def replies_per_iteration(self) -> int:
+        """Replies of a rollout."""
+        return self.prompts_per_iteration * self.samples_per_prompt
 
     @property
     def kl_in_loss(self) -> bool:
@@ -570,14 +608,21 @@ class WritingSettings(Checked):
 def choices(settings: PPOSettings) -> Mapping[str, object]:
     """What the paper leaves open and no setting says: it stands beside the settings on the artifact."""
     own_trunk = settings.critic in ("separate", "preference_model")
+    if settings.advantage == "rloo":
+        clipped = "of the policy"
+    else:
+        clipped = "policy and critic each by itself" if own_trunk else "policy and critic together"
+    critic = {
+        "value_head_rate": f"{VALUE_HEAD_RATE:g} times the learning rate",
+        "value_head": "one hidden layer of tanh, its output 0 at first; starts at the mean score of the first replies",
+    }
     return {
         "optimiser": "AdamW, no weight decay",
         "betas": list(ADAM_BETAS),
         "eps": ADAM_EPS,
         "max_gradient_norm": MAX_GRADIENT_NORM,
-        "gradients_clipped": "policy and critic each by itself" if own_trunk else "policy and critic together",
-        "value_head_rate": f"{VALUE_HEAD_RATE:g} times the learning rate",
-        "value_head": "one hidden layer of tanh, its output 0 at first; starts at the mean score of the first replies",
+        "gradients_clipped": clipped,
+        **({} if settings.advantage == "rloo" else critic),
         "losses": "means over the reply tokens of a minibatch",
         "advantages": "over a whole rollout, whitened there" if settings.whiten_advantages else "over a whole rollout",
         "old_log_probs": "read again after sampling, in the layout of the first epoch",

@@ -29,7 +29,7 @@ from models.policy.inputs import prompts_that_fit
 from models.policy.learning import LearnerState, PolicyLearner
 from models.policy.model import Policy
 from models.policy.monitor import MonitorState, PolicyMonitor
-from models.policy.prompts import KINDS, PromptSetError, PromptStream
+from models.policy.prompts import KINDS, Prompt, PromptSetError, PromptStream
 from models.policy.recovery import LastGood, Tripped, smaller_step_helps
 from models.policy.reply_chunks import ReplyChunk
 from models.policy.results import CurvePoint, PPOResult, Recovery
@@ -56,6 +56,7 @@ class Checkpoint(LearnerState):
 
     policy: Mapping[str, Tensor]
     critic: Mapping[str, Tensor]
+    """Empty where the advantages need none."""
     sampler_gap: float
     good: dict[str, Any]
     """Fields of `LastGood`; of before there were recoveries, the weights of the policy alone."""
@@ -90,7 +91,7 @@ class PolicyTraining:
             self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
         except PromptSetError as error:
             raise JobError(str(error)) from error
-        slots = settings.prompts_per_iteration
+        slots = settings.replies_per_iteration
         engine = DecodeEngine(model, chat.stop_ids, slots, longest, settings.precision)
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
@@ -104,10 +105,7 @@ class PolicyTraining:
                 f"The preference model knows {known} ids, the policy can say {sayable}. "
                 "Train the preference model from this initial policy."
             )
-        from_pm = settings.critic == "preference_model"
-        trunk = preference_model.model.base_model if from_pm else reference.base_model
-        to_train = self.roles.trunk_to_train
-        self.critic = Critic(settings.critic, trunk, job.seed, settings.precision, to_train=to_train)
+        self.critic = None if settings.advantage == "rloo" else self._new_critic(preference_model)
         if settings.recompute_activations:
             self._recompute()
         halved = settings.frozen_precision == "bfloat16"
@@ -134,11 +132,17 @@ class PolicyTraining:
         self.good = self._good_now()
         self.stopped: str | None = None
 
+    def _new_critic(self, preference_model: PreferenceModel) -> Critic:
+        kind = self.settings.critic
+        trunk = (preference_model.model if kind == "preference_model" else self.roles.reference).base_model
+        to_train = self.roles.trunk_to_train
+        return Critic(kind, trunk, self.job.seed, self.settings.precision, to_train=to_train)
+
     def _recompute(self) -> None:
+        trunks = [self.policy.model.base_model, self.critic.trunk if self.critic else None]
         try:
-            for trunk in (self.policy.model.base_model, self.critic.trunk):
-                if trunk is not None:
-                    recompute_activations(trunk)
+            for trunk in filter(None, trunks):
+                recompute_activations(trunk)
         except NoSuchLayers as error:
             raise JobError(str(error)) from error
 
@@ -197,22 +201,27 @@ class PolicyTraining:
             **watched,
             **(learned or {}),
             **self._speed(rollout, time.monotonic() - began_s),
-            episode=(iteration + 1) * self.settings.prompts_per_iteration,
+            episode=(iteration + 1) * self.settings.replies_per_iteration,
             **(self._answer(tripped, iteration) if tripped else {}),
         )
 
     @property
     def _samples(self) -> int:
         """Replies whose learning is in the weights."""
-        return len(self.kept) * self.settings.prompts_per_iteration
+        return len(self.kept) * self.settings.replies_per_iteration
+
+    def _prompts(self, iteration: int) -> list[Prompt]:
+        """The prompt of each reply of a rollout; the replies to one stand one after another."""
+        size = self.settings.prompts_per_iteration
+        prompts = self.stream.batch(iteration * size, size)
+        return [prompt for prompt in prompts for _ in range(self.settings.samples_per_prompt)]
 
     def _rollout(self, iteration: int) -> tuple[Rollout, list[list[ReplyChunk]]]:
         """Replies with everything known about them, and the layout in which the first epoch reads them.
 
         Old log-probs are read in exactly that layout, so that the ratio of the first minibatch is exactly 1.
         """
-        size = self.settings.prompts_per_iteration
-        prompts = self.stream.batch(iteration * size, size)
+        size, prompts = self.settings.replies_per_iteration, self._prompts(iteration)
         rollout_seed = derive_seed(self.job.seed, _SAMPLE, iteration)
         collector = self.collector
         collector.engine.sync()
@@ -224,7 +233,7 @@ class PolicyTraining:
         width = max(len(completion.ids) for completion in completions)
         chunks = [collector.chunks(completions, rows, width) for rows in self._minibatches(iteration, 0, size)]
         flat = [chunk for minibatch in chunks for chunk in minibatch]
-        if iteration == 0:
+        if iteration == 0 and self.critic is not None:
             # Before it has learned anything the critic expects the mean score of the first replies.
             self.critic.expect(math.fsum(scores) / len(scores))
         with self.stopwatch.phase("read"):
@@ -273,7 +282,7 @@ class PolicyTraining:
         peak = peak_flops(self.job.device, self.settings.precision)
         if peak is not None:
             operations = learning_operations(self.policy.model)
-            if self.critic.trunk is not None:
+            if self.critic is not None and self.critic.trunk is not None:
                 operations += learning_operations(self.critic.trunk)
             numbers["perf/mfu"] = operations * self.settings.epochs * read / parts["learn"] / peak
             self.job.facts["peak_flops"] = peak
@@ -383,8 +392,7 @@ class PolicyTraining:
 
     def _measure_final(self) -> PPOResult:
         """Results: the final policy on the first iteration's prompts, with fresh random numbers."""
-        size = self.settings.prompts_per_iteration
-        prompts = self.stream.batch(0, size)
+        size, prompts = self.settings.replies_per_iteration, self._prompts(0)
         collector = self.collector
         collector.engine.sync()
         completions = collector.sample(prompts, self._sampling(derive_seed(self.job.seed, _MEASURE), size))
@@ -398,7 +406,7 @@ class PolicyTraining:
                 self._log_given_up(rollout, self.settings.iterations, tripped)
                 return self._measure_final()
         summary = self._summary(rollout)
-        samples = self.settings.prompts_per_iteration * len(self.curve)
+        samples = self.settings.replies_per_iteration * len(self.curve)
         return PPOResult(
             optimiser_steps=self.learner.optimiser_steps,
             samples=samples,
@@ -419,12 +427,16 @@ class PolicyTraining:
             prompts_refused=self.prompts_refused,
             harmless_share=self.stream.harmless_share,
             curve=tuple(self.curve),
-            roles=self.roles.how_held,
+            roles=self._roles_held(),
             trained_parameters=self.roles.trained_parameters,
             watch=self.monitor.watched(),
             logp_accuracy=self.monitor.logp_accuracy(samples),
             snapshots=self.snapshots.listed() if self.settings.snapshots else None,
         )
+
+    def _roles_held(self) -> dict[str, str] | None:
+        held = self.roles.how_held
+        return held if held is None or self.critic else {role: how for role, how in held.items() if role != "critic"}
 
     def _write_snapshot(self, folder: Path, point: CurvePoint) -> None:
         """The policy as the newest point of the curve measured it."""
@@ -440,7 +452,7 @@ class PolicyTraining:
     def _checkpoint(self, iteration: int) -> None:
         state: Checkpoint = {
             "policy": learned_state(self.policy.model),
-            "critic": learned_state(self.critic),
+            "critic": {} if self.critic is None else learned_state(self.critic),
             **self.learner.state,
             "sampler_gap": self.sampler_gap,
             "good": vars(self.good),
@@ -461,7 +473,8 @@ class PolicyTraining:
         iteration, state = saved[0], cast(Checkpoint, saved[1])
         self.snapshots.load_state_dict(state["snapshots"])
         restore(self.policy.model, state["policy"])
-        restore(self.critic, state["critic"])
+        if self.critic is not None:
+            restore(self.critic, state["critic"])
         self.learner.restore(state)
         self.curve = [CurvePoint(**point) for point in state["curve"]]
         if "kept" in state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,11 +57,13 @@ def reference_model():
 
 
 def learner_of(model, critic, folder: Path, **changes) -> tuple[PolicyLearner, list[ReplyChunk]]:
-    settings = PPOSettings(
+    plain = PPOSettings(
         learning_rate=RATE, kl_coef=KL_COEF, discount=DISCOUNT, gae_lambda=LAMBDA, clip_ratio=CLIP,
-        value_clip=VALUE_CLIP, value_coef=value_coef_of(critic), whiten_advantages=True, epochs=1, warmup_samples=0,
-        critic_warmup_iterations=0, prompts_per_iteration=2, minibatch_replies=2, **changes,
+        value_clip=VALUE_CLIP, value_coef=VALUE_COEF if critic is None else value_coef_of(critic),
+        whiten_advantages=True, epochs=1, warmup_samples=0,
+        critic_warmup_iterations=0, prompts_per_iteration=2, minibatch_replies=2,
     )  # fmt: skip
+    settings = replace(plain, **changes)
     # Two chunks of a row each: what a step sums over must not depend on it.
     chunks = [chunk for row in (0, 1)
               for chunk in reply_chunks(PROMPTS, REPLIES, [row], width=3, pad_id=0, chunk_tokens=64)]  # fmt: skip
@@ -283,3 +286,33 @@ def test_the_warm_up_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
     learned = other.learn(1, rollout(), [other_chunks])
     assert learned is not None
     assert learned["lr"] == pytest.approx(0.5 * RATE)
+
+
+def test_a_step_without_a_critic_moves_every_weight_as_the_same_step_in_plain_torch(tmp_path: Path) -> None:
+    # What the replies earned beside their penalties, KL_COEF 0.2:
+    # 1.3 - 0.2 * ((-5.8 + 6.3) + (-5.4 + 4.4) + (-6.0 + 5.5)) = 1.5; -0.4 - 0.2 * ((-7.2 + 6.2) + (-4.9 + 5.4)) = -0.3.
+    # Each is the other's baseline: 1.8 at three tokens, -1.8 at two; mean 0.36, spread sqrt(3.24 - 0.1296) = 1.763632.
+    advantages = torch.tensor([(1.8 - 0.36) / 1.763632] * 3 + [(-1.8 - 0.36) / 1.763632] * 2)
+    model, _ = model_and_critic()
+    other = copy.deepcopy(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    changes = {"advantage": "rloo", "samples_per_prompt": 2, "value_clip": None, "discount": 1.0}
+    learner, chunks = learner_of(model, None, tmp_path, **changes)
+    assert len(learner.optimiser.param_groups) == 1
+    learned = learner.learn(0, rollout(), [chunks])
+    assert learned is not None
+    assert not {"loss/value_avg", "val/explained_variance"} & set(learned)
+
+    logps = [
+        torch.log_softmax(other(input_ids=torch.tensor([[*prompt, *reply]])).logits[0], dim=-1)[
+            range(len(prompt) - 1, len(prompt) + len(reply) - 1), reply
+        ]
+        for prompt, reply in zip(PROMPTS, REPLIES, strict=True)
+    ]
+    ratio = (torch.cat(logps) - OLD[MASK]).exp()
+    (-torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages).mean()).backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    torch.optim.AdamW(other.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0).step()
+    for mine, its, then in zip(model.parameters(), other.parameters(), before, strict=True):
+        assert (mine - its).abs().max() <= 2e-3 * (its - then).abs().max()
+        assert (its - then).abs().max() > 0

@@ -13,6 +13,7 @@ from models.policy.ppo import (
     full_kl,
     k1_kl,
     k3_kl,
+    leave_one_out,
     policy_losses,
     reply_kl,
     scheduled_learning_rate,
@@ -128,6 +129,24 @@ def test_padding_changes_no_advantage():
     for short, long in zip(plain, padded, strict=True):
         assert torch.equal(long[:, :2], short)
         assert torch.equal(long[:, 2:], torch.zeros(1, 3))
+
+
+def test_leave_one_out_by_hand():
+    # Two prompts, three replies each; what a reply earned is the sum of its row.
+    # 5 - (2 + -1)/2 = 4.5; 2 - (5 + -1)/2 = 0; -1 - (5 + 2)/2 = -4.5. Three equal ones: 0.
+    rewards = torch.tensor([[1.0, 4.0], [2.0, 0.0], [-2.0, 1.0], [0.5, 0.5], [1.0, 0.0], [3.0, -2.0]])
+    found = leave_one_out(rewards, mask(2, 1, 2, 2, 1, 2), 3)
+    expected = torch.tensor([[4.5, 4.5], [0.0, 0.0], [-4.5, -4.5], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert torch.allclose(found, expected, atol=ROUNDING)
+    # Of two replies the other one is the baseline, and nothing is said where there is no token.
+    found = leave_one_out(torch.tensor([[3.0, 0.0], [1.0, 0.0]]), mask(1, 1, width=2), 2)
+    assert found.tolist() == [[2.0, 0.0], [-2.0, 0.0]]
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_leave_one_out_needs_whole_groups(samples):
+    with pytest.raises(ValueError, match=f"6 replies in groups of {samples}"):
+        leave_one_out(torch.zeros(6, 2), mask(*[2] * 6), samples)
 
 
 def test_policy_loss_of_four_tokens_by_hand():

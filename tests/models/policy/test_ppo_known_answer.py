@@ -4,6 +4,7 @@ The world is benchmarks/known_answer.py: two prompts, replies of up to two token
 """
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from benchmarks.known_answer import (
 )
 from models.chat.format import ChatFormat
 from models.policy import learning
+from models.policy.ppo import leave_one_out
 from models.policy.settings import PPOSettings
 
 
@@ -67,6 +69,29 @@ def test_the_default_settings_lead_towards_the_best_policy(world, tmp_path, monk
     assert PPOSettings().learning_rate == 1e-4
     before = distance_from_optimum(world, world / "initial", 0.3, LONGEST)
     assert trained_distance(world, tmp_path / "run", 0.3, learning_rate=rate) < left * before
+
+
+RLOO = {"advantage": "rloo", "prompts_per_iteration": 128, "samples_per_prompt": 4}
+
+
+@pytest.mark.slow
+def test_leaving_one_out_finds_the_best_policy_without_a_critic(world, tmp_path):
+    training = train(world, tmp_path / "run", {"kl_coef": 0.3} | RLOO)
+    assert training.critic is None
+    assert distance_from_optimum(world, training.policy.model, 0.3, LONGEST) < NEAR_NATS
+    result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result["episode"] == 32 * 128 * 4
+
+
+@pytest.mark.slow
+def test_a_baseline_of_other_prompts_is_found_out(world, tmp_path, monkeypatch):
+    def shuffled(rewards, response_mask, samples):
+        order = torch.arange(len(rewards)).view(samples, -1).T.reshape(-1)
+        found = leave_one_out(rewards[order], response_mask[order], samples)
+        return found.roll(1, dims=0)
+
+    monkeypatch.setattr(learning, "leave_one_out", shuffled)
+    assert trained_distance(world, tmp_path / "run", 0.3, **RLOO) > NEAR_NATS
 
 
 @pytest.mark.slow

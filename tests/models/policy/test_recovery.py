@@ -92,7 +92,7 @@ def test_which_wires_a_smaller_step_helps():
 
 def state_of(training):
     return on_host(
-        {"policy": training.policy.model.state_dict(), "critic": training.critic.state_dict()}
+        {"policy": training.policy.model.state_dict(), "critic": training.critic and training.critic.state_dict()}
         | {name: value for name, value in training.learner.state.items() if name != "optimiser_steps"}
     )
 
@@ -107,10 +107,14 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_everything_that_learns_is_put_back_however_often(policy_dir, scorer_dir, prompts_dir, tmp_path, critic):
+@pytest.mark.parametrize(
+    "choice",
+    [{"critic": "shared"}, {"critic": "separate"}, {"advantage": "rloo", "samples_per_prompt": 2}],
+    ids=["shared", "separate", "rloo"],
+)
+def test_everything_that_learns_is_put_back_however_often(policy_dir, scorer_dir, prompts_dir, tmp_path, choice):
     inputs = {"initial": policy_dir, "preference_model": scorer_dir, "prompts": prompts_dir}
-    settings = {"iterations": 9, "critic": critic, "kl_target_nats": 1.0}
+    settings = {"iterations": 9, "kl_target_nats": 1.0} | choice
     job = ppo_job(tmp_path / "run", inputs, settings)
     training = PolicyTraining(job, settings_from(PPOSettings, job.settings), ChatFormat.load(policy_dir))
     for iteration in range(2):
@@ -122,7 +126,7 @@ def test_everything_that_learns_is_put_back_however_often(policy_dir, scorer_dir
         # The second time shows that learning did not write into what is kept.
         good.bring_back(training.policy.model, training.critic, training.learner)
         assert same(state_of(training), before)
-    assert training.learner.optimiser_steps == 4 * 4
+    assert training.learner.optimiser_steps == 4 * 4 * training.settings.samples_per_prompt
     torch.use_deterministic_algorithms(False)
 
 

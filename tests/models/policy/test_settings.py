@@ -110,8 +110,9 @@ def test_results_record_what_no_setting_says(train):
     [
         {"critic": "separate", "critic_warmup_iterations": 1, "kl_target_nats": 1.0, "kl_horizon_samples": 32},
         {"critic": "preference_model", "kl_estimator": "full"},
+        {"advantage": "rloo", "samples_per_prompt": 2, "warmup_steps": 12},
     ],
-    ids=["own trunk and adaptive", "from the PM and full"],
+    ids=["own trunk and adaptive", "from the PM and full", "no critic and a warm-up"],
 )
 def test_interrupted_training_ends_with_the_same_bytes(train, monkeypatch, settings):
     settings = settings | {"iterations": 4, "checkpoint_every": 2}
@@ -139,11 +140,34 @@ def test_interrupted_training_ends_with_the_same_bytes(train, monkeypatch, setti
         ({"kl_horizon_samples": 0}, "kl_horizon_samples is 0"),
         ({"kl_estimator": "k2"}, "k2"),
         ({"critic": "own"}, "own"),
+        ({"advantage": "rloo"}, "samples_per_prompt is 1; expected at least 2"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt is 0; expected at least 1"),
+        *(
+            ({"advantage": "rloo", "samples_per_prompt": 2} | about, f"{next(iter(about))} is .* which has no critic")
+            for about in (
+                {"critic": "separate"},
+                {"critic_warmup_iterations": 1, "iterations": 3},
+                {"value_clip": 0.2},
+                {"discount": 0.9},
+            )
+        ),
     ],
 )
 def test_impossible_settings_are_refused(train, settings, message):
     with pytest.raises(JobError, match=message):
         train(**settings)
+
+
+def test_without_a_critic_nothing_of_one_is_computed_or_kept(train):
+    run = train(iterations=2, advantage="rloo", samples_per_prompt=2)
+    lines, recorded = metrics(run), results(run)
+    assert not {"loss/value_avg", "val/explained_variance"} & set().union(*lines)
+    assert "value_head" not in recorded["choices"]
+    assert recorded["choices"]["gradients_clipped"] == "of the policy"
+    # The replies to one prompt are different ones, and all of them count.
+    size = PPOSettings(**recorded["settings"]).prompts_per_iteration
+    assert [line["episode"] for line in lines] == [2 * size, 4 * size]
+    assert recorded["samples"] == 4 * size
 
 
 def test_a_reply_that_is_cut_off_earns_less_by_the_penalty_alone(train):
