@@ -164,12 +164,12 @@ def test_a_change_of_daylight_saving_takes_no_slot_twice(
         assert len(wait_for_slots(instance, clock, before + 1)) == before + 1
 
 
-def test_a_cycle_longer_than_a_week_takes_one_slot_and_the_next_begins_at_its_end(
+def test_while_a_cycle_takes_longer_than_a_week_its_slots_begin_no_other_and_the_one_after_it_does(
     database_url: str, clock: Clock, home: Path, weekly: Path, tmp_path: Path
 ) -> None:
     clock.set("2027-01-02 12:00:00")
     with Instance(home, config=weekly, database_url=database_url) as instance:
-        wait_for("the plan", lambda: scheduled(instance, clock, "2027-01-10 01:30"), 240)
+        wait_for("the plan", lambda: scheduled(instance, clock, "2027-01-17 01:30"), 240)
         dont_miss_heartbeats(instance)
         run_command(home, "cycle", "run", "--config", str(weekly))
         comparisons = write_comparisons(tmp_path / "week.jsonl", 0, 50)
@@ -180,12 +180,14 @@ def test_a_cycle_longer_than_a_week_takes_one_slot_and_the_next_begins_at_its_en
         assert job is not None
         with stopped(job.pid):
             clock.set("2027-01-10 01:29:55")
-            wait_for("the second slot's run", lambda: states_of(instance, "2027-01-10") == ["Queued"], 240)
+            wait_for("the second slot's run", lambda: states_of(instance, "2027-01-10") == ["Not started"], 240)
             assert cycles(instance) == 2
         slots = wait_for_slots(instance, clock, 2)
         assert slots[0][0] == "2027-01-03 01:30"
         assert slots[0][1] in ("Promoted", "Refused")
-        assert slots[1] == ("2027-01-10 01:30", "Skipped: 0 of 40")
+        assert slots[1] == ("2027-01-10 01:30", "Not started")
+        clock.set("2027-01-17 01:29:55")
+        assert wait_for_slots(instance, clock, 3)[2] == ("2027-01-17 01:30", "Skipped: 0 of 40")
         assert cycles(instance) == 2
 
 
