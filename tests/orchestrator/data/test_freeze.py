@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import tables as t
 from db.migrate import upgrade
 from db.session import make_engine
+from orchestrator.config import ComparisonsSection
 from orchestrator.data import freeze as dataset
 from orchestrator.errors import CycleError
 from orchestrator.instance.postgres import EmbeddedPostgres
@@ -101,6 +102,31 @@ def test_a_closed_cycle_does_not_freeze(session: Session) -> None:
     cycle = add_cycle(session, state="cancelled")
     with pytest.raises(CycleError, match="only an open cycle"):
         dataset.freeze(session, cycle.id)
+
+
+def test_a_cycle_that_was_cancelled_elsewhere_does_not_freeze(engine: Engine) -> None:
+    with Session(engine) as session, Session(engine) as other:
+        cycle = add_cycle(session)
+        session.commit()
+        assert cycle.state == "open"  # read by this session, and kept
+        close(other, other.get_one(t.Cycle, cycle.id))
+        other.commit()
+        with pytest.raises(CycleError, match="only an open cycle"):
+            dataset.freeze(session, cycle.id)
+
+
+def test_the_newest_of_several_earlier_sets_is_taken(session: Session) -> None:
+    section = ComparisonsSection()
+    freezes = [next_freeze(session) for _ in range(12)]
+    sets = []
+    for frozen in freezes[:11]:
+        settings = section.selection() | {"freeze_id": frozen.id, "freeze": dataset.freeze_digest(frozen)}
+        sets.append(add_artifact(session, "comparison_set", settings=settings))
+    # By number and not by text, of which 9 would be above 10.
+    assert any(len(str(one.id)) != len(str(freezes[10].id)) for one in freezes)
+    assert dataset.previous_comparison_set(session, freezes[11].id, section) is sets[10]
+    assert dataset.previous_comparison_set(session, freezes[3].id, section) is sets[2]
+    assert dataset.previous_comparison_set(session, freezes[0].id, section) is None
 
 
 def test_freezes_form_a_chain_and_have_digests_of_their_own(session: Session) -> None:

@@ -186,3 +186,78 @@ def test_a_week_on_which_the_last_pm_fell_is_a_remark():
 def test_what_says_nothing_is_not_stored_with_a_verdict():
     assert Verdict("kl", False, "why").to_json() == {"gate": "kl", "passed": False, "reason": "why"}
     assert Verdict("kl", True, "why", "but").to_json()["remark"] == "but"
+
+
+def test_every_gate_says_its_answer_and_its_numbers():
+    gain = Gain(0.5, (0.4, 0.6), 160)
+    evidence = replace(
+        GOOD,
+        duplicate_share=0.25,
+        refusal_share=0.125,
+        pm_accuracy_by_question={"helpful": Share(0.72, (0.66, 0.78), 210)},
+        score_gain_by_question={"helpful": gain},
+        live=LiveEvidence(7, "sha256:ab", False, Gain(0.1, (0.0, 0.2), 240), {"helpful": gain}),
+        fresh=FreshEvidence(4, {"all": Part(0.70, (0.62, 0.77), 0.69, 0.75, 100)}),
+    )
+    gates = GatesSection(min_pm_accuracy=0.5, max_kl_nats=10.0, max_duplicate_share=0.5, max_refusal_share=0.25)
+    assert [(found.gate, found.passed, found.reason, found.remark) for found in judge(gates, evidence)] == [
+        (
+            "pm_accuracy", True,
+            "PM held-out accuracy 0.700 [0.640, 0.750] (n = 200) lies above gates.min_pm_accuracy = 0.5", None,
+        ),
+        ("kl", True, "KL 2.5 nats per reply is within gates.max_kl_nats = 10", None),
+        (
+            "score_gain", True,
+            "held-out score gain over the initial policy +0.400 [+0.300, +0.500] lies above gates.min_score_gain = 0",
+            None,
+        ),
+        (
+            "pm_accuracy_by_question", True,
+            "PM held-out accuracy by question, helpful 0.720 [0.660, 0.780] (n = 210), does not lie below "
+            "gates.min_pm_accuracy_by_question = 0.5", None,
+        ),
+        (
+            "live_gain", True,
+            "held-out score gain over the live policy +0.100 [+0.000, +0.200] does not lie below "
+            "gates.min_gain_over_live = 0", None,
+        ),
+        (
+            "gain_by_question", True,
+            "held-out score gain by question: helpful, over the initial policy, +0.500 [+0.400, +0.600]; helpful, over "
+            "the live policy, +0.500 [+0.400, +0.600]: not below gates.min_gain_by_question = 0", None,
+        ),
+        (
+            "fresh_agreement", True,
+            "this week's comparisons don't contradict the preference model of cycle 4: of 100 it orders 69% as people "
+            "did (at most 75%), held out 70%", None,
+        ),
+        (
+            "duplicates", True,
+            "25.0% of replies equal another one, which is within gates.max_duplicate_share = 0.5", None,
+        ),
+        (
+            "refusals", True,
+            "12.5% of ordinary requests are refused, which is within gates.max_refusal_share = 0.25", None,
+        ),
+    ]  # fmt: skip
+    assert outcome(judge(gates, evidence)) == "promote"
+
+
+def test_a_gate_that_fails_says_which_it_is():
+    bad = replace(
+        GOOD, pm_accuracy_ci=(0.4, 0.75), kl_nats=0.0, score_gain_ci=(-0.1, 0.5), duplicate_share=0.75,
+        pm_accuracy_by_question={"helpful": Share(0.3, (0.2, 0.4), 210)},
+        score_gain_by_question={"helpful": Gain(-0.5, (-0.6, -0.4), 160)},
+        live=LiveEvidence(7, "sha256:ab", False, Gain(-0.1, (-0.2, -0.05), 240)),
+        fresh=FreshEvidence(4, {"all": TURNED}),
+    )  # fmt: skip
+    found = judge(GatesSection(max_duplicate_share=0.5), bad)
+    assert [(verdict.gate, verdict.passed, verdict.holds) for verdict in found] == [
+        ("pm_accuracy", False, False), ("kl", False, False), ("score_gain", False, False),
+        ("pm_accuracy_by_question", False, False), ("live_gain", False, False), ("gain_by_question", False, False),
+        ("fresh_agreement", False, True), ("duplicates", False, False),
+    ]  # fmt: skip
+    unknown = verdict("live_gain", replace(GOOD, live=LiveEvidence(7, "sha256:ab", False)))
+    assert unknown.passed is True
+    assert unknown.reason.endswith("this preference model can't score it")
+    assert unknown.remark == f"{unknown.reason}: people have to compare the two"

@@ -13,7 +13,7 @@ from db import tables as t
 from orchestrator import cli
 from orchestrator.judging.standings import elo_tables, games
 from orchestrator.people.withdrawal import withdraw
-from tests.db.rows import add_comparison
+from tests.db.rows import add_comparison, add_cycle
 from tests.running import add_artifact
 
 ELO_OF_3_TO_1 = 400 * math.log10(3)  # odds of 3 to 1: 190.8
@@ -77,6 +77,42 @@ def test_policies_that_met_nobody_of_these_are_named_and_left_out(session: Sessi
     assert [row.games for row in helpful.rows] == [1, 2, 1]  # two, one, initial: joined over one
     assert helpful.note is not None
     assert helpful.note.startswith("2 contestants were never compared with these")
+
+
+def test_contestants_stand_under_their_names_and_snapshots_with_their_cycle(session: Session) -> None:
+    initial, trained, kept = (
+        add_artifact(session, name, kind=kind)
+        for name, kind in (("i", "initial_policy"), ("s", "snapshot"), ("k", "snapshot"))
+    )
+    cycle = add_cycle(session)
+    session.add(t.Stage(cycle_id=cycle.id, name="train_policy", state="done", artifact_id=trained.id))
+    session.add(t.LineageEdge(child_id=kept.id, role="run", parent_id=trained.id))
+    outside = t.Contestant(name="outside", kind="endpoint", url="http://x", model="m")
+    session.add(outside)
+    session.flush()
+    compared(session, initial.id, trained.id, "b", text="1")
+    tied = {"question": "helpful", "purpose": "evaluation", "a_snapshot_id": trained.id, "b_snapshot_id": kept.id}
+    add_comparison(session, "2", side="none", reason="tie", pair_fields=tied)
+    # The outside model once on each side: it loses to the initial policy, and wins against what was trained.
+    for number, (side, other, won) in enumerate((("a", initial.id, "b"), ("b", trained.id, "b"))):
+        there = "b" if side == "a" else "a"
+        fields = {"question": "helpful", "purpose": "evaluation", f"{there}_snapshot_id": other,
+                  f"{side}_contestant_id": outside.id}  # fmt: skip
+        add_comparison(session, f"o{number}", side=won, pair_fields=fields)
+    helpful, _ = elo_tables(session)
+    rows = {row.name: row for row in helpful.rows}
+    assert {name: (row.won, row.lost, row.tied) for name, row in rows.items()} == {
+        initial.digest: (1, 1, 0), trained.digest: (1, 1, 1), kept.digest: (0, 0, 1), "outside": (1, 1, 0),
+    }  # fmt: skip
+    assert {name: row.cycle for name, row in rows.items()} == {
+        initial.digest: None, trained.digest: cycle.number, kept.digest: cycle.number, "outside": None,
+    }  # fmt: skip
+    assert rows["outside"].title == "outside"
+    assert rows[kept.digest].title == kept.digest.removeprefix("sha256:")[:12]
+    # Whoever was compared with itself played no game, and neither did a model's comparison.
+    before = len(games(session))
+    compared(session, trained.id, trained.id, "a", text="itself")
+    assert len(games(session)) == before
 
 
 def test_intervals_can_resample_raters(session: Session) -> None:
