@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.preference.settings import PreferenceModelSettings
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,11 +41,14 @@ PRE_TRAINING = 10.0
 """Of the preference model on ranked public answers, over the rate of its fine-tuning: arXiv 2204.05862, A.2."""
 ADAPTERS = 10.0
 """Adapters (`lora_rank`) bear larger steps than whole weights."""
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    # docs/log/ppo.md, "The first step of Adam on a published model".
-    "ppo": {"warmup_steps": 20},
-}
-"""What else a published model is trained with, by section; the defaults of the sections suit the demo's."""
+WARMUP_STEPS = 20
+"""Of PPO: docs/log/ppo.md, "The first step of Adam on a published model"."""
+GAE_LAMBDA = 1.0
+"""With replies of hundreds of tokens: docs/log/ppo.md, "Advantages of long replies"."""
+REPLIES = 256
+"""Of a rollout."""
+REPLY_TOKENS = 512
+"""Of the longest reply, where the preference model hears texts twice as long."""
 
 
 def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
@@ -56,24 +61,52 @@ def with_defaults_by_model(raw: dict[str, Any]) -> dict[str, Any]:
     rates = rates_for(parameters)
     if rates is None:
         return raw
-    wanted = {"preference_model": rates.preference_model, "ppo": rates.policy}
-    if "pmp" in raw:
-        wanted["pmp"] = PRE_TRAINING * rates.preference_model
     filled = dict(raw)
-    for section in dict.fromkeys((*wanted, *PUBLISHED)):
+    for section, chosen in _chosen(raw, rates).items():
         given = raw.get(section, {})
         if isinstance(given, dict):
-            chosen = dict(PUBLISHED.get(section, {}))
-            if section in wanted:
-                chosen["learning_rate"] = wanted[section] * (ADAPTERS if given.get("lora_rank") else 1)
             filled[section] = chosen | given
-            _say(section, {name: value for name, value in chosen.items() if name not in given}, parameters)
+            for name, value in chosen.items():
+                if name not in given:
+                    logger.info("%s.%s: %g, for %s", section, name, value, _size_said(parameters))
     return filled
 
 
-def _say(section: str, chosen: Mapping[str, Any], parameters: int | None) -> None:
-    for name, value in chosen.items():
-        logger.info("%s.%s: %s, for %s", section, name, f"{value:g}", _size_said(parameters))
+def _chosen(raw: Mapping[str, Any], rates: Rates) -> dict[str, dict[str, int | float]]:
+    """What a published model is trained with, by section; the defaults of the sections suit the demo's."""
+    ppo = _section(raw, "ppo")
+    heard = _number(_section(raw, "preference_model"), "max_tokens", PreferenceModelSettings.max_tokens)
+    reply_tokens = _number(ppo, "max_reply_tokens", min(REPLY_TOKENS, max(1, heard // 2)))
+    chosen: dict[str, dict[str, int | float]] = {
+        "preference_model": {"learning_rate": rates.preference_model},
+        "ppo": {
+            "learning_rate": rates.policy,
+            "warmup_steps": WARMUP_STEPS,
+            "gae_lambda": GAE_LAMBDA,
+            "prompts_per_iteration": max(1, REPLIES // max(1, _number(ppo, "samples_per_prompt", 1))),
+            "max_reply_tokens": reply_tokens,
+        },
+        # Judged and served as it was trained.
+        "evaluation": {"max_reply_tokens": reply_tokens},
+        "serving": {"max_reply_tokens": reply_tokens},
+    }
+    if "pmp" in raw:
+        chosen["pmp"] = {"learning_rate": PRE_TRAINING * rates.preference_model}
+    for section, values in chosen.items():
+        if "learning_rate" in values and _section(raw, section).get("lora_rank"):
+            values["learning_rate"] *= ADAPTERS
+    return chosen
+
+
+def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = raw.get(name, {})
+    return found if isinstance(found, dict) else {}
+
+
+def _number(section: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number that is given, or the default; what is no number is refused when the configuration is checked."""
+    found = section.get(name, default)
+    return found if isinstance(found, int) else default
 
 
 def rates_for(parameters: int | None) -> Rates | None:

@@ -1,4 +1,4 @@
-"""Learning rates where a configuration gives none: by the size of the published model, and what is given holds."""
+"""What a published model is trained with where a configuration says nothing, by its size; what is given holds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import load_config
+from orchestrator.config import CycleConfig, EvaluationSection, PPOSection, load_config
 from orchestrator.config.by_model import ADAPTERS, UNKNOWN, num_parameters, rates_for
+from orchestrator.config.cycle import ServingSection
 
 
 def write_weights(folder: Path, *shapes: tuple[int, ...]) -> Path:
@@ -80,14 +81,43 @@ def test_weights_that_cannot_be_read_are_not_counted(content: bytes, tmp_path: P
     assert rates_for(None) == UNKNOWN
 
 
-@pytest.mark.parametrize(
-    ("rows", "text", "expected"),
-    [(1_000_000, "", 20), (1_000_000, "[ppo]\nwarmup_steps = 0\n", 0), (10_000, "", 0)],
-)
-def test_a_published_model_warms_up(rows: int, text: str, expected: int, tmp_path: Path) -> None:
+def config_of(tmp_path: Path, text: str = "", rows: int = 1_000_000) -> CycleConfig:
+    """A configuration with a model of 1,000 columns."""
     write_weights(tmp_path / "model", (rows, 1000))
     (tmp_path / "cycle.toml").write_text(f'[initial_policy]\npath = "model"\n{text}')
-    assert load_config(tmp_path / "cycle.toml").ppo.warmup_steps == expected
+    return load_config(tmp_path / "cycle.toml")
+
+
+def test_a_published_model_is_trained_on_long_replies_in_large_rollouts(tmp_path: Path) -> None:
+    ppo = config_of(tmp_path).ppo
+    assert (ppo.warmup_steps, ppo.gae_lambda, ppo.prompts_per_iteration, ppo.max_reply_tokens) == (20, 1.0, 256, 512)
+
+
+def test_a_model_as_small_as_one_from_scratch_has_the_defaults_of_the_sections(tmp_path: Path) -> None:
+    config = config_of(tmp_path, rows=10_000)
+    assert (config.ppo, config.evaluation, config.serving) == (PPOSection(), EvaluationSection(), ServingSection())
+
+
+def test_what_is_given_of_ppo_holds(tmp_path: Path) -> None:
+    given = "warmup_steps = 0\ngae_lambda = 0.95\nprompts_per_iteration = 8\nmax_reply_tokens = 32\n"
+    config = config_of(tmp_path, f"[ppo]\n{given}[serving]\nmax_reply_tokens = 64\n")
+    ppo = config.ppo
+    assert (ppo.warmup_steps, ppo.gae_lambda, ppo.prompts_per_iteration, ppo.max_reply_tokens) == (0, 0.95, 8, 32)
+    # Judged as it was trained where nothing else is said.
+    assert (config.evaluation.max_reply_tokens, config.serving.max_reply_tokens) == (32, 64)
+
+
+@pytest.mark.parametrize(("heard", "expected"), [(1024, 512), (512, 256), (4096, 512), (16, 8)])
+def test_replies_leave_half_of_what_the_preference_model_hears_to_the_prompt(
+    heard: int, expected: int, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, f"[preference_model]\nmax_tokens = {heard}\n")
+    assert config.ppo.max_reply_tokens == config.evaluation.max_reply_tokens == expected
+
+
+def test_a_rollout_of_several_replies_to_a_prompt_is_as_large(tmp_path: Path) -> None:
+    ppo = config_of(tmp_path, '[ppo]\nadvantage = "rloo"\nsamples_per_prompt = 4\n').ppo
+    assert (ppo.prompts_per_iteration, ppo.replies_per_iteration) == (64, 256)
 
 
 def test_a_stored_configuration_is_read_as_it_is(tmp_path: Path) -> None:

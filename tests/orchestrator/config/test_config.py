@@ -28,7 +28,7 @@ from orchestrator.config import (
     values_of,
 )
 from orchestrator.config.base import keys_of, section_in, statement_of
-from orchestrator.config.by_model import PUBLISHED
+from orchestrator.config.by_model import GAE_LAMBDA, REPLIES, REPLY_TOKENS, WARMUP_STEPS
 from orchestrator.errors import ConfigError
 from orchestrator.settings import normalised_database_url
 from tests.paths import EXAMPLES
@@ -313,13 +313,23 @@ RECOVERY = ("max_recoveries", "recovery_rate")
 
 def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
     config = load_config(file, ["ppo.threads=3", "evaluation.best_of=4", "ppo.learning_rate=2e-6"])
-    settings = PPOSettings(kl_coef=0.1, learning_rate=2e-6, **PUBLISHED["ppo"])
+    # What a published model has by default stands in the configuration as if a person had given it.
+    settings = PPOSettings(
+        kl_coef=0.1,
+        learning_rate=2e-6,
+        gae_lambda=GAE_LAMBDA,
+        warmup_steps=WARMUP_STEPS,
+        prompts_per_iteration=REPLIES,
+        max_reply_tokens=REPLY_TOKENS,
+    )
     expected = json.loads(json.dumps(dataclasses.asdict(settings))) | {"threads": 3}
     # Newer keys: what was trained before they came is found again.
     for section, newer in (
         (expected, "checkpoint_every"),
         (expected, "checkpoint_time_share"),
         (expected, "cut_off_penalty"),
+        (expected, "advantage"),
+        (expected, "samples_per_prompt"),
         (expected, "max_prompt_tokens"),
         (expected, "forward_tokens"),
         (expected, "frozen_precision"),
@@ -330,7 +340,7 @@ def test_a_job_is_told_its_settings_its_threads_and_nothing_else(file):
         del section[newer]
     assert told(config.ppo, PPOSettings) | told(config.prompts, PPOSettings) == expected
     assert told(config.evaluation, JudgedReplies) == {
-        "num_prompts": 256, "max_reply_tokens": 128, "temperature": 1.0, "threads": 1,
+        "num_prompts": 256, "max_reply_tokens": REPLY_TOKENS, "temperature": 1.0, "threads": 1,
     }  # fmt: skip
 
 
