@@ -20,6 +20,7 @@ from orchestrator.config import CycleConfig, parse_config
 from orchestrator.cycles.presence import at_work
 from orchestrator.cycles.record import check_open, open_cycle_row
 from orchestrator.errors import CycleCancelled, CycleError, ServiceUnavailable
+from orchestrator.instance.devices import CPU, resolved
 from orchestrator.instance.disks import as_disk_full
 from orchestrator.instance.training_jobs import fresh_name, run_job
 from orchestrator.settings import Settings, code_revision, flow_run_id
@@ -266,7 +267,8 @@ def run_job_stage(
 
     Logs, metrics and times stay in the work directory; only what the job published enters the store.
     """
-    requested = {"job": job, "seed": context.config.seed, "settings": settings}
+    device = resolved(context.settings.device, context.settings.python)
+    requested = requested_of(job, context.config.seed, settings, device)
     fingerprint, digests, found_id = _sought(context, kind, requested, inputs, fresh)
     if found_id is not None:
         return found_id
@@ -280,7 +282,8 @@ def run_job_stage(
             settings=settings,
             seed=context.config.seed,
             work=work,
-            device=context.settings.device,
+            # On a CPU as it always was, so that checkpoints of before go on.
+            device=context.settings.device if device == CPU else device,
             python=context.settings.python,
             check_wanted=every_second,
         )
@@ -289,6 +292,13 @@ def run_job_stage(
     artifact_id = _publish(context, kind, fingerprint, run.result, requested, results, inputs)
     shutil.rmtree(run.result)
     return artifact_id
+
+
+def requested_of(job: str, seed: int, settings: Mapping[str, object], device: str) -> dict[str, object]:
+    """What an artifact is made from beside its inputs, of which its fingerprint is: the device too, since a GPU gives
+    other last digits. A CPU goes without saying, as it did before devices were part of it."""
+    requested: dict[str, object] = {"job": job, "seed": seed, "settings": settings}
+    return requested if device == CPU else requested | {"device": device}
 
 
 def _digests(session: Session, inputs: dict[str, int], whole: bool) -> dict[str, str]:
