@@ -58,7 +58,7 @@ def run(job: Job) -> None:
     precision = settings.precision
     note_precision(precision, job.device)
     slots = min(SLOTS, len(prompts) * settings.best_of)
-    engine = DecodeEngine(policy, chat.stop_ids, slots, longest, precision)
+    engine = DecodeEngine(policy, chat.stop_ids, slots, longest, precision, forward_tokens=settings.forward_tokens)
     engine.reserve(longest)
     preference_model.precision = precision
     judged, compared = (Policy(model, precision, settings.logits_tokens) for model in (policy, reference))

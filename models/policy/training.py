@@ -92,7 +92,9 @@ class PolicyTraining:
         except PromptSetError as error:
             raise JobError(str(error)) from error
         slots = settings.replies_per_iteration
-        engine = DecodeEngine(model, chat.stop_ids, slots, longest, settings.precision)
+        engine = DecodeEngine(
+            model, chat.stop_ids, slots, longest, settings.precision, forward_tokens=settings.forward_tokens
+        )
         # All at once: a resumed job must meet the same memory layout as one that was never killed.
         engine.reserve(longest)
         read_reference = Policy(reference, settings.precision, settings.logits_tokens)

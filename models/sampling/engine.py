@@ -111,6 +111,7 @@ class DecodeEngine:
         max_context: int | None = None,
         precision: Precision | None = None,
         graphs: bool | None = None,
+        forward_tokens: int | None = None,
     ) -> None:
         """Serve `model` as it is now; call `sync` after its weights change.
 
@@ -122,6 +123,7 @@ class DecodeEngine:
                 the weights for Llama and its like, and converts them in every step for the others.
             graphs: decode Llama and its like in steps of few fixed shapes, which a GPU records and replays; by default
                 on a GPU. On a CPU, where it costs time, only tests ask for it.
+            forward_tokens: prompt tokens that join in one step, where fewer than usual; a longer prompt joins alone.
         """
         self.model = model
         self.eos_ids = frozenset((eos_id,) if isinstance(eos_id, int) else eos_id)
@@ -135,6 +137,7 @@ class DecodeEngine:
             self._decoder = decoder = LlamaDecoder(model, DTYPES[precision] if precision else None)
             if graphs or (graphs is None and model.device.type == "cuda"):
                 self._decoder = self._static = StaticDecoder(decoder, max_slots)
+        self._prefill_tokens = min(_PREFILL_TOKENS, forward_tokens or _PREFILL_TOKENS)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._next_handle = 0
@@ -247,7 +250,7 @@ class DecodeEngine:
         tokens = 0
         while self._waiting and len(self._running) + len(chosen) < self.max_slots:
             tokens += len(self._waiting[0].prompt)
-            if chosen and tokens > _PREFILL_TOKENS:
+            if chosen and tokens > self._prefill_tokens:
                 break
             chosen.append(self._waiting.popleft())
         chosen.sort(key=lambda request: (len(request.prompt), request.handle))

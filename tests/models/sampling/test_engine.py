@@ -170,6 +170,22 @@ def test_prompts_run_through_the_layers_in_groups_of_a_few_tokens(monkeypatch, j
     assert groups == [(0, 3), (3, 5), (5, 6), (6, 7), (7, 8)]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_prompts_join_within_the_tokens_of_a_forward_pass(name):
+    model, prompts = (FAST | GENERIC)[name](), some_prompts()  # of 3 to 20 tokens
+    params = [SamplingParams(6, seed=i) for i in range(8)]
+    usual = DecodeEngine(model, EOS).generate(prompts, params)
+    engine = DecodeEngine(model, EOS, forward_tokens=12)
+    met, prefill = [], engine._decoder.prefill
+    engine._decoder.prefill = lambda joining: met.append([len(prompt) for prompt in joining]) or prefill(joining)
+    completions = engine.generate(prompts, params)
+    assert_equal_to_plain_forward(model, completions)
+    assert [each.ids for each in completions] == [each.ids for each in usual]
+    assert sorted(length for lengths in met for length in lengths) == sorted(map(len, prompts))
+    assert all(sum(lengths) <= 12 or len(lengths) == 1 for lengths in met)
+    assert max(map(len, met)) > 1
+
+
 def test_cancelled_and_closed_requests_are_gone():
     engine = DecodeEngine(llama(), EOS, max_slots=1)
     running, waiting = (engine.submit([5, 6], SamplingParams(9, seed=s)) for s in (0, 1))
