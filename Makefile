@@ -7,7 +7,7 @@
 #   make ci                the whole check on a clean clone of HEAD, by .ci/run
 #   make test              within 8 minutes on 2 cores        make test ARGS="-k freeze -x" JOBS=4
 #   make test-slow         what takes longer, within 20       make test-long: what takes longer than CI has
-#   make lint, make bench
+#   make lint, make bench, make mutants
 #
 #   make PYTHON=python3.12 ...                                            another Python, 3.11 or newer
 #   make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   the CPU build of torch
@@ -37,7 +37,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help install demo check ci test test-slow test-long lint bench clean
+.PHONY: help install demo check ci test test-slow test-long lint bench mutants clean
 .DELETE_ON_ERROR:
 
 help:
@@ -86,6 +86,11 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	BENCH_PIP_ARGS='$(PIP_ARGS)' $(PY) -m benchmarks $(ARGS)
+
+# Cosmic Ray, which makes the mutants, is an extra of its own.
+mutants: $(STAMP)
+	$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[test,mutants]'
+	$(PY) -m benchmarks.mutants $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -32,6 +32,7 @@ OTHERS = (
     "known_answer",
     "launches",
     "lora_memory",
+    "mutants",
     "ood",
     "pages",
     "policy_throughput",

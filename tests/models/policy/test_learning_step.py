@@ -201,7 +201,9 @@ def test_a_step_moves_every_weight_as_the_same_step_in_plain_torch(tmp_path: Pat
     model, critic = model_and_critic(kind)
     other, others_critic = copy.deepcopy(model), copy.deepcopy(critic)
     before = [weight.clone() for weight in weights(model, critic)]
-    learner, chunks = learner_of(model, critic, tmp_path, kl_estimator=estimator, kl_placement=placement)
+    # As a file spells them: equal to the words in the code, and not the same objects.
+    spelt = {"kl_estimator": "".join(list(estimator)), "kl_placement": "".join(list(placement))}
+    learner, chunks = learner_of(model, critic, tmp_path, **spelt)
     optimiser = adam(other, others_critic)
     # Of Adam's first step its averages cannot be told; the second, from the same old log-probs, shows them.
     for number in range(2):

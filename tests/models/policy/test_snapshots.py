@@ -153,6 +153,21 @@ def test_each_snapshot_is_a_policy_of_the_run_and_the_result_is_as_without_them(
     assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
+def test_what_a_run_without_a_readable_checkpoint_left_goes(train, monkeypatch, tmp_path):
+    left = tmp_path / "run" / "snapshots" / "999"
+    left.mkdir(parents=True)
+    (left / "weights").touch()
+
+    def gone(self, *_):
+        assert not left.exists()
+        raise KeyboardInterrupt
+
+    # Before the first step, and not with everything else at the end.
+    monkeypatch.setattr(PolicyLearner, "learn", gone)
+    with pytest.raises(KeyboardInterrupt):
+        train("run", iterations=1, snapshots=1)
+
+
 def written_to_the_end(out):
     """Once the checkpoint that a run in this process was writing when it ended is on disk."""
     assert Checkpoints(out / "checkpoint").newest() is not None

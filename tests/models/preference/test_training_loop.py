@@ -164,6 +164,21 @@ def test_a_slow_number_format_is_told(training: Any, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.strip() == (slow_bfloat16("cpu") or "")
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_scores_are_computed_in_the_format_that_is_named(training: Any, pairs: list[TokenPair], packed: bool) -> None:
+    exact, rounded = training("exact"), training("rounded", precision="bfloat16")
+    exact.packed = rounded.packed = packed
+    found = []
+    for loop in (exact, rounded):
+        with torch.no_grad():
+            loop.model.score.weight.mul_(8)
+            chunks = list(loop._scored_chunks(pairs))
+        found.append(torch.cat([torch.cat((better, worse)) for _, better, worse in chunks]).float())
+    apart = (found[0] - found[1]).abs().max()
+    # bfloat16 has three digits.
+    assert 0 < apart < 0.05 * found[0].abs().max()
+
+
 def test_matrices_of_any_rank_decay_and_vectors_do_not() -> None:
     model = torch.nn.Module()
     model.experts = torch.nn.Parameter(torch.zeros(2, 3, 4))
