@@ -78,6 +78,9 @@ RLOO = {"advantage": "rloo", "prompts_per_iteration": 128, "samples_per_prompt":
 def test_leaving_one_out_finds_the_best_policy_without_a_critic(world, tmp_path):
     training = train(world, tmp_path / "run", {"kl_coef": 0.3} | RLOO)
     assert training.critic is None
+    asked = [prompt.id for prompt in training._prompts(0)]
+    assert asked == [prompt for prompt in asked[::4] for _ in range(4)]
+    assert len(asked) == 512
     assert distance_from_optimum(world, training.policy.model, 0.3, LONGEST) < NEAR_NATS
     result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["episode"] == 32 * 128 * 4
