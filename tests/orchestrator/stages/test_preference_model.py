@@ -46,6 +46,8 @@ prompts_per_iteration = 8
 minibatch_replies = 8
 max_reply_tokens = 8
 epochs = 1
+[evaluation]
+max_reply_tokens = 8
 """
 
 
