@@ -5,25 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from models.backbone.context import context_of
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.policy.prompts import Prompts, PromptSetError, load_prompts
-from models.policy.settings import CLOSING_IDS
+from models.policy.settings import CLOSING_IDS, TextLengths
 from models.preference.model import PreferenceModel, PreferenceModelError
 from models.runtime.job import JobError
-
-
-class Lengths(Protocol):
-    """Settings that say how long a prompt and its reply may be."""
-
-    @property
-    def max_prompt_tokens(self) -> int | None: ...
-    @property
-    def max_reply_tokens(self) -> int: ...
 
 
 def load_preference_model(folder: Path, initial: Path, device: torch.device) -> PreferenceModel:
@@ -43,7 +34,7 @@ def prompts_that_fit(
     folder: Path,
     chat: ChatFormat,
     split: str,
-    settings: Lengths,
+    settings: TextLengths,
     policies: Sequence[Any],
     preference_models: Sequence[PreferenceModel] = (),
 ) -> tuple[Prompts, int]:

@@ -186,7 +186,29 @@ class PromptMix(Checked):
 
 
 @dataclass(frozen=True)
-class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
+class TextLengths(Checked):
+    """How long a prompt and its reply may be."""
+
+    max_reply_tokens: int = setting(
+        128,
+        "Longest reply; longer ones are cut off there and scored as they are.",
+        unit="tokens",
+        raised=_LONGER_REPLIES,
+        at_least=1,
+    )
+    max_prompt_tokens: int | None = setting(
+        None,
+        "Longest prompt; longer ones are left out and counted. Where not given, as long as leaves room for a reply in "
+        "what the policy can hold and in what the preference model was trained on (`preference_model.max_tokens`).",
+        unit="tokens",
+        raised="longer dialogues come in; memory for the replies that are sampled together grows with the longest",
+        at_least=1,
+        new=True,
+    )
+
+
+@dataclass(frozen=True)
+class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings, TextLengths):
     """How the policy is trained. Reward = PM score - kl_coef * KL, per reply [60-67 of the paper's reading].
 
     Not stated in the paper and chosen here: KL is estimated by k1 and its penalty falls on each token, the
@@ -335,22 +357,6 @@ class PPOTraining(TrainingMemory, LogitsSettings, CheckpointSettings):
         raised="fewer and less noisy steps per rollout",
         at_least=1,
     )
-    max_reply_tokens: int = setting(
-        128,
-        "Longest reply; longer ones are cut off there and scored as they are.",
-        unit="tokens",
-        raised=_LONGER_REPLIES,
-        at_least=1,
-    )
-    max_prompt_tokens: int | None = setting(
-        None,
-        "Longest prompt; longer ones are left out and counted. Where not given, as long as leaves room for a reply in "
-        "what the policy can hold and in what the preference model was trained on (`preference_model.max_tokens`).",
-        unit="tokens",
-        raised="longer dialogues come in; memory for the replies that are sampled together grows with the longest",
-        at_least=1,
-        new=True,
-    )
     temperature: float = setting(
         1.0,
         "Of sampling; log-probs are always read at 1.",
@@ -476,7 +482,7 @@ class PPOSettings(PPOTraining, LoraSettings, PromptMix):
 
 
 @dataclass(frozen=True)
-class JudgedReplies(ForwardSettings, LogitsSettings):
+class JudgedReplies(ForwardSettings, LogitsSettings, TextLengths):
     """Which replies a policy is judged by."""
 
     num_prompts: int = setting(
@@ -485,22 +491,6 @@ class JudgedReplies(ForwardSettings, LogitsSettings):
         unit="prompts",
         raised="narrower intervals of score and KL, so that gates decide more surely; more time",
         at_least=1,
-    )
-    max_reply_tokens: int = setting(
-        128,
-        "Longest reply; longer ones are cut off there and scored as they are.",
-        unit="tokens",
-        raised=_LONGER_REPLIES,
-        at_least=1,
-    )
-    max_prompt_tokens: int | None = setting(
-        None,
-        "Longest prompt; longer ones are left out and counted. Where not given, as long as leaves room for a reply in "
-        "what the policy can hold and in what the preference model was trained on (`preference_model.max_tokens`).",
-        unit="tokens",
-        raised="longer dialogues come in; memory for the replies that are sampled together grows with the longest",
-        at_least=1,
-        new=True,
     )
     temperature: float = setting(
         1.0,
