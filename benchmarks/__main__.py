@@ -38,6 +38,7 @@ OTHERS = (
     "policy_throughput",
     "ppo_ablations",
     "raters_load",
+    "real_model",
     "real_text",
     "same_artifacts",
     "step_costs",

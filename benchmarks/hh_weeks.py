@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from db import tables as t
 from db.session import session
@@ -65,12 +65,12 @@ def main() -> int:
             started_s = time.monotonic()
             if args.only_week and week > args.only_week:
                 break
-            if not _done(instance.database_url, week):
+            if ended_cycles(instance.database_url) < week:
                 for options, files in imports:
-                    _orchestrator(instance, "import", *options, *(str(data / file) for file in files))
+                    orchestrator(instance, "import", *options, *(str(data / file) for file in files))
                 inline = ["--inline"] if args.inline else []
                 sets = [word for change in args.set for word in ("--set", change)]
-                _orchestrator(instance, "cycle", "run", "--config", str(args.config), *sets, *inline)
+                orchestrator(instance, "cycle", "run", "--config", str(args.config), *sets, *inline)
             numbers = _numbers(instance, week, args.controls) | {"week": week}
             weeks.append(numbers)
             print(f"week {week}: {time.monotonic() - started_s:.0f} s", flush=True)
@@ -95,18 +95,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _orchestrator(instance: Instance, *words: str) -> None:
+def orchestrator(instance: Instance, *words: str) -> None:
     """Run a command of the product against the instance; its output is ours."""
     print("$ orchestrator", " ".join(words), flush=True)
     subprocess.run([sys.executable, "-m", "orchestrator.cli", *words], env=instance.env(), check=True)
 
 
-def _done(database_url: str, week: int) -> bool:
+def ended_cycles(database_url: str) -> int:
+    """How many cycles ended with a decision, week 0 apart."""
+    ended = select(func.count()).where(t.Cycle.number >= 1, t.Cycle.state.in_(("promoted", "refused")))
     with session(database_url) as rows:
-        ended = rows.scalars(
-            select(t.Cycle.number).where(t.Cycle.number >= 1, t.Cycle.state.in_(("promoted", "refused")))
-        ).all()
-    return len(ended) >= week
+        return rows.scalars(ended).one()
 
 
 def _numbers(instance: Instance, week: int, num_controls: int) -> Numbers:

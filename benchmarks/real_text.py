@@ -21,7 +21,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -33,7 +32,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from benchmarks.hh_weeks import HARMLESS, HELPFUL
+from benchmarks.hh_weeks import HARMLESS, HELPFUL, ended_cycles, orchestrator
 from db import tables as t
 from db.session import make_engine, session
 from orchestrator.config import parse_config
@@ -41,6 +40,7 @@ from orchestrator.data.comparison_set import build_comparison_set
 from orchestrator.instance.training_jobs import run_job
 from orchestrator.instance.up import Instance
 from orchestrator.store.artifacts import ArtifactStore
+from orchestrator.world.settings import write_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 Numbers = dict[str, Any]
@@ -152,12 +152,12 @@ def measure(name: str, home: Path, data: Path, docs: Path) -> Numbers:
     raw = configuration(name, data)
     started_s = time.monotonic()
     with Instance(home / name, workers=False) as instance:
-        if not _ended(instance.database_url):
+        if not ended_cycles(instance.database_url):
             file = instance.home / "real_text.toml"
-            file.write_text(_toml(raw))
-            _orchestrator(instance, "import", *(str(data / path) for path in TRAIN))
-            _orchestrator(instance, "import", "--split", "held_out", *(str(data / path) for path in DEV))
-            _orchestrator(instance, "cycle", "run", "--inline", "--config", str(file))
+            write_toml(raw, file, "python -m benchmarks.real_text")
+            orchestrator(instance, "import", *(str(data / path) for path in TRAIN))
+            orchestrator(instance, "import", "--split", "held_out", *(str(data / path) for path in DEV))
+            orchestrator(instance, "cycle", "run", "--inline", "--config", str(file))
         store = ArtifactStore(f"file://{instance.home / 'artifacts'}", instance.home / "cache")
         with session(instance.database_url) as rows:
             newest = {
@@ -174,7 +174,7 @@ def measure(name: str, home: Path, data: Path, docs: Path) -> Numbers:
         }  # fmt: skip
         return {
             "size": name,
-            "hardware": _hardware(),
+            "hardware": hardware(),
             "seconds": round(time.monotonic() - started_s),
             "shape": {"layers": SIZES[name].num_layers, "hidden": SIZES[name].hidden_size},
             "pretraining": newest["initial_policy"].results,
@@ -238,34 +238,7 @@ def _accuracy(
     return by_source
 
 
-def _ended(database_url: str) -> bool:
-    with session(database_url) as rows:
-        ended = t.Cycle.number >= 1, t.Cycle.state.in_(("promoted", "refused"))
-        return rows.scalars(select(t.Cycle.id).where(*ended)).first() is not None
-
-
-def _orchestrator(instance: Instance, *words: str) -> None:
-    print("$ orchestrator", " ".join(words), flush=True)
-    subprocess.run([sys.executable, "-m", "orchestrator.cli", *words], env=instance.env(), check=True)
-
-
-def _toml(raw: Numbers) -> str:
-    """Flat tables with scalars and lists of text: all that `configuration` holds."""
-    lines: list[str] = []
-
-    def table(name: str, content: Numbers) -> None:
-        if name:
-            lines.append(f"[{name}]")
-        lines.extend(f"{key} = {json.dumps(value)}" for key, value in content.items() if not isinstance(value, dict))
-        for key, value in content.items():
-            if isinstance(value, dict):
-                table(f"{name}.{key}" if name else key, value)
-
-    table("", raw)
-    return "\n".join(lines) + "\n"
-
-
-def _hardware() -> str:
+def hardware() -> str:
     import torch
 
     if torch.cuda.is_available():

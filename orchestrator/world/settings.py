@@ -122,11 +122,11 @@ def cycle_config(config: DemoConfig, inputs: Path) -> dict[str, Any]:
     return values
 
 
-def write_toml(config: Mapping[str, Any], file: Path) -> None:
+def write_toml(config: Mapping[str, Any], file: Path, by: str = "orchestrator demo") -> None:
     """Write a configuration as TOML; keys without a value are left out."""
     lines: list[str] = []
     _section_lines(config, "", lines)
-    file.write_text("# Written by `orchestrator demo`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    file.write_text(f"# Written by `{by}`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _section_lines(section: Mapping[str, Any], name: str, lines: list[str]) -> None:
