@@ -19,6 +19,7 @@ from flows.running import cancel
 from orchestrator.instance.prefect_api import ENDED, PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.kills import digests, flow_process, had_a_model_before, job_of, run_and_kill, stages_done
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import Orchestrator, begin, run_command, write_comparisons
 from tests.waiting import wait_for
 
@@ -47,8 +48,10 @@ def last_run(instance: Instance, flow: str = "cycle") -> dict[str, object]:
 
 def shown_report(instance: Instance, number: int) -> str:
     """The newest report of a cycle in the Prefect UI."""
-    [newest] = httpx.post(
-        f"{instance.prefect_api_url}/artifacts/latest/filter",
+    [newest] = prefect(
+        instance,
+        "POST",
+        "/artifacts/latest/filter",
         json={"artifacts": {"key": {"any_": [f"cycle-{number}"]}}},
     ).json()
     assert newest["type"] == "markdown"
@@ -137,7 +140,7 @@ def test_the_ui_shows_telling_names_and_the_report(instance: Instance, orchestra
 
 
 def test_the_ui_shows_how_far_each_job_came_and_the_course_of_ppo(instance: Instance) -> None:
-    shown = httpx.post(f"{instance.prefect_api_url}/artifacts/latest/filter", json={}).json()
+    shown = prefect(instance, "POST", "/artifacts/latest/filter", json={}).json()
     by_key = {artifact["key"]: artifact for artifact in shown}
     bar = by_key["progress-train-policy"]
     assert (bar["type"], bar["data"]) == ("progress", 100)
@@ -285,8 +288,10 @@ def test_a_run_that_gives_no_sign_of_life_is_set_to_crashed(
 
 
 def heartbeats(instance: Instance, flow_run_id: str) -> int:
-    found = httpx.post(
-        f"{instance.prefect_api_url}/events/filter",
+    found = prefect(
+        instance,
+        "POST",
+        "/events/filter",
         json={
             "filter": {
                 "event": {"name": ["prefect.flow-run.heartbeat"]},

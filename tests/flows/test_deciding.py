@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import Orchestrator, begin
 from tests.orchestrator.web.browsing import Browser, forms
 from tests.waiting import wait_for
@@ -70,7 +71,7 @@ def test_a_cycle_waits_and_is_decided_by_a_form_and_taken_back_by_another(
 
 @pytest.mark.slow
 def test_the_forms_refuse_at_submission_what_their_schema_can_tell(instance: Instance) -> None:
-    schema = httpx.get(f"{instance.prefect_api_url}/deployments/name/decide-promotion/decide-promotion").json()[
+    schema = prefect(instance, "GET", "/deployments/name/decide-promotion/decide-promotion").json()[
         "parameter_openapi_schema"
     ]
     fields = schema["properties"]
@@ -112,7 +113,7 @@ def test_a_person_s_mistake_ends_a_form_s_run_in_one_line(
     only = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}}
 
     def logged() -> list[str]:
-        return [line["message"] for line in httpx.post(f"{instance.prefect_api_url}/logs/filter", json=only).json()]
+        return [line["message"] for line in prefect(instance, "POST", "/logs/filter", json=only).json()]
 
     wait_for("the run's log", lambda: any(said in line for line in logged()), 30)
     assert not any("Traceback" in line for line in logged())
@@ -120,13 +121,13 @@ def test_a_person_s_mistake_ends_a_form_s_run_in_one_line(
 
 @pytest.mark.slow
 def test_what_waits_too_long_is_looked_for_whether_or_not_a_cycle_runs(instance: Instance) -> None:
-    expiry = httpx.get(f"{instance.prefect_api_url}/deployments/name/expire-approvals/expire-approvals").json()
+    expiry = prefect(instance, "GET", "/deployments/name/expire-approvals/expire-approvals").json()
     assert [schedule["schedule"]["cron"] for schedule in expiry["schedules"]] == ["*/10 * * * *"]
     assert expiry["work_pool_name"] == "cpu"
     api = PrefectApi(instance.prefect_api_url)
     for flow in ("expire-approvals", "measure-elo"):  # none that falls due now shall come between
-        found = httpx.get(f"{instance.prefect_api_url}/deployments/name/{flow}/{flow}").json()
-        httpx.post(f"{instance.prefect_api_url}/deployments/{found['id']}/pause_deployment").raise_for_status()
+        found = prefect(instance, "GET", f"/deployments/name/{flow}/{flow}").json()
+        prefect(instance, "POST", f"/deployments/{found['id']}/pause_deployment").raise_for_status()
     nothing = {"flow_runs": {"state": {"name": {"any_": ["Nothing to do"]}}}}
     said = start(api, "measure-elo")
     assert (said.type, said.name, said.message) == ("COMPLETED", "Nothing to do", "People said nothing new.")

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
@@ -29,6 +28,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.db.rows import add_artifact
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import run_command
 
 TOLD_WITHIN_S = 60
@@ -96,7 +96,7 @@ def put_live_by_hand(engine: Engine) -> None:
 
 
 def automations(instance: Instance) -> list[str]:
-    found = httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
+    found = prefect(instance, "POST", "/automations/filter", json={}).json()
     return [each["name"] for each in found]
 
 

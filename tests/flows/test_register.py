@@ -20,12 +20,13 @@ from orchestrator.config import CycleConfig
 from orchestrator.errors import ConfigError
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import run_command
 from tests.waiting import wait_for
 
 
 def get(instance: Instance, path: str) -> Any:
-    response = httpx.get(instance.prefect_api_url + path)
+    response = prefect(instance, "GET", path)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -54,9 +55,7 @@ def test_a_broken_configuration_is_refused_before_anything_is_registered(tmp_pat
 def start(instance: Instance, flow: str, **parameters: Any) -> httpx.Response:
     """What Prefect says to a form that is submitted, or to `prefect deployment run`."""
     found = get(instance, f"/deployments/name/{flow}")["id"]
-    return httpx.post(
-        f"{instance.prefect_api_url}/deployments/{found}/create_flow_run", json={"parameters": parameters}
-    )
+    return prefect(instance, "POST", f"/deployments/{found}/create_flow_run", json={"parameters": parameters})
 
 
 @pytest.mark.slow
@@ -124,8 +123,8 @@ def test_the_form_offers_the_known_configurations_and_keeps_to_their_limits(
 @pytest.mark.slow
 def test_a_default_of_an_earlier_version_becomes_a_configuration_by_name(instance: Instance, config_file: Path) -> None:
     found = get(instance, "/deployments/name/cycle/weekly")["id"]
-    url = f"{instance.prefect_api_url}/deployments/{found}"
-    assert httpx.patch(url, json={"parameters": {"config": str(config_file)}}).status_code == 204
+    url = f"/deployments/{found}"
+    assert prefect(instance, "PATCH", url, json={"parameters": {"config": str(config_file)}}).status_code == 204
     run_command(instance.home, "register")
     assert get(instance, "/deployments/name/cycle/weekly")["parameters"] == {"configuration": "tiny"}
 
@@ -158,7 +157,7 @@ def test_what_is_registered_stays_until_it_is_taken_away(instance: Instance, con
 
 def named(instance: Instance, name: str) -> int:
     """How many automations have the name."""
-    found = httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
+    found = prefect(instance, "POST", "/automations/filter", json={}).json()
     return sum(automation["name"] == name for automation in found)
 
 
@@ -180,28 +179,30 @@ def test_a_schedule_paused_in_the_ui_stays_paused(instance: Instance, config_fil
     run_command(instance.home, "register", "--config", str(config_file), "--name", "paused")
     found = get(instance, "/deployments/name/cycle/paused")
     [schedule] = found["schedules"]
-    url = f"{instance.prefect_api_url}/deployments/{found['id']}"
-    assert httpx.patch(f"{url}/schedules/{schedule['id']}", json={"active": False}).status_code == 204
-    assert httpx.post(f"{url}/pause_deployment").status_code == 200
+    url = f"/deployments/{found['id']}"
+    assert prefect(instance, "PATCH", f"{url}/schedules/{schedule['id']}", json={"active": False}).status_code == 204
+    assert prefect(instance, "POST", f"{url}/pause_deployment").status_code == 200
     printed = run_command(instance.home, "register", "--config", str(changed), "--name", "paused")
     assert "30 7 * * 2 Europe/Berlin (paused)" in printed
     assert schedules(instance, "paused") == [("30 7 * * 2", "Europe/Berlin", False)]
     assert get(instance, "/deployments/name/cycle/paused")["paused"]
     run_command(instance.home, "register", "--remove", "paused")
-    assert httpx.get(f"{instance.prefect_api_url}/deployments/name/cycle/paused").status_code == 404
+    assert prefect(instance, "GET", "/deployments/name/cycle/paused").status_code == 404
     assert "nothing was removed" in run_command(instance.home, "register", "--remove", "paused", status=2)
 
 
 @pytest.mark.slow
 def test_deployments_of_earlier_versions_do_not_stay_behind(instance: Instance) -> None:
     flow = get(instance, "/deployments/name/train-policy/train-policy")["flow_id"]
-    created = httpx.post(
-        f"{instance.prefect_api_url}/deployments/",
+    created = prefect(
+        instance,
+        "POST",
+        "/deployments/",
         json={"name": "gpu", "flow_id": flow, "tags": [TAG], "work_pool_name": "gpu"},
     )
     assert created.status_code == 201, created.text
     assert "removed train-policy/gpu" in run_command(instance.home, "register")
-    assert httpx.get(f"{instance.prefect_api_url}/deployments/name/train-policy/gpu").status_code == 404
+    assert prefect(instance, "GET", "/deployments/name/train-policy/gpu").status_code == 404
 
 
 @pytest.mark.slow
@@ -226,7 +227,7 @@ def test_another_instance_s_server_is_not_written_to(instance: Instance, databas
 def test_the_automation_crashes_a_run_without_heartbeat(instance: Instance) -> None:
     [automation] = [
         found
-        for found in httpx.post(f"{instance.prefect_api_url}/automations/filter", json={}).json()
+        for found in prefect(instance, "POST", "/automations/filter", json={}).json()
         if found["name"] == AUTOMATION
     ]
     assert automation["enabled"]

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 
 from orchestrator.cycles.until import STAGES
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.kills import stages_done
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import Orchestrator, begin
 from tests.waiting import wait_for
 
 
 @pytest.mark.slow
 def test_the_form_offers_the_stages_by_name(instance: Instance) -> None:
-    schema = httpx.get(f"{instance.prefect_api_url}/deployments/name/run-stage/run-stage").json()[
-        "parameter_openapi_schema"
-    ]
+    schema = prefect(instance, "GET", "/deployments/name/run-stage/run-stage").json()["parameter_openapi_schema"]
     assert schema["properties"]["stage"]["enum"] == list(STAGES)
     assert schema["required"] == ["stage"]
     assert all(field["title"] and field["description"] for field in schema["properties"].values())

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
 
 from flows.healing import AUTOMATION
@@ -19,6 +18,7 @@ from flows.slots import PASSED_OVER
 from orchestrator.instance.prefect_api import PrefectApi
 from orchestrator.instance.up import Instance
 from tests.flows.kills import job_of
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import run_command, write_comparisons
 from tests.waiting import wait_for
 
@@ -88,8 +88,10 @@ def by_schedule(instance: Instance) -> list[tuple[str, str]]:
 
 def due(instance: Instance, clock: Clock) -> int:
     """How many runs of the schedule are waiting although their time has come."""
-    found = httpx.post(
-        f"{instance.prefect_api_url}/flow_runs/count",
+    found = prefect(
+        instance,
+        "POST",
+        "/flow_runs/count",
         json={
             "flows": {"name": {"any_": ["cycle"]}},
             "flow_runs": {
@@ -193,9 +195,10 @@ def test_while_a_cycle_takes_longer_than_a_week_its_slots_begin_no_other_and_the
 
 def dont_miss_heartbeats(instance: Instance) -> None:
     """Take away what ends silent runs: of a week that passes within a second no heartbeat tells."""
-    url = instance.prefect_api_url
-    [silence] = [each for each in httpx.post(f"{url}/automations/filter", json={}).json() if each["name"] == AUTOMATION]
-    httpx.delete(f"{url}/automations/{silence['id']}").raise_for_status()
+    [silence] = [
+        each for each in prefect(instance, "POST", "/automations/filter", {}).json() if each["name"] == AUTOMATION
+    ]
+    prefect(instance, "DELETE", f"/automations/{silence['id']}").raise_for_status()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
@@ -21,6 +20,7 @@ from orchestrator.reports.distillation import course_of, distillation_rows
 from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
 from tests.flows.kills import stages_done
+from tests.flows.prefect_calls import prefect
 from tests.flows.tiny_cycle import Orchestrator, write_comparisons
 
 SECTIONS = """
@@ -40,9 +40,7 @@ examples_file = "bad.txt"
 
 def in_prefect(instance: Instance, key: str) -> str:
     """The report that the Prefect UI shows under a key."""
-    [found] = httpx.post(
-        f"{instance.prefect_api_url}/artifacts/latest/filter", json={"artifacts": {"key": {"any_": [key]}}}
-    ).json()
+    [found] = prefect(instance, "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": [key]}}}).json()
     return str(found["data"])
 
 
