@@ -21,7 +21,7 @@ from orchestrator.stages.robustness import KIND
 from orchestrator.store.lineage import lineage
 from tests.flows.kills import stages_done
 from tests.flows.prefect_calls import prefect
-from tests.flows.tiny_cycle import Orchestrator, write_comparisons
+from tests.flows.tiny_cycle import Orchestrator, next_number, write_comparisons
 
 SECTIONS = """
 [initial_policy.distill]
@@ -58,7 +58,7 @@ def test_a_cycle_with_every_section_and_the_robustness_experiment_after_it(
     file = write_comparisons(tmp_path / "more.jsonl", 9000, 50)
     orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))
     # A first cycle with enough comparisons needs no week 0.
-    number = len(json.loads(orchestrator("cycle", "list", "--json"))) or 1
+    number = next_number(orchestrator)
     options = ("--config", str(config), "--set", "seed=9")
     printed = orchestrator("cycle", "run", *options)
     for stage in ("prepare_initial_policy", "train_policy", "fit_ood_detector", "write_report"):

@@ -101,4 +101,9 @@ def begin(orchestrator: Orchestrator, config: Path, folder: Path, seed: int) -> 
         orchestrator("cycle", "run", "--config", str(config))
     file = write_comparisons(folder / "more.jsonl", 1000 * seed, 50)
     orchestrator("import", "--question", "helpful", "--source", "tiny", str(file))
-    return len(json.loads(orchestrator("cycle", "list", "--json")))
+    return next_number(orchestrator)
+
+
+def next_number(orchestrator: Orchestrator) -> int:
+    """The number of the next cycle that learns; an instance whose first cycle had comparisons has no week 0."""
+    return max((cycle["cycle"] for cycle in json.loads(orchestrator("cycle", "list", "--json"))), default=0) + 1
