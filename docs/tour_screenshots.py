@@ -25,6 +25,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: 
 from orchestrator.running_instance import InstanceFile, running  # noqa: E402
 from orchestrator.settings import Settings  # noqa: E402
 
+QUESTIONS = (
+    "Please help me fix a bicycle.", "Please name a tree.", "Please tell me the colour of coal.",
+    "Please tell me twice 8.",
+)  # fmt: skip
+"""Asked until the two replies differ: late policies of a demo often say the same."""
 WINDOW = {"width": 1280, "height": 860}
 
 
@@ -71,8 +76,13 @@ def chat(browser: Browser, feedback_url: str, folder: Path) -> None:
     page.goto("/tasks/helpful/helpful")
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin a conversation").click()
-    page.get_by_label("Your message").fill("Please help me fix a bicycle.")
-    page.get_by_role("button", name="Send").click()
+    for question in QUESTIONS:
+        page.get_by_label(re.compile("Your (next )?message")).fill(question)
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("status")).to_have_text(re.compile("then choose|are the same"))
+        if page.locator("#choose").is_visible():
+            break
+        page.get_by_role("button", name="They are the same").click()
     expect(page.locator("#choose")).to_be_enabled()
     page.get_by_role("radio", name="A, a little").check()
     shoot(page, folder, "tour-compare")
@@ -93,7 +103,7 @@ def desk(browser: Browser, instance: InstanceFile, folder: Path) -> None:
     shoot(page, folder, "tour-elo", full_page=False)
     page.goto("/desk/cycles")
     page.get_by_role("link", name=re.compile("^Report")).first.click()
-    expect(page.get_by_text("Lineage")).to_be_visible()
+    expect(page.get_by_text("Lineage", exact=True)).to_be_visible()
     shoot(page, folder, "tour-report", full_page=False)
     section = page.locator("details", has=page.locator("summary", has_text=re.compile("^PPO$")))
     section.evaluate("element => { element.open = true; element.scrollIntoView({block: 'start'}); }")
