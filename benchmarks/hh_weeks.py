@@ -50,10 +50,7 @@ Numbers = dict[str, Any]
 def main() -> int:
     """Run both weeks, print the table, check the bound."""
     args = _arguments()
-    data = Path(os.environ.get("ORCHESTRATOR_DATA") or ROOT.parent / "shared" / "data").resolve()
-    if not (data / HELPFUL).is_dir():
-        print(f"error: no data at {data}; set ORCHESTRATOR_DATA to the folder that holds {HELPFUL}", file=sys.stderr)
-        return 2
+    data = data_folder()
     os.environ["ORCHESTRATOR_DATA"] = str(data)
     weeks: list[Numbers] = []
     # Ended from outside, the instance and the command that runs against it must end too.
@@ -93,6 +90,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only-week", type=int, choices=WEEKS, help="stop after this week")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     return parser.parse_args()
+
+
+def data_folder() -> Path:
+    """Where the real comparisons lie; ends the benchmark with status 2 where they don't."""
+    data = Path(os.environ.get("ORCHESTRATOR_DATA") or ROOT.parent / "shared" / "data").resolve()
+    if not (data / HELPFUL).is_dir():
+        print(f"error: no data at {data}; set ORCHESTRATOR_DATA to the folder that holds {HELPFUL}", file=sys.stderr)
+        sys.exit(2)
+    return data
 
 
 def orchestrator(instance: Instance, *words: str) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import random
 import signal
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
-from benchmarks.hh_weeks import HELPFUL, ROOT, ended_cycles, orchestrator
+from benchmarks.hh_weeks import HELPFUL, ROOT, data_folder, ended_cycles, orchestrator
 from benchmarks.real_text import hardware
 from db import tables as t
 from db.session import session
@@ -48,10 +47,7 @@ QUESTION = "How do I keep bread fresh?"
 def main() -> int:
     """Run the cycle and print what came of it."""
     args = _arguments()
-    data = Path(os.environ.get("ORCHESTRATOR_DATA") or ROOT.parent / "shared" / "data").resolve()
-    if not (data / HELPFUL).is_dir():
-        print(f"error: no data at {data}; set ORCHESTRATOR_DATA to the folder that holds {HELPFUL}", file=sys.stderr)
-        return 2
+    data = data_folder()
     # Ended from outside, the instance and the command that runs against it must end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with ExitStack() as stack:

@@ -32,7 +32,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from benchmarks.hh_weeks import HARMLESS, HELPFUL, ended_cycles, orchestrator
+from benchmarks.hh_weeks import HARMLESS, HELPFUL, data_folder, ended_cycles, orchestrator
 from db import tables as t
 from db.session import make_engine, session
 from orchestrator.config import parse_config
@@ -93,10 +93,7 @@ def main() -> int:
     args = parser.parse_args()
     results = args.docs / "explanation"
     if not args.page_only:
-        data = Path(os.environ.get("ORCHESTRATOR_DATA") or ROOT.parent / "shared" / "data").resolve()
-        if not (data / HELPFUL).is_dir():
-            print(f"error: no data at {data}; set ORCHESTRATOR_DATA to the folder with {HELPFUL}", file=sys.stderr)
-            return 2
+        data = data_folder()
         # Ended from outside, the instance and the command that runs against it must end too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with ExitStack() as stack:

@@ -169,9 +169,7 @@ class OutsideModels:
         """How a model stands, in a sentence, after one question: for the operator who adds it. It is remembered."""
         key = None if added.key_variable is None else secret_of(added.key_variable)
         if added.key_variable is not None and key is None:
-            self.note(
-                added.name, f"{added.url} needs a key; {added.key_variable} is not set where the feedback app runs"
-            )
+            self.note(added.name, no_key(added.url or "", added.key_variable))
             return f"it was not asked, since {added.key_variable} is not set here; the feedback app needs it"
         try:
             await self.reply(OutsideRequest(added.name, added.url or "", added.model or "", key, _QUESTION, sampling))
@@ -219,6 +217,11 @@ class OutsideModels:
             timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
             self._clients[proxy] = httpx.AsyncClient(proxy=proxy, verify=tls(), trust_env=False, timeout=timeout)
         return self._clients[proxy]
+
+
+def no_key(url: str, variable: str) -> str:
+    """What the operator is told of a model whose key nobody set."""
+    return f"{url} needs a key; {variable} is not set where the feedback app runs"
 
 
 def _in_iso(at: datetime | None) -> str | None:

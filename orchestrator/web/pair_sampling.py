@@ -18,7 +18,7 @@ from orchestrator.conversations.pairs import CandidateRow, Endpoint, PairRow, Sa
 from orchestrator.conversations.schemas import PairOut
 from orchestrator.errors import ApiError
 from orchestrator.people.tasks import Side
-from orchestrator.web.outside_models import ContestantFails, OutsideModels, OutsideRequest, SecretOf
+from orchestrator.web.outside_models import ContestantFails, OutsideModels, OutsideRequest, SecretOf, no_key
 from orchestrator.web.policy_client import NoReply, PolicyRefused, PolicyReplies, PolicyUnavailable, ReplyRequest
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ class Sampler:
         if endpoint.key_variable is not None:
             key = self._secret_of(endpoint.key_variable)
             if key is None:
-                missing = f"{endpoint.url} needs a key; {endpoint.key_variable} is not set where the feedback app runs"
+                missing = no_key(endpoint.url, endpoint.key_variable)
                 self._outside.note(endpoint.name, missing)
                 raise ContestantFails(missing)
         request = OutsideRequest(endpoint.name, endpoint.url, endpoint.model, key, prompt, candidate.sampling)
