@@ -36,13 +36,15 @@ def give_up(number: int, actor: Actor, note: str | None, api: PrefectApi | None,
     Raises:
         CycleError: no such cycle, it ended otherwise, or something of it is still at work after two minutes.
     """
+    # Before the row is closed, since a job that looks just then ends within milliseconds, and shall be told too.
+    at_work = _at_work(number)
     cycle_id = _cancelled(number)
     if cycle_id is None:
         cycle_id = cancel_cycle(number, actor, note)
     say(f"Cycle {number} is cancelled: from now on nothing of it is written.")
     for line in went_live(cycle_id):
         say(line)
-    _Ending(cycle_id, api, say).wait(number)
+    _Ending(cycle_id, api, say, at_work).wait(number)
     publish_live()
     say("Nothing works on it any more. Its comparisons go into the next comparison set.")
 
@@ -58,6 +60,13 @@ def went_live(cycle_id: int) -> list[str]:
     return [f"Its policy is live since {live.started_at:%Y-%m-%d %H:%M} UTC, and stays so: roll back to end that."]
 
 
+def _at_work(number: int) -> set[str]:
+    """Who is at work on the cycle; nobody where there is no such cycle."""
+    with database() as session:
+        cycle_id = session.scalars(select(t.Cycle.id).where(t.Cycle.number == number)).one_or_none()
+        return set() if cycle_id is None else set(who_is_at_work(session, cycle_id))
+
+
 def _cancelled(number: int) -> int | None:
     """The cycle's id, where somebody has cancelled it already."""
     with database() as session:
@@ -69,11 +78,12 @@ def _cancelled(number: int) -> int | None:
 class _Ending:
     """Ends the runs of a cycle, and knows what was told of them."""
 
-    def __init__(self, cycle_id: int, api: PrefectApi | None, say: Say) -> None:
+    def __init__(self, cycle_id: int, api: PrefectApi | None, say: Say, at_work: set[str]) -> None:
         self._cycle_id, self._api, self._say = cycle_id, api, say
         self._asked: dict[str, str] = {}
         """Names of the runs that were asked to end and have not ended, by id."""
         self._at_work: set[str] = set()
+        self._found_at_work(at_work)
 
     def wait(self, number: int) -> None:
         """Return when no run of the cycle is left and nobody is at work on it."""
@@ -100,7 +110,9 @@ class _Ending:
 
     def _look_who_is_at_work(self) -> None:
         with database() as session:
-            working = set(who_is_at_work(session, self._cycle_id))
+            self._found_at_work(set(who_is_at_work(session, self._cycle_id)))
+
+    def _found_at_work(self, working: set[str]) -> None:
         for name in sorted(working - self._at_work):
             self._say(f"at work, and told to end: {name}")
         for name in sorted(self._at_work - working):

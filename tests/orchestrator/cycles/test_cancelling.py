@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from flows.deciding import finish
 from flows.running import InProcess
 from orchestrator import stages
 from orchestrator.config import CycleConfig, parse_config
+from orchestrator.cycles import cancelling
 from orchestrator.cycles.cancelling import give_up
 from orchestrator.cycles.deciding import expire, take_decision
 from orchestrator.cycles.presence import at_work, who_is_at_work
@@ -233,6 +235,25 @@ def test_a_job_in_another_process_is_asked_to_end_and_waited_for(
     assert (work / "asked").read_text() == "SIGTERM"
     _, told = process.communicate(timeout=30)
     assert "CycleCancelled: Cycle 1 is cancelled, and nothing of it goes on." in told.splitlines()[-1]
+
+
+def test_what_ends_in_the_moment_the_cycle_is_closed_was_told_too(
+    config: CycleConfig, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job asks every moment whether it is wanted, and may ask before the command looks who is at work."""
+    cycle_id = open_cycle(config)
+    said: list[str] = []
+    with ExitStack() as job:
+        job.enter_context(at_work(cycle_id, "train_policy"))
+
+        def closed(*args: Any) -> int:
+            closed_id = cancel_cycle(*args)
+            job.close()
+            return closed_id
+
+        monkeypatch.setattr(cancelling, "cancel_cycle", closed)
+        give_up(1, ANNA, None, None, said.append)
+    assert said[1:3] == ["at work, and told to end: train_policy", "has ended: train_policy"]
 
 
 def test_a_run_is_at_work_on_its_cycle_alone_and_until_its_process_ends(config: CycleConfig, engine: Engine) -> None:
