@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 import signal
 import sys
@@ -68,6 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=float, default=1 / 3, help="share of the development file")
     parser.add_argument("--iterations", type=int, default=4, help="of PPO, 16 replies each")
     parser.add_argument("--reply-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each job; default all cores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     return parser.parse_args()
@@ -82,7 +84,7 @@ def configuration(args: argparse.Namespace) -> Numbers:
         "cycle": {"min_comparisons": 1},
         # The development file is pinned; of the training file hardly anything is held out beside it.
         "comparisons": {"held_out_fraction": 0.001},
-        "preference_model": {"max_tokens": 512, "batch_pairs": 16},
+        "preference_model": {"max_tokens": 512, "batch_pairs": 16, "threads": args.threads},
         "orientation": {"contradicting_source": "report"},
         "ppo": {
             "iterations": args.iterations,
@@ -91,8 +93,14 @@ def configuration(args: argparse.Namespace) -> Numbers:
             "epochs": 1,
             "max_reply_tokens": args.reply_tokens,
             "logp_every": 0,
+            "threads": args.threads,
         },
-        "evaluation": {"num_prompts": 32, "best_of": 1, "max_reply_tokens": args.reply_tokens},
+        "evaluation": {
+            "num_prompts": 32,
+            "best_of": 1,
+            "max_reply_tokens": args.reply_tokens,
+            "threads": args.threads,
+        },
         "serving": {"max_reply_tokens": args.reply_tokens},
     }
 
