@@ -38,6 +38,7 @@ from models.policy.rollout import SAMPLER_BOUNDS, Rollout, RolloutCollector
 from models.policy.settings import PPOSettings, choices
 from models.policy.snapshots import SnapshotKeeper, SnapshotsState
 from models.preference.model import PreferenceModel
+from models.runtime.checkpoints import Unchanging
 from models.runtime.job import Job, JobError
 from models.runtime.random_numbers import derive_seed, permutation
 from models.runtime.results import part_to_json
@@ -58,7 +59,7 @@ class Checkpoint(LearnerState):
     critic: Mapping[str, Tensor]
     """Empty where the advantages need none."""
     sampler_gap: float
-    good: dict[str, Any]
+    good: Any
     """Fields of `LastGood`; of before there were recoveries, the weights of the policy alone."""
     kept: list[int]
     """Iterations that are in the weights; not there of before there were recoveries, and neither are `recoveries`."""
@@ -131,7 +132,7 @@ class PolicyTraining:
         self.snapshots = SnapshotKeeper(job.out / "snapshots", settings.snapshots)
         self.kept: list[int] = []  # iterations whose learning is in the weights
         self.recoveries: list[Recovery] = []
-        self.good = self._good_now()
+        self._good: LastGood | None = None
         self.stopped: str | None = None
 
     def _new_critic(self, preference_model: PreferenceModel) -> Critic:
@@ -188,7 +189,7 @@ class PolicyTraining:
             self._log_given_up(rollout, iteration, tripped)
             return
         if self.monitor.calm:
-            self.good = self._good_now()
+            self._keep_as_good()
         summary = self._note(rollout)
         if self.monitor.calm:
             self.snapshots.offer(self.curve[-1], self._write_snapshot)
@@ -447,9 +448,23 @@ class PolicyTraining:
 
     # Resume
 
+    def _keep_as_good(self) -> None:
+        """Take the weights as they are for the last good ones, which are given up first: they are as large."""
+        if self._good is not None:
+            # A checkpoint that is being written still holds them.
+            self.job.wait_for_checkpoint()
+            self._good = None
+        self._good = self._good_now()
+
     def _good_now(self) -> LastGood:
         whole = self.settings.watch.max_recoveries > len(self.recoveries)
         return LastGood.now(self.policy.model, self.critic, self.learner, len(self.kept), whole=whole)
+
+    @property
+    def good(self) -> LastGood:
+        """The last good weights; there are some from the start of `run` on."""
+        assert self._good is not None
+        return self._good
 
     def _checkpoint(self, iteration: int) -> None:
         state: Checkpoint = {
@@ -457,7 +472,8 @@ class PolicyTraining:
             "critic": {} if self.critic is None else learned_state(self.critic),
             **self.learner.state,
             "sampler_gap": self.sampler_gap,
-            "good": vars(self.good),
+            # Each is a copy of its own and never written to.
+            "good": Unchanging(vars(self.good)),
             "kept": self.kept,
             "recoveries": [part_to_json(recovery) for recovery in self.recoveries],
             "curve": [part_to_json(point) for point in self.curve],
@@ -471,6 +487,7 @@ class PolicyTraining:
         saved = self.job.load_checkpoint()
         if saved is None:
             self.snapshots.start_over()
+            self._keep_as_good()
             return 0
         iteration, state = saved[0], cast(Checkpoint, saved[1])
         self.snapshots.load_state_dict(state["snapshots"])
@@ -480,12 +497,12 @@ class PolicyTraining:
         self.learner.restore(state)
         self.curve = [CurvePoint(**point) for point in state["curve"]]
         if "kept" in state:
-            self.good, self.kept = LastGood(**state["good"]), state["kept"]
+            self._good, self.kept = LastGood(**state["good"]), state["kept"]
             self.recoveries = [Recovery(**recovery) for recovery in state["recoveries"]]
         else:
             # A checkpoint of before there were recoveries: the weights alone.
             self.kept = list(range(1, iteration + 1))
-            self.good = LastGood(state["good"], rounds=iteration - 1)
+            self._good = LastGood(state["good"], rounds=iteration - 1)
         self.sampler_gap = state["sampler_gap"]
         self.monitor.restore(state["monitor"])
         return iteration

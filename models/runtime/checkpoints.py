@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,9 +121,20 @@ def fits_share(share: float, *, spent_s: float, next_s: float, elapsed_s: float)
     return spent_s + next_s <= FREE_S + share * elapsed_s
 
 
+class Unchanging(NamedTuple):
+    """A tree in the host's memory that nobody changes any more: it goes into a checkpoint without being copied."""
+
+    value: Any
+
+
 def on_host(value: Any, copied: dict[tuple[object, ...], Tensor] | None = None) -> Any:
-    """A copy of a tree of dicts and lists whose tensors are in the host's memory; tied tensors stay one."""
+    """A copy of a tree of dicts and lists whose tensors are in the host's memory; tied tensors stay one.
+
+    What is `Unchanging` in it is taken as it is.
+    """
     copied = {} if copied is None else copied
+    if isinstance(value, Unchanging):
+        return value.value
     if isinstance(value, Tensor):
         place = (value.device, value.dtype, value.data_ptr(), value.shape, value.stride())
         if value.numel() == 0 or place not in copied:

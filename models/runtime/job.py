@@ -178,6 +178,17 @@ class Job:
         self._checkpoints.save(payload)
         self._held_up_s.append(time.monotonic() - began_s)
 
+    def wait_for_checkpoint(self) -> None:
+        """Until the last checkpoint is on disk, and no copy of what is in it is held for that any more.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        began_s = time.monotonic()
+        self._checkpoints.wait()
+        if self._held_up_s:
+            self._held_up_s[-1] += time.monotonic() - began_s
+
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
         """(step, state) of the last checkpoint that can be read, or None for a fresh start.
 

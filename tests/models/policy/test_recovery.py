@@ -16,6 +16,7 @@ from models.runtime.job import Job
 from models.runtime.results import result_from_json
 from models.runtime.settings import settings_from
 from orchestrator.reports.stops import kept_iterations
+from tests.models.live_bytes import LiveBytes
 from tests.models.ppo_runs import metrics, ppo_job, results
 
 FAR = 0.3  # a learning rate at which log-probs move by 3 nats a token in the first round
@@ -130,6 +131,29 @@ def test_everything_that_learns_is_put_back_however_often(policy_dir, scorer_dir
     torch.use_deterministic_algorithms(False)
 
 
+def test_one_copy_of_what_is_good_is_in_memory_at_a_time_and_checkpoints_take_it_as_it_is(
+    policy_dir, scorer_dir, prompts_dir, tmp_path
+):
+    inputs = {"initial": policy_dir, "preference_model": scorer_dir, "prompts": prompts_dir}
+    job = ppo_job(tmp_path / "run", inputs, {"iterations": 9})
+    training = PolicyTraining(job, settings_from(PPOSettings, job.settings), ChatFormat.load(policy_dir))
+    training._iterate(0)
+    with LiveBytes() as live:
+        training._keep_as_good()
+        one = live.now
+        training._keep_as_good()
+    # Weights and both moments, which are the whole of it but for a value head and counters.
+    assert 3 * sum(parameter.nbytes for parameter in training.policy.model.parameters()) < one
+    assert live.peak == one
+    with LiveBytes() as live:
+        training._checkpoint(1)
+    assert live.peak == pytest.approx(one, rel=0.01)
+    job.wait_for_checkpoint()
+    kept = job.load_checkpoint()[1]["good"]
+    assert same(kept, vars(training.good))
+    torch.use_deterministic_algorithms(False)
+
+
 # Killed
 
 
@@ -176,7 +200,7 @@ def test_a_checkpoint_of_before_there_were_recoveries_goes_on(train, monkeypatch
     def older(state):
         watch = {name: value for name, value in state["monitor"]["watch"].items() if name != "learning_in_a_row"}
         kept = {name: value for name, value in state.items() if name not in ("kept", "recoveries", "rate_factor")}
-        return kept | {"good": state["good"]["policy"], "monitor": state["monitor"] | {"watch": watch}}
+        return kept | {"good": state["good"].value["policy"], "monitor": state["monitor"] | {"watch": watch}}
 
     whole = train("whole", iterations=4, checkpoint_every=1)
     again = killed_after(2, monkeypatch, train, change=older, iterations=4)

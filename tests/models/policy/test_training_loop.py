@@ -116,7 +116,7 @@ def test_a_checkpoint_of_before_there_were_recoveries_knows_which_weights_are_go
     def older(job, step, state):
         watch = {name: value for name, value in state["monitor"]["watch"].items() if name != "learning_in_a_row"}
         kept = {name: value for name, value in state.items() if name not in ("kept", "recoveries", "rate_factor")}
-        save(job, step, kept | {"good": state["good"]["policy"], "monitor": state["monitor"] | {"watch": watch}})
+        save(job, step, kept | {"good": state["good"].value["policy"], "monitor": state["monitor"] | {"watch": watch}})
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
