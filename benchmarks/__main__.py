@@ -32,6 +32,7 @@ OTHERS = (
     "known_answer",
     "launches",
     "lora_memory",
+    "memory_table",
     "mutants",
     "ood",
     "pages",

@@ -30,6 +30,7 @@ GROUPS = {
         "serve-policy": ("running.serve_policy", "run the policy server"),
         "serve-feedback": ("running.serve_feedback", "run the feedback app"),
         "migrate": ("running.migrate", "bring the database to the newest schema"),
+        "doctor": ("running.doctor", "whether the stages of a configuration fit into this machine's memory"),
         "key": ("running.key", "API keys, by which programs reach the policy server"),
     },
     "The loop: cycles, and what came of them": {

@@ -156,6 +156,13 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {
             raised="evaluations run side by side, each with its own memory and threads",
         ),
         Variable(
+            "ORCHESTRATOR_MEMORY_CHECK",
+            "`off`: a job is started also where the memory that it will need is not free (`orchestrator doctor`).",
+            "stages",
+            default="on",
+            choices=("on", "off"),
+        ),
+        Variable(
             "ORCHESTRATOR_JOB_PYTHON",
             "Interpreter that runs the jobs, where the GPU machine has a torch of its own.",
             "worker",

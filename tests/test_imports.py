@@ -39,7 +39,7 @@ FLOORS = {
         ["model_folders"],
         ["preference", "detectors"],
         ["policy"],
-        ["initial_policy"],
+        ["initial_policy", "memory"],
         ["jobs"],
     ],
     "orchestrator": [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """Of configurations, most usual first; models of a hub folder's own code have the later ones."""
@@ -15,6 +18,11 @@ def context_of(*models: Any) -> float:
     A configuration of text and pictures keeps it in its part for text.
     """
     return min((_context(model.config) for model in models), default=math.inf)
+
+
+def context_of_folder(folder: Path) -> float:
+    """The same of a model in a folder, without loading it."""
+    return _context(AutoConfig.from_pretrained(folder))
 
 
 def _context(config: Any) -> float:

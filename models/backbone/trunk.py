@@ -32,7 +32,9 @@ def states_at(trunk: Any, ids: Tensor, positions: Tensor, *, hand: bool = True) 
         modules.
     """
     if not computes_itself(trunk):
-        hidden = padded_states(trunk, ids, _needed(positions, *ids.shape))
+        # Asking where each row ends waits for a GPU.
+        lengths = _needed(positions, *ids.shape) if depends_on_length(trunk.config) else []
+        hidden = padded_states(trunk, ids, lengths)
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
     hidden = trunk.embed_tokens(ids)
     cos, sin = trunk.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])

@@ -41,10 +41,10 @@ def split_pieces(
     return parts
 
 
-def build_model(settings: PretrainSettings, chat: ChatFormat, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights drawn from the seed alone."""
-    config = LlamaConfig(
-        vocab_size=chat.vocab_size,
+def shape(settings: PretrainSettings, vocab_size: int, eos_id: int, pad_id: int) -> LlamaConfig:
+    """The configuration of the model that is pretrained."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
         intermediate_size=2 * settings.hidden_size,
         num_hidden_layers=settings.num_layers,
@@ -52,12 +52,16 @@ def build_model(settings: PretrainSettings, chat: ChatFormat, seed: int) -> Llam
         num_key_value_heads=settings.num_heads,
         max_position_embeddings=settings.max_tokens,
         bos_token_id=None,
-        eos_token_id=chat.eos_id,
-        pad_token_id=chat.pad_id,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
         dtype="float32",
     )
+
+
+def build_model(settings: PretrainSettings, chat: ChatFormat, seed: int) -> LlamaForCausalLM:
+    """A Llama with random weights drawn from the seed alone."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(shape(settings, chat.vocab_size, chat.eos_id, chat.pad_id))
 
 
 def epoch_steps(sequences: list[list[int]], settings: PretrainSettings, seed: int, epoch: int) -> list[list[list[int]]]:

@@ -6,6 +6,7 @@ scores the same replies. What it publishes is in models/policy/results.py.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Hashable, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from models.backbone.precision import multiplying_in, note_precision
 from models.chat.format import ChatFormat
+from models.memory.needs import config_of, judges_of, needs_of_evaluation
+from models.memory.room import check_room
 from models.model_folders.loading import load_causal_lm
 from models.policy.inputs import load_preference_model, prompts_that_fit
 from models.policy.model import Policy
@@ -48,16 +51,18 @@ def run(job: Job) -> None:
     settings = settings_from(EvaluationSettings, job.settings)
     chat = ChatFormat.load(job.input("initial"))
     initial = job.input("initial")
-    policy = load_causal_lm(job.input("policy"), device=job.device)
-    reference = load_causal_lm(initial, device=job.device)
-    preference_model = load_preference_model(job.input("preference_model"), initial, job.device)
-    found, longest = prompts_that_fit(
-        job.input("prompts"), chat, settings.split, settings, [policy, reference], [preference_model]
-    )
+    policies, judge_folder = [job.input("policy"), initial], job.input("preference_model")
+    found, longest = prompts_that_fit(job.input("prompts"), chat, settings.split, settings, policies, [judge_folder])
     prompts = found.prompts[: settings.num_prompts]
+    slots = min(SLOTS, len(prompts) * settings.best_of)
+    judges = judges_of(judge_folder, job.inputs.get("watcher"), shared=False)
+    of, beside = (config_of(folder) for folder in policies)
+    needs = functools.partial(needs_of_evaluation, of, beside, judges, settings, job.device.type, slots, longest)
+    check_room(job, needs, [*policies, judge_folder])
+    policy, reference = (load_causal_lm(folder, device=job.device) for folder in policies)
+    preference_model = load_preference_model(judge_folder, initial, job.device)
     precision = settings.precision
     note_precision(precision, job.device)
-    slots = min(SLOTS, len(prompts) * settings.best_of)
     engine = DecodeEngine(policy, chat.stop_ids, slots, longest, precision, forward_tokens=settings.forward_tokens)
     engine.reserve(longest)
     preference_model.precision = precision

@@ -9,10 +9,13 @@ models/policy/watch.py.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
 from models.chat.format import ChatFormat
+from models.memory.needs import config_of, judges_of, needs_of_policy
+from models.memory.room import check_room
 from models.model_folders.saving import model_card
 from models.policy.settings import PPOSettings
 from models.policy.training import CARD, PolicyTraining
@@ -31,7 +34,14 @@ def run(job: Job) -> None:
     """
     settings = settings_from(PPOSettings, job.settings)
     chat = ChatFormat.load(job.input("initial"))
-    training = PolicyTraining(job, settings, chat)
+    initial, scorer, watcher = job.input("initial"), job.input("preference_model"), job.inputs.get("watcher")
+
+    def check(longest: int) -> None:
+        judges = judges_of(scorer, watcher, shared=settings.lora_rank > 0)
+        needs = functools.partial(needs_of_policy, config_of(initial), judges, settings, job.device.type, longest)
+        check_room(job, needs, [initial, scorer])
+
+    training = PolicyTraining(job, settings, chat, before_loading=check)
     result = training.run()
 
     def write(folder: Path) -> None:

@@ -10,6 +10,7 @@ Settings are in models/preference/settings.py, the optimisation loop in preferen
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from models.backbone.adapters import AdapterError, Lora, add_adapter, digest_of_
 from models.backbone.context import context_of
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.chat.refusals import RefusedRecords
+from models.memory.needs import config_of, needs_of_preference_model
+from models.memory.room import check_room
 from models.model_folders.saving import save_model
 from models.preference.comparison_set import SPLITS, ComparisonRecord, ComparisonSetError, load_token_pairs
 from models.preference.empty_splits import Contents, advice
@@ -63,6 +66,10 @@ def run(job: Job) -> None:
     initial = job.input("initial")
     start = job.inputs.get("pmp", initial)
     chat = _same_chat(start, initial)
+    # A text that is longer than a forward pass would take more; which there are is not known yet.
+    longest = min(settings.max_tokens, settings.forward_tokens or settings.max_tokens)
+    needs = functools.partial(needs_of_preference_model, config_of(start), settings, job.device.type, longest)
+    check_room(job, needs, [start])
     model = fresh_preference_model(start, chat, job.seed, job.device)
     base_sha256 = None if lora is None else _train_adapter_only(model, lora, job.seed)
     max_tokens = int(min(settings.max_tokens, context_of(model)))

@@ -46,7 +46,9 @@ class Critic(nn.Module):
         super().__init__()
         self.kind, self.precision = kind, precision
         self.trunk = to_train(trunk) if kind in ("separate", "preference_model") else None
-        self.head = ValueHead(trunk.config.hidden_size, seed).to(trunk.device)
+        head = ValueHead(trunk.config.hidden_size, seed)
+        # Tensors without memory (models/memory/passes.py) can't be moved, not even to where they are.
+        self.head = head if trunk.device == head.outer.weight.device else head.to(trunk.device)
 
     @property
     def own_trunk(self) -> list[nn.Parameter]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from models.backbone.context import context_of
+from models.backbone.context import context_of_folder
 from models.chat.format import ChatFormat, ChatFormatError, check_same_chat
 from models.policy.prompts import Prompts, PromptSetError, load_prompts
 from models.policy.settings import CLOSING_IDS, TextLengths
-from models.preference.model import PreferenceModel, PreferenceModelError
+from models.preference.model import PreferenceModel, PreferenceModelError, published
 from models.runtime.job import JobError
 
 
@@ -35,23 +34,25 @@ def prompts_that_fit(
     chat: ChatFormat,
     split: str,
     settings: TextLengths,
-    policies: Sequence[Any],
-    preference_models: Sequence[PreferenceModel] = (),
+    policies: Sequence[Path],
+    preference_models: Sequence[Path] = (),
 ) -> tuple[Prompts, int]:
     """The prompts of a split that leave room for a reply in all models, and the longest prompt with its reply.
 
-    A preference model is asked about no longer text than it was trained on.
+    A preference model is asked about no longer text than it was trained on. Of the models their folders are given,
+    since the prompts are looked at before any is loaded.
 
     Raises:
         JobError: the prompt set can't be read, or nothing fits.
     """
     reply = settings.max_reply_tokens
-    context = context_of(*policies)
+    context = min((context_of_folder(folder) for folder in policies), default=math.inf)
     if context <= reply:
         raise JobError(
             f"max_reply_tokens is {reply}, but the policy holds {context} tokens, prompt included. Lower it."
         )
-    judged = min((model.max_tokens for model in preference_models), default=math.inf) - CLOSING_IDS
+    longest_judged = [min(context_of_folder(folder), published(folder)[1]) for folder in preference_models]
+    judged = min(longest_judged, default=math.inf) - CLOSING_IDS
     if judged <= reply:
         raise JobError(
             f"max_reply_tokens is {reply}, but the preference model was trained on texts of up to "

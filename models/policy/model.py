@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.backbone.output_layer import output_layer
+from models.backbone.output_layer import OutputLayer, output_layer
 from models.backbone.precision import Precision, computing_in, filling
 from models.backbone.recomputation import recomputed
 from models.backbone.trunk import goes_by_hand, states_at
@@ -50,12 +50,20 @@ class Policy:
     logits_tokens: int | None = None
     """Reply tokens whose logits are computed at once; None: all of a chunk."""
 
-    def __init__(self, model: Any, precision: Precision = "float32", logits_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: Precision = "float32",
+        logits_tokens: int | None = None,
+        *,
+        head: OutputLayer | None = None,
+    ) -> None:
+        """`head` is its output layer, where that can't be found by running the model."""
         self.model = model
         self.precision = precision
         self.logits_tokens = logits_tokens
         # None for families of which the way from states to logits is not known; they are run whole.
-        self._head = output_layer(model)
+        self._head = output_layer(model) if head is None else head
         # Set to False beside a policy that can't: only the same operations give the same digits.
         self.by_hand = self._head is not None and goes_by_hand(model.base_model)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -75,19 +75,32 @@ class PolicyTraining:
     """The PPO loop: sample, score, learn; resumable after any iteration that was checkpointed."""
 
     def __init__(
-        self, job: Job, settings: PPOSettings, chat: ChatFormat, preference_model: PreferenceModel | None = None
+        self,
+        job: Job,
+        settings: PPOSettings,
+        chat: ChatFormat,
+        preference_model: PreferenceModel | None = None,
+        *,
+        before_loading: Callable[[int], None] = lambda longest: None,
     ) -> None:
-        """Load everything; `preference_model` is the input's where not given."""
+        """Load everything.
+
+        Args:
+            preference_model: the input's where not given.
+            before_loading: called with the tokens of the longest prompt with its reply, when no model is loaded yet.
+        """
         self.job, self.settings, self.chat = job, settings, chat
         note_precision(settings.precision, job.device)
+        judges = [job.input("preference_model")] if preference_model is None else []
+        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings, [job.input("initial")], judges)
+        self.num_too_long, self.prompts_refused = found.num_too_long, found.refused
+        before_loading(longest)
         self.roles = Roles(job.input("initial"), settings, job.seed, job.device)
         model, reference = self.roles.policy, self.roles.reference
         self.policy = Policy(model, settings.precision, settings.logits_tokens)
         if preference_model is None:
             preference_model = self.roles.preference_model("preference_model", job.input("preference_model"))
         preference_model.precision = settings.precision
-        found, longest = prompts_that_fit(job.input("prompts"), chat, "train", settings, [model], [preference_model])
-        self.num_too_long, self.prompts_refused = found.num_too_long, found.refused
         try:
             self.stream = PromptStream(found.prompts, settings.harmless_weight, derive_seed(job.seed, _PROMPTS))
         except PromptSetError as error:

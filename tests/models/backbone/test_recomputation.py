@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMH
 from models.backbone.adapters import sharing
 from models.backbone.recomputation import NoSuchLayers, recompute_activations
 from models.backbone.trunk import goes_by_hand, states_at
+from models.memory.live_bytes import LiveBytes
 from models.preference.model import pair_scores, tree_scores
 from models.preference.trees import pair_trees
-from tests.models.live_bytes import LiveBytes
 from tests.models.preference.tree_world import BATCH, CONFIGS, CPU, NO_LIMIT, PAD
 from tests.models.sampling.tiny_models import gemma3, llama, neox, qwen2, qwen3
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -230,15 +231,22 @@ def test_prompts_are_read_by_split_and_long_ones_counted(prompts_dir, policy_dir
         load_prompts(policy_dir, chat, "train", 1000)
 
 
-def test_prompts_leave_room_for_a_reply_in_every_model(prompts_dir, policy_dir, scorer_dir):
-    chat, policy = ChatFormat.load(policy_dir), load_causal_lm(policy_dir)
-    scorer = PreferenceModel.load(scorer_dir)
+def test_prompts_leave_room_for_a_reply_in_every_model(prompts_dir, policy_dir, scorer_dir, tmp_path):
+    chat = ChatFormat.load(policy_dir)
+    # No weights: they are looked at before anything is loaded.
+    policy, scorer = tmp_path / "policy", tmp_path / "scorer"
+    for folder in (policy, scorer):
+        folder.mkdir()
+    shutil.copy(scorer_dir / "config.json", scorer)
+    config = json.loads((policy_dir / "config.json").read_text())
     lengths = sorted(len(prompt.ids) for prompt in load_prompts(prompts_dir, chat, "train", 1000).prompts)
 
     def fit(
         preference_tokens: float, reply: int, prompt: int | None = None, context: int = 1000
     ) -> tuple[list[int], int]:
-        policy.config.max_position_embeddings, scorer.max_tokens = context, preference_tokens
+        (policy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+        trained_on = {} if preference_tokens == math.inf else {"max_tokens": preference_tokens}
+        (scorer / "results.json").write_text(json.dumps({"offset": None} | trained_on))
         settings = PPOSettings(max_reply_tokens=reply, max_prompt_tokens=prompt)
         found, longest = prompts_that_fit(prompts_dir, chat, "train", settings, [policy], [scorer])
         assert len(found.prompts) + found.num_too_long == 12

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.backbone.precision import Precision
+from models.memory.live_bytes import LiveBytes
 from models.policy.model import Policy, TokenReading
 from models.policy.reply_chunks import ReplyChunk, reply_chunks
-from tests.models.live_bytes import LiveBytes
 from tests.models.sampling.tiny_models import cohere, gemma3, granite, llama, qwen2
 
 TOLERANCE = 1e-5

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.chat.format import ChatFormat
+from models.memory.live_bytes import LiveBytes
 from models.policy import recovery
 from models.policy.recovery import on_host, smaller_step_helps
 from models.policy.results import PPOResult, Recovery
@@ -16,7 +17,6 @@ from models.runtime.job import Job
 from models.runtime.results import result_from_json
 from models.runtime.settings import settings_from
 from orchestrator.reports.stops import kept_iterations
-from tests.models.live_bytes import LiveBytes
 from tests.models.ppo_runs import metrics, ppo_job, results
 
 FAR = 0.3  # a learning rate at which log-probs move by 3 nats a token in the first round

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from models.backbone.output_layer import OutputLayer
 from models.backbone.recomputation import recompute_activations
+from models.memory.live_bytes import LiveBytes
 from models.preference import training as training_module
 from models.preference.language_loss import good_sample_loss
 from models.preference.settings import PreferenceModelSettings
 from models.preference.training import Training
 from models.runtime.job import Job
-from tests.models.live_bytes import LiveBytes
 from tests.models.preference.tree_world import BATCH, CPU, PAD, small_model
 
 WHOLE = {True: 512, False: 1024}
