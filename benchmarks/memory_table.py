@@ -3,7 +3,8 @@
     python -m benchmarks.memory_table [--only CASE...] [--docs docs]
 
 Each job runs whole, from loading to publishing, as the process that a stage starts, with one thread of a CPU. Measured
-is the highest of its own memory (RssAnon, looked at every 20 ms) above that of a process that has imported as much.
+is the highest of its resident memory (looked at every 20 ms) above that of a process that has imported as much; weights
+that are read from a file in place are part of it.
 Ends with 1 where the table lies further from it than its tolerance. The numbers go to
 docs/explanation/results/memory_table.json with the hardware they were measured on.
 """
@@ -124,13 +125,14 @@ class World:
         return self._made(f"{family}-initial", "prepare_policy", {"source": source}, {})
 
     def comparisons(self) -> Path:
-        """Comparisons whose replies have some 70 tokens."""
+        """Comparisons whose replies have some 130 tokens and all the same words, so that none is much longer."""
 
         def write(path: Path) -> None:
             draw, records = random.Random(1), polite_comparisons(72, 8)
             for record in records:
+                record["prompt"][0]["content"] = "Please tell me " + " ".join(WORDS)
                 for side in ("better", "worse"):
-                    record[side][0]["content"] += " " + " ".join(draw.choice(WORDS) for _ in range(50))
+                    record[side][0]["content"] = " ".join(draw.sample(10 * WORDS, 10 * len(WORDS)))
             write_comparison_set(path, records)
 
         return self.once("comparisons", write)
@@ -179,22 +181,22 @@ def measured(out: Path, job: str, inputs: dict[str, Path], settings: dict[str, A
     (out / "spec.json").write_text(json.dumps(spec))
     module = f"models.jobs.{job}"
     imported = f"import {module}; print(open('/proc/self/status').read())"
-    base = _own(subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True).stdout)
+    base = _resident(subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True).stdout)
     command = [sys.executable, "-m", module, "--spec", str(out / "spec.json"), "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     peak = 0
     with (out / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         while process.poll() is None:
-            peak = max(peak, _own(Path(f"/proc/{process.pid}/status").read_text()))
+            peak = max(peak, _resident(Path(f"/proc/{process.pid}/status").read_text()))
             time.sleep(0.02)
     if process.returncode != 0:
         sys.exit(f"{(out / 'log').read_text()[-2000:]}\nerror: {job} ended with {process.returncode}.")
     return peak - base
 
 
-def _own(status: str) -> int:
-    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+def _resident(status: str) -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
     # A process that ends has none any more.
     return 0 if found is None else 1024 * int(found[1])
 

@@ -235,12 +235,14 @@ def _accuracy(
     return by_source
 
 
-def hardware() -> str:
+def hardware(threads: int = 1) -> str:
+    """What a measurement was made on."""
     import torch
 
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), one thread a job, torch {torch.__version__}"
+    of_a_job = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {of_a_job} a job, torch {torch.__version__}"
 
 
 def paper_accuracy(num_parameters: float, num_comparisons: float) -> float:
