@@ -49,7 +49,7 @@ def test_a_part_is_drawn_by_the_seed_and_keeps_the_order(tmp_path: Path) -> None
 
 
 def test_its_configuration_is_one(tmp_path: Path) -> None:
-    args = argparse.Namespace(model=tmp_path, seed=3, iterations=2, reply_tokens=16)
+    args = argparse.Namespace(model=tmp_path, seed=3, iterations=2, reply_tokens=16, threads=2)
     raw = real_model.configuration(args)
     write_toml(raw, tmp_path / "cycle.toml")
     assert tomllib.loads((tmp_path / "cycle.toml").read_text()) == raw
