@@ -128,14 +128,14 @@ def counting() -> Iterator[_Counter]:
 @contextmanager
 def as_on_a_gpu(joined: bool) -> Iterator[None]:
     """The sampler's blocks of cached positions as there, and projections of a large model apart, as they lie."""
-    block, below = key_value_cache._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS
+    block, below = key_value_cache._FIRST_BLOCK_CPU, llama.JOIN_BELOW_PARAMETERS
     key_value_cache._FIRST_BLOCK_CPU = key_value_cache._FIRST_BLOCK_GPU
     if not joined:
-        llama._JOIN_BELOW_PARAMETERS = 0
+        llama.JOIN_BELOW_PARAMETERS = 0
     try:
         yield
     finally:
-        key_value_cache._FIRST_BLOCK_CPU, llama._JOIN_BELOW_PARAMETERS = block, below
+        key_value_cache._FIRST_BLOCK_CPU, llama.JOIN_BELOW_PARAMETERS = block, below
 
 
 def of_decoding(model: Any, precision: Precision, device: torch.device) -> dict[str, int]:

@@ -23,6 +23,7 @@ from models.preference.model import CHUNK_TOKENS_GPU as SCORED_TOKENS_GPU
 from models.preference.model import can_pack
 from models.preference.settings import PreferenceModelSettings
 from models.runtime.training_choices import HeldPrecision, LoraSettings, Precision
+from models.sampling.llama import JOIN_BELOW_PARAMETERS
 
 FLOAT = 4
 MOMENTS = 8
@@ -32,8 +33,6 @@ KEPT = FLOAT + MOMENTS
 """What a checkpoint, and a way back to the last good weights, hold of it."""
 LOGITS_AT_ONCE = 3
 """Copies of a sampler's logits: float32, probabilities, and what is drawn from."""
-JOINED_BELOW = 50_000_000
-"""Of smaller models the sampler joins products that read the same, in a copy (models/sampling/llama.py)."""
 
 
 class Need(NamedTuple):
@@ -244,7 +243,7 @@ def _sampler(config: Any, weights: Weights, precision: Precision, slots: int, lo
     ]
     if size != FLOAT:
         lines.append(Need("sampler's copy of the weights", size * weights.whole))
-    elif weights.whole < JOINED_BELOW:
+    elif weights.whole < JOIN_BELOW_PARAMETERS:
         lines.append(Need("sampler's copy of the weights", FLOAT * weights.products))
     return lines
 

@@ -21,7 +21,7 @@ from models.sampling.key_value_cache import KeyValueCache, Views
 
 # Below this size the cost of a step is launching operations, so projections that share an
 # input are joined into one copy; above it the copy's memory would matter more.
-_JOIN_BELOW_PARAMETERS = 50_000_000
+JOIN_BELOW_PARAMETERS = 50_000_000
 
 # Tokens of prompts in one forward pass on CPU: the states of more leave the cache.
 _PREFILL_TOKENS_CPU = 1024
@@ -94,7 +94,7 @@ class LlamaDecoder:
                 old copies are given up before new ones are made.
         """
         trunk = self.model.model
-        join = sum(p.numel() for p in self.model.parameters()) < _JOIN_BELOW_PARAMETERS
+        join = sum(p.numel() for p in self.model.parameters()) < JOIN_BELOW_PARAMETERS
         # Between a product and what would be folded into it, a norm of heads would undo it.
         heads_are_normed = hasattr(trunk.layers[0].self_attn, "q_norm")
         self._folded = join and self.dtype == torch.float32 and not heads_are_normed

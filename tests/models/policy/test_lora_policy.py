@@ -361,7 +361,7 @@ SAMPLED = {
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_sampler_says_what_the_trainer_reads_with_an_adapter_that_does_something(name, monkeypatch):
     make, decoder, join = SAMPLED[name]
-    monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 50_000_000 if join else 0)
+    monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 50_000_000 if join else 0)
     base = make()
     model = adapters.add_adapter(adapters.sharing(base), adapters.Lora(3, 6.0), seed=1)
     engine = DecodeEngine(model, eos_id=1)

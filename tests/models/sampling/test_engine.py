@@ -95,7 +95,7 @@ def test_columns_that_only_ended_replies_needed_are_given_up():
 @pytest.mark.parametrize("joined", [True, False])
 def test_large_models_keep_their_projections_apart(monkeypatch, joined, family):
     if not joined:
-        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+        monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 0)
     model = family()
     engine = DecodeEngine(model, EOS)
     assert (len(engine._decoder._layers[0].qkv) == 1) == joined
@@ -160,7 +160,7 @@ def test_a_prompt_that_comes_several_times_is_computed_once_and_gives_the_same_r
 def test_prompts_run_through_the_layers_in_groups_of_a_few_tokens(monkeypatch, joined):
     monkeypatch.setattr(sampler_llama, "_PREFILL_TOKENS_CPU", 16)
     if not joined:
-        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+        monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 0)
     model = llama()
     prompts = some_prompts() * 2  # each in one group, its second row too
     engine = DecodeEngine(model, EOS, max_slots=16)

@@ -89,7 +89,7 @@ def small_shapes(monkeypatch):
 @pytest.mark.usefixtures("small_shapes")
 def test_replayed_steps_draw_the_replies_of_plain_ones(monkeypatch, name, joined):
     if not joined:
-        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+        monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 0)
     model = FAST[name]()
     engine = static_engine(model)
     replies = generated(engine)
@@ -194,7 +194,7 @@ def test_shapes_are_recorded_once_and_outlive_changed_weights():
 @pytest.mark.parametrize("how", ["joined copies", "copies in another format", "the model's own", "an adapter"])
 def test_new_weights_are_read_by_steps_that_were_recorded_before(monkeypatch, how):
     if how != "joined copies":
-        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+        monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 0)
     model, dtype = llama(), torch.float64 if how == "copies in another format" else None
     if how == "an adapter":
         model = adapters.add_adapter(adapters.sharing(model), adapters.Lora(3, 6.0), seed=1)
@@ -236,7 +236,7 @@ def test_only_copies_are_written_to():
 @pytest.mark.parametrize("joined", [True, False])
 def test_weights_that_moved_are_recorded_again(monkeypatch, joined):
     if not joined:
-        monkeypatch.setattr(sampler_llama, "_JOIN_BELOW_PARAMETERS", 0)
+        monkeypatch.setattr(sampler_llama, "JOIN_BELOW_PARAMETERS", 0)
     model = llama()
     engine = static_engine(model)
     generated(engine)
